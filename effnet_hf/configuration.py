@@ -1,0 +1,332 @@
+"""Configuration of NVIDIA's EfficientNet family: plain, WideSE, and TensorFlow's Lite variants.
+
+This file travels inside every saved checkpoint (``trust_remote_code``), so it imports nothing but transformers.
+
+Numbers: block table, scaling rule and per-size dropout are those of "EfficientNet: Rethinking Model Scaling for
+Convolutional Neural Networks" (arXiv:1905.11946, tables 1 and 8) as NVIDIA's "EfficientNet for PyTorch" uses them;
+WideSE and the B4 survival probability are NVIDIA's own.
+"""
+
+import difflib
+import math
+import numbers
+from dataclasses import dataclass
+
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import PretrainedConfig
+
+
+try:  # transformers >= 5
+    from transformers.backbone_utils import BackboneConfigMixin
+except ImportError:  # transformers 4.57
+    from transformers.utils.backbone_utils import BackboneConfigMixin
+
+
+# size: (width coefficient, depth coefficient, image size, dropout rate, survival probability)
+_SIZES = {
+    "b0": (1.0, 1.0, 224, 0.2, 1.0),
+    "b1": (1.0, 1.1, 240, 0.2, 1.0),
+    "b2": (1.1, 1.2, 260, 0.3, 1.0),
+    "b3": (1.2, 1.4, 300, 0.3, 1.0),
+    "b4": (1.4, 1.8, 380, 0.4, 0.8),
+    "b5": (1.6, 2.2, 456, 0.4, 1.0),
+    "b6": (1.8, 2.6, 528, 0.5, 1.0),
+    "b7": (2.0, 3.1, 600, 0.5, 1.0),
+}
+# TensorFlow's Lite family: no squeeze-excite, ReLU6, TF "SAME" padding, stem/head/first/last stage not scaled.
+_LITE_SIZES = {
+    "lite0": (1.0, 1.0, 224, 0.2, 1.0),
+    "lite1": (1.0, 1.1, 240, 0.2, 1.0),
+    "lite2": (1.1, 1.2, 260, 0.3, 1.0),
+    "lite3": (1.2, 1.4, 280, 0.3, 1.0),
+    "lite4": (1.4, 1.8, 300, 0.3, 1.0),
+}
+_LITE_SETTINGS = {"se_ratio": 0.0, "hidden_act": "relu6", "padding": "same", "scale_stem_and_head": False}
+
+VARIANTS = (*_SIZES, *(f"widese-{size}" for size in _SIZES), *_LITE_SIZES)
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One row of the scaled block table; `survival_probs` has one entry per block."""
+
+    name: str
+    kernel_size: int
+    stride: int
+    expand_ratio: int
+    in_channels: int
+    out_channels: int
+    survival_probs: tuple[float, ...]
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.survival_probs)
+
+
+class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
+    """Describes one EfficientNet completely; every width, depth and squeeze size follows from these fields.
+
+    The defaults are B0. Named architectures come from [`EfficientNetNVConfig.from_variant`].
+
+    Args:
+        image_size (`int`): side of the square picture the model is trained and evaluated at, in pixels.
+        num_channels (`int`): input channels.
+        width_coefficient, depth_coefficient (`float`): scale every width / every stage's number of blocks.
+        depth_divisor (`int`): widths are rounded to multiples of this, never down by more than 10 %.
+        kernel_sizes, strides, num_block_repeats, expand_ratios, out_channels (`list[int]`): the unscaled block table,
+            one entry per stage (paper, table 1).
+        stem_channels, head_channels (`int`): unscaled widths of the stem and of the head's 1x1 convolution.
+        scale_stem_and_head (`bool`): `False` for the Lite family, which scales neither stem and head widths nor the
+            depth of the first and last stage.
+        se_ratio (`float`): squeeze width as a fraction of `se_base`; 0 builds blocks without squeeze-excite.
+        se_base (`str`): `"input"` squeezes relative to the block's input channels (plain EfficientNet),
+            `"hidden"` relative to its expanded channels (NVIDIA's WideSE).
+        dropout_rate (`float`): dropout before the classifier.
+        survival_prob (`float`): stochastic depth. Block i of N survives with `1 - (1 - survival_prob) * i / N`;
+            1.0 switches it off. Only residual blocks can be dropped.
+        stochastic_depth_mode (`str`): `"batch"` draws once per block for the whole batch (NVIDIA), `"row"` once per
+            picture (paper, timm).
+        batch_norm_eps (`float`), batch_norm_momentum (`float`): PyTorch's meaning of both; 0.01 is TensorFlow's 0.99.
+        conv_init (`str`): Kaiming normal with `"fan_in"` (NVIDIA's default) or `"fan_out"`.
+        hidden_act (`str`): activation, a key of `transformers.activations.ACT2FN`.
+        padding (`str`): `"symmetric"` pads `(k - 1) // 2` on both sides (NVIDIA, timm `efficientnet_*`, torchvision);
+            `"same"` pads like TensorFlow (timm `tf_efficientnet_*`, Lite).
+        variant (`str`, *optional*): the name this configuration was made from; a label, nothing is derived from it.
+        out_features, out_indices (`list`, *optional*): stages that [`EfficientNetNVBackbone`] returns.
+
+    Raises:
+        ValueError: one sentence naming the field, the value and what is allowed.
+    """
+
+    model_type = "efficientnet_nv"
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        num_channels: int = 3,
+        width_coefficient: float = 1.0,
+        depth_coefficient: float = 1.0,
+        depth_divisor: int = 8,
+        kernel_sizes: list[int] = (3, 3, 5, 3, 5, 5, 3),
+        strides: list[int] = (1, 2, 2, 2, 1, 2, 1),
+        num_block_repeats: list[int] = (1, 2, 2, 3, 3, 4, 1),
+        expand_ratios: list[int] = (1, 6, 6, 6, 6, 6, 6),
+        out_channels: list[int] = (16, 24, 40, 80, 112, 192, 320),
+        stem_channels: int = 32,
+        head_channels: int = 1280,
+        scale_stem_and_head: bool = True,
+        se_ratio: float = 0.25,
+        se_base: str = "input",
+        dropout_rate: float = 0.2,
+        survival_prob: float = 1.0,
+        stochastic_depth_mode: str = "batch",
+        batch_norm_eps: float = 1e-3,
+        batch_norm_momentum: float = 0.01,
+        conv_init: str = "fan_in",
+        hidden_act: str = "silu",
+        padding: str = "symmetric",
+        variant: str | None = None,
+        out_features: list[str] | None = None,
+        out_indices: list[int] | None = None,
+        **kwargs,
+    ):
+        _check_num_labels(kwargs)
+        super().__init__(**kwargs)
+        self.image_size = image_size
+        self.num_channels = num_channels
+        self.width_coefficient = width_coefficient
+        self.depth_coefficient = depth_coefficient
+        self.depth_divisor = depth_divisor
+        self.kernel_sizes = list(kernel_sizes)
+        self.strides = list(strides)
+        self.num_block_repeats = list(num_block_repeats)
+        self.expand_ratios = list(expand_ratios)
+        self.out_channels = list(out_channels)
+        self.stem_channels = stem_channels
+        self.head_channels = head_channels
+        self.scale_stem_and_head = scale_stem_and_head
+        self.se_ratio = se_ratio
+        self.se_base = se_base
+        self.dropout_rate = dropout_rate
+        self.survival_prob = survival_prob
+        self.stochastic_depth_mode = stochastic_depth_mode
+        self.batch_norm_eps = batch_norm_eps
+        self.batch_norm_momentum = batch_norm_momentum
+        self.conv_init = conv_init
+        self.hidden_act = hidden_act
+        self.padding = padding
+        self.variant = variant
+        self.check()
+
+        self.stage_names = ["stem", *(f"stage{i + 1}" for i in range(len(self.out_channels)))]
+        if out_indices is not None:
+            out_indices = [i % len(self.stage_names) if -len(self.stage_names) <= i < 0 else i for i in out_indices]
+        if hasattr(self, "set_output_features_output_indices"):  # transformers >= 5
+            self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
+        elif out_features is not None and out_indices is not None:
+            self.out_features = out_features
+            if list(self.out_indices) != list(out_indices):
+                raise ValueError(f"out_features {out_features} and out_indices {out_indices} name different stages.")
+        elif out_indices is not None:
+            self.out_indices = out_indices
+        else:
+            self.out_features = out_features
+
+    @classmethod
+    def from_variant(cls, name: str, **overrides) -> "EfficientNetNVConfig":
+        """The configuration of a named architecture, e.g. `from_variant("widese-b4", num_labels=10)`.
+
+        Args:
+            name: `b0`…`b7`, `widese-b0`…`widese-b7` or `lite0`…`lite4`. The original's prefixes are understood:
+                `efficientnet-` is dropped, and so is `quant-`, because every model of this package can be quantized
+                (its residual adds and squeeze-excite products are modules that a quantizer can attach to).
+            overrides: any field of the configuration; `num_labels` defaults to ImageNet's 1000.
+        """
+        key = name.lower().replace("_", "-").removeprefix("efficientnet-").removeprefix("quant-")
+        size = key.removeprefix("widese-")
+        if key not in VARIANTS:
+            nearest = difflib.get_close_matches(key, VARIANTS, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"Unknown variant {name!r}.{hint} Known variants: {', '.join(VARIANTS)}.")
+        settings = dict(_LITE_SETTINGS) if size in _LITE_SIZES else {}
+        if key.startswith("widese-"):
+            settings["se_base"] = "hidden"
+        width, depth, image_size, dropout_rate, survival_prob = {**_SIZES, **_LITE_SIZES}[size]
+        settings.update(
+            variant=key,
+            width_coefficient=width,
+            depth_coefficient=depth,
+            image_size=image_size,
+            dropout_rate=dropout_rate,
+            survival_prob=survival_prob,
+        )
+        if "id2label" not in overrides:
+            settings["num_labels"] = 1000
+        return cls(**{**settings, **overrides})
+
+    def check(self) -> None:
+        """Raises `ValueError` if a field is out of range; the models call it again after `from_pretrained` overrides."""
+        _check_integers(self, 1, "image_size", "num_channels", "depth_divisor", "stem_channels", "head_channels")
+        _check_range(self, 0, None, "width_coefficient", "depth_coefficient", "batch_norm_eps", exclusive=True)
+        _check_range(self, 0, 1, "se_ratio", "batch_norm_momentum")
+        if not (_is_number(self.dropout_rate) and 0 <= self.dropout_rate < 1):
+            raise ValueError(f"dropout_rate must be a number in [0, 1), got {self.dropout_rate!r}.")
+        if not (_is_number(self.survival_prob) and 0 < self.survival_prob <= 1):
+            raise ValueError(f"survival_prob must be a number in (0, 1], got {self.survival_prob!r}; 1.0 switches it off.")
+        for field, allowed in (
+            ("se_base", ("input", "hidden")),
+            ("stochastic_depth_mode", ("batch", "row")),
+            ("conv_init", ("fan_in", "fan_out")),
+            ("padding", ("symmetric", "same")),
+        ):
+            if getattr(self, field) not in allowed:
+                choices = " or ".join(map(repr, allowed))
+                raise ValueError(f"{field} must be {choices}, got {getattr(self, field)!r}.")
+        if self.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act {self.hidden_act!r} is not an activation of transformers, e.g. 'silu', 'relu'.")
+        table = ("kernel_sizes", "strides", "num_block_repeats", "expand_ratios", "out_channels")
+        lengths = {field: len(getattr(self, field)) for field in table}
+        if len(set(lengths.values())) != 1 or not self.out_channels:
+            raise ValueError(f"The block table needs one entry per stage in each of its fields, got lengths {lengths}.")
+        for field in table:
+            _check_integers(self, 1, field)
+        if any(kernel % 2 == 0 for kernel in self.kernel_sizes):
+            raise ValueError(f"kernel_sizes must be odd, got {self.kernel_sizes}.")
+
+    # What follows is derived, never stored.
+
+    def round_width(self, channels: int) -> int:
+        """Scaled width: nearest multiple of `depth_divisor`, not more than 10 % below `channels * width_coefficient`."""
+        scaled, divisor = channels * self.width_coefficient, self.depth_divisor
+        rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
+        return rounded + divisor if rounded < 0.9 * scaled else rounded
+
+    @property
+    def stem_width(self) -> int:
+        return self.round_width(self.stem_channels) if self.scale_stem_and_head else self.stem_channels
+
+    @property
+    def hidden_dim(self) -> int:
+        """Channels of the head's feature map, i.e. the classifier's input width."""
+        return self.round_width(self.head_channels) if self.scale_stem_and_head else self.head_channels
+
+    @property
+    def hidden_sizes(self) -> list[int]:
+        """Channels of the stem and of each stage's output, in order."""
+        return [self.stem_width, *(self.round_width(channels) for channels in self.out_channels)]
+
+    @property
+    def depths(self) -> list[int]:
+        """Scaled number of blocks of each stage."""
+        last = len(self.num_block_repeats) - 1
+        return [
+            repeats if not self.scale_stem_and_head and i in (0, last) else math.ceil(repeats * self.depth_coefficient)
+            for i, repeats in enumerate(self.num_block_repeats)
+        ]
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of MBConv blocks."""
+        return sum(self.depths)
+
+    @property
+    def survival_probs(self) -> list[float]:
+        """Survival probability of every block, counted over all stages: `1 - (1 - survival_prob) * i / N`."""
+        total = self.num_hidden_layers
+        return [1 - (1 - self.survival_prob) * i / total for i in range(total)]
+
+    @property
+    def stages(self) -> list[StageSpec]:
+        """The scaled block table."""
+        sizes, depths, probs = self.hidden_sizes, self.depths, self.survival_probs
+        return [
+            StageSpec(
+                name=f"stage{i + 1}",
+                kernel_size=self.kernel_sizes[i],
+                stride=self.strides[i],
+                expand_ratio=self.expand_ratios[i],
+                in_channels=sizes[i],
+                out_channels=sizes[i + 1],
+                survival_probs=tuple(probs[sum(depths[:i]) : sum(depths[: i + 1])]),
+            )
+            for i in range(len(depths))
+        ]
+
+    def squeeze_width(self, in_channels: int, hidden_channels: int) -> int:
+        """Channels between the two squeeze-excite layers of a block; 0 without squeeze-excite."""
+        if not self.se_ratio:
+            return 0
+        return max(1, int(self.se_ratio * (hidden_channels if self.se_base == "hidden" else in_channels)))
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_integers(config, minimum: int, *fields: str) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        for entry in value if isinstance(value, list) else [value]:
+            if not isinstance(entry, numbers.Integral) or isinstance(entry, bool) or entry < minimum:
+                raise ValueError(f"{field} must be made of whole numbers of at least {minimum}, got {value!r}.")
+
+
+def _check_range(config, low: float, high: float | None, *fields: str, exclusive: bool = False) -> None:
+    for field in fields:
+        value = getattr(config, field)
+        above = _is_number(value) and (value > low if exclusive else value >= low)
+        if not above or (high is not None and value > high):
+            wanted = f"greater than {low}" if high is None else f"between {low} and {high}"
+            raise ValueError(f"{field} must be a number {wanted}, got {value!r}.")
+
+
+def _check_num_labels(kwargs: dict) -> None:
+    num_labels = kwargs.get("num_labels")
+    if num_labels is not None and (not isinstance(num_labels, numbers.Integral) or num_labels < 0):
+        raise ValueError(f"num_labels must be a whole number of at least 0, got {num_labels!r}.")
+    names = kwargs.get("id2label")
+    if names is not None and num_labels is not None and len(names) != num_labels:
+        raise ValueError(f"num_labels is {num_labels} but id2label names {len(names)} classes; give one of them.")
+
+
+__all__ = ["EfficientNetNVConfig", "StageSpec", "VARIANTS"]

@@ -1,0 +1,193 @@
+"""Evaluation preprocessing: resize the short side, centre crop, rescale, normalise.
+
+Training evaluates through the same two functions (`to_rgb`, `resize_and_crop`), so that a model scores in a pipeline
+what it scored in training. Geometry and rounding are torchvision's `Resize` and `CenterCrop`, which NVIDIA's original
+uses with a short side of `image_size + 32`.
+
+This file travels inside every saved checkpoint: it imports only numpy, pillow and transformers.
+"""
+
+import numpy as np
+from PIL import Image, ImageOps
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_utils import make_flat_list_of_images
+
+
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+RESIZE_MARGIN = 32
+# Beyond this aspect ratio the far ends are cut before resizing: a 10 x 10,000 panorama would otherwise grow to 200 MB.
+MAX_ASPECT_RATIO = 16
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any picture that Pillow opens as upright 8-bit RGB.
+
+    Turns by the EXIF orientation (as `transformers.pipeline` does), drops alpha (as torchvision's `ImageFolder` does),
+    takes the first frame of an animation and the upper 8 bits of a 16-bit picture.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip instead of scale
+        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray((grey >> 8 if grey.max() > 255 else grey).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def resize_and_crop(
+    image: Image.Image, shortest_edge: int | None, crop: tuple[int, int] | None, resample: int = Image.BICUBIC
+) -> Image.Image:
+    """Resizes the short side to `shortest_edge` pixels, then cuts (height, width) out of the centre.
+
+    Either step is skipped when its size is None. A crop larger than the picture is padded with black.
+    """
+    if shortest_edge is not None:
+        image = _limit_aspect_ratio(image)
+        width, height = image.size
+        short, long = min(width, height), max(width, height)
+        if short != shortest_edge:
+            resized_long = int(shortest_edge * long / short)
+            size = (shortest_edge, resized_long) if width <= height else (resized_long, shortest_edge)
+            image = image.resize(size, resample)
+    if crop is not None:
+        height, width = crop
+        pad_x, pad_y = max(width - image.width, 0), max(height - image.height, 0)
+        if pad_x or pad_y:
+            border = (pad_x // 2, pad_y // 2, (pad_x + 1) // 2, (pad_y + 1) // 2)
+            image = ImageOps.expand(image, border)
+        left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+        image = image.crop((left, top, left + width, top + height))
+    return image
+
+
+def _limit_aspect_ratio(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    limit = MAX_ASPECT_RATIO * min(width, height)
+    if max(width, height) <= limit:
+        return image
+    if width > height:
+        left = (width - limit) // 2
+        return image.crop((left, 0, left + limit, height))
+    top = (height - limit) // 2
+    return image.crop((0, top, width, top + limit))
+
+
+class EfficientNetNVImageProcessor(BaseImageProcessor):
+    """Turns pictures into `pixel_values` (N, 3, crop height, crop width), float32.
+
+    Args:
+        do_resize, size: resize the short side to `size["shortest_edge"]` pixels (`image_size + 32` by default).
+        resample: Pillow filter, 3 is bicubic (the published recipe), 2 bilinear.
+        do_center_crop, crop_size: cut `{"height", "width"}` out of the centre.
+        do_rescale, rescale_factor: multiply by 1/255.
+        do_normalize, image_mean, image_std: per channel, in units of the rescaled picture.
+
+    Pictures may be Pillow images of any mode, or uint8 or float arrays and tensors, channels first or last, with 1, 3
+    or 4 channels (alpha is dropped). Float arrays are taken to lie in [0, 1], or in [0, 255] with values above 1.
+    """
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(
+        self,
+        do_resize: bool = True,
+        size: dict[str, int] | int | None = None,
+        resample: int = Image.BICUBIC,
+        do_center_crop: bool = True,
+        crop_size: dict[str, int] | int | None = None,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_normalize: bool = True,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.do_resize = do_resize
+        self.size = _shortest_edge(224 + RESIZE_MARGIN if size is None else size)
+        self.resample = int(resample)
+        self.do_center_crop = do_center_crop
+        self.crop_size = _height_width(224 if crop_size is None else crop_size)
+        self.do_rescale = do_rescale
+        self.rescale_factor = rescale_factor
+        self.do_normalize = do_normalize
+        self.image_mean = list(image_mean or IMAGENET_MEAN)
+        self.image_std = list(image_std or IMAGENET_STD)
+
+    @classmethod
+    def for_image_size(cls, image_size: int, **kwargs) -> "EfficientNetNVImageProcessor":
+        """The published evaluation for a model of this size: short side `image_size + 32`, crop `image_size`."""
+        return cls(size=image_size + RESIZE_MARGIN, crop_size=image_size, **kwargs)
+
+    def preprocess(self, images, return_tensors=None, **overrides) -> BatchFeature:
+        """Preprocesses one picture or a list of them; any constructor argument can be overridden for this call.
+
+        Args:
+            return_tensors: `"pt"` or `"np"`; by default a list of arrays.
+        """
+        overrides = {name: value for name, value in overrides.items() if value is not None}
+        settings = EfficientNetNVImageProcessor(**{**self._settings(), **overrides})
+        images = make_flat_list_of_images(self.fetch_images(images))
+        data_format = str(getattr(overrides.get("data_format"), "value", overrides.get("data_format", "channels_first")))
+        arrays = [settings._process(image) for image in images]
+        if data_format in ("channels_last", "ChannelDimension.LAST"):
+            arrays = [array.transpose(1, 2, 0) for array in arrays]
+        return BatchFeature(data={"pixel_values": arrays}, tensor_type=return_tensors)
+
+    def _settings(self) -> dict:
+        names = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
+        return {name: getattr(self, name) for name in (*names, "do_normalize", "image_mean", "image_std")}
+
+    def _process(self, image) -> np.ndarray:
+        shortest_edge = self.size["shortest_edge"] if self.do_resize else None
+        crop = (self.crop_size["height"], self.crop_size["width"]) if self.do_center_crop else None
+        picture = resize_and_crop(_to_picture(image), shortest_edge, crop, self.resample)
+        pixels = np.asarray(picture)
+        if self.do_rescale:
+            pixels = pixels.astype(np.float32) * np.float32(self.rescale_factor)
+        if self.do_normalize:
+            mean, std = np.asarray(self.image_mean, np.float32), np.asarray(self.image_std, np.float32)
+            pixels = (pixels.astype(np.float32) - mean) / std
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _to_picture(image) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    array = np.asarray(image)
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3:
+        raise ValueError(f"A picture must have two or three dimensions, got an array of shape {array.shape}.")
+    if array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+        array = array.transpose(1, 2, 0)
+    if array.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"A picture must have 1, 3 or 4 channels, got an array of shape {array.shape}.")
+    if array.dtype != np.uint8:
+        scale = 255.0 if array.dtype.kind == "f" and array.size and array.max() <= 1 else 1.0
+        array = (array * scale).round().clip(0, 255).astype(np.uint8)
+    return to_rgb(Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else np.ascontiguousarray(array)))
+
+
+def _shortest_edge(size) -> dict[str, int]:
+    if isinstance(size, int):
+        size = {"shortest_edge": size}
+    value = dict(size).get("shortest_edge")
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"size must be a positive number of pixels or {{'shortest_edge': pixels}}, got {size!r}.")
+    return {"shortest_edge": value}
+
+
+def _height_width(size) -> dict[str, int]:
+    if isinstance(size, int):
+        size = {"height": size, "width": size}
+    values = [dict(size).get(side) for side in ("height", "width")]
+    if not all(isinstance(value, int) and value > 0 for value in values):
+        raise ValueError(f"crop_size must be a positive number of pixels or {{'height', 'width'}}, got {size!r}.")
+    return dict(zip(("height", "width"), values))
+
+
+__all__ = ["EfficientNetNVImageProcessor"]
