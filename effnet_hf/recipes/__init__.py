@@ -1,0 +1,10 @@
+"""A recipe is a document: one YAML file whose head says command, hardware, hours and expected accuracy.
+
+`load_recipe("b4")` reads a built-in one, `load_recipe("my.yaml")` yours; every field is also a flag of `train.py`.
+"""
+
+from .options import GROUPS
+from .recipe import Recipe, available_recipes, load_recipe, parse_recipe
+
+
+__all__ = ["GROUPS", "Recipe", "available_recipes", "load_recipe", "parse_recipe"]

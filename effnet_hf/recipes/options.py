@@ -1,0 +1,127 @@
+"""Every option of a training run, grouped by topic. `Recipe` is their union; `train.py --help` prints these texts.
+
+Defaults are those of NVIDIA's published EfficientNet runs where they name one. `None` means "derived": from the
+variant (image size, dropout, …), from the machine (workers) or from `accelerate launch` (precision).
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+def option(default, help):
+    metadata = {"help": help}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    _argument_group_name = "model"
+
+    variant: str = option("b0", "architecture: b0…b7, widese-b0…widese-b7, lite0…lite4")
+    model: str | None = option(None, "start from these weights: a folder or a Hub id; a new head if classes differ")
+    num_labels: int | None = option(None, "insist on this number of classes; the data decides otherwise")
+    image_size: int | None = option(None, "side of the square picture, pixels; the variant's by default")
+    dropout_rate: float | None = option(None, "dropout before the classifier; the variant's by default")
+    survival_prob: float | None = option(None, "stochastic depth, 1 is off; the variant's by default")
+    stochastic_depth_mode: Literal["batch", "row"] = option("batch", "one draw per batch (NVIDIA) or per picture")
+    batch_norm_momentum: float | None = option(None, "PyTorch's meaning; 0.01 by default")
+    batch_norm_eps: float | None = option(None, "0.001 by default")
+    conv_init: Literal["fan_in", "fan_out"] = option("fan_in", "Kaiming mode of fresh convolutions")
+    sync_batch_norm: bool = option(False, "batch statistics over all processes (the original: each its own)")
+    gradient_checkpointing: bool = option(False, "recompute block activations: less memory, about a third more time")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    _argument_group_name = "data"
+
+    data_dir: str | None = option(None, "folder with train/<class>/… and val/<class>/…, or with <class>/…")
+    dataset_name: str | None = option(None, "a `datasets` source instead of a folder, e.g. user/name")
+    dataset_config: str | None = option(None, "configuration name of that dataset")
+    streaming: bool = option(False, "stream that dataset instead of downloading it first")
+    val_fraction: float = option(0.0, "share of the pictures held out when there is no val/ folder, by file name")
+    loader: Literal["imagefolder", "dali-cpu", "dali-gpu", "synthetic"] = option("imagefolder", "input pipeline")
+    num_workers: int | None = option(None, "loader processes per device; from the machine's free cores by default")
+    prefetch_factor: int = option(2, "batches each worker prepares ahead")
+    interpolation: Literal["bilinear", "bicubic"] = option("bicubic", "resampling of crops and evaluation")
+    crop_scale: float = option(0.08, "smallest area of a random training crop, as a share of the picture")
+    horizontal_flip: float = option(0.5, "probability of mirroring a training picture")
+    augmentation: Literal["none", "autoaugment", "randaugment", "trivialaugment"] = option("none", "per-picture policy")
+    mixup: float = option(0.0, "alpha of mixup's Beta distribution, 0 is off")
+    cutmix: float = option(0.0, "alpha of cutmix's Beta distribution, 0 is off")
+    strict: bool = option(False, "stop at the first unreadable picture instead of replacing it")
+    max_bad_files: float = option(0.01, "stop when more than this share of the pictures is unreadable")
+
+
+@dataclass(frozen=True)
+class OptimizationOptions:
+    _argument_group_name = "optimization"
+
+    epochs: int = option(400, "passes over the training data; also the horizon of the learning-rate schedule")
+    global_batch_size: int = option(4096, "pictures per optimizer step, over all devices and accumulation steps")
+    per_device_batch_size: int | None = option(None, "pictures a device handles at once; accumulation is derived")
+    hardware: str | None = option(None, "preset of batch, precision and workers: t4, v100-16g, v100-32g, a100, h100, cpu")
+    optimizer: Literal["rmsprop", "sgd", "adamw"] = option("rmsprop", "torch's own")
+    learning_rate: float = option(0.08, "peak rate at a global batch of `lr_batch_size`")
+    lr_batch_size: int = option(4096, "global batch that `learning_rate` is stated for")
+    lr_scaling: Literal["none", "linear", "sqrt"] = option(
+        "linear", "how the rate follows another global batch; `none` if you give --learning_rate"
+    )
+    lr_schedule: Literal["cosine", "linear", "step", "constant"] = option("cosine", "after the warm-up")
+    lr_update: Literal["epoch", "step"] = option("epoch", "change the rate once per epoch (NVIDIA) or every step")
+    warmup_epochs: float = option(16, "linear warm-up")
+    end_lr: float = option(0.0, "final rate of the cosine schedule")
+    lr_step_epochs: list[int] = option([30, 60, 80], "epochs at which the step schedule multiplies by lr_step_gamma")
+    lr_step_gamma: float = option(0.1, "factor of the step schedule")
+    momentum: float = option(0.9, "of RMSprop and SGD")
+    nesterov: bool = option(False, "SGD only")
+    weight_decay: float = option(1e-5, "L2 on everything but batch norm")
+    bn_weight_decay: bool = option(False, "apply weight decay to batch norm as well")
+    rmsprop_alpha: float = option(0.9, "smoothing of the squared gradient")
+    rmsprop_eps: float = option(0.01, "added outside the root")
+    adam_betas: list[float] = option([0.9, 0.999], "of AdamW")
+    label_smoothing: float = option(0.1, "training loss only; validation is plain cross entropy")
+    gradient_clip: float = option(0.0, "largest gradient norm, 0 is off")
+    ema_decay: float = option(0.0, "moving average of the weights, validated and saved too; 0 is off")
+    early_stopping_patience: int = option(0, "stop after so many epochs without a new best, 0 is off")
+
+
+@dataclass(frozen=True)
+class PrecisionOptions:
+    _argument_group_name = "precision and speed"
+
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = option(None, "what `accelerate launch` says by default")
+    loss_scale: float = option(128.0, "initial fp16 loss scale")
+    dynamic_loss_scale: bool = option(False, "let the loss scale grow every 100 steps; otherwise it only shrinks")
+    channels_last: bool | None = option(None, "memory format; by default on everywhere but fp32 on CUDA")
+    compile: Literal["none", "full", "blocks"] = option("none", "torch.compile the model with its loss, or each block")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    _argument_group_name = "run"
+
+    output_dir: str = option("runs/train", "where the model, checkpoints, metrics and plots go")
+    overwrite: bool = option(False, "start afresh in an output_dir that holds another run")
+    seed: int = option(42, "of weights, sample order and augmentation")
+    resume: str | None = option(None, "continue from a checkpoint folder, or `auto`: the newest one in output_dir if any")
+    run_epochs: int = option(0, "stop after so many epochs of this launch (staged jobs), 0 is all of them")
+    topk: int = option(5, "k of the second accuracy")
+    log_every: int = option(20, "optimizer steps between two lines of metrics")
+    report_to: list[str] = option([], "Accelerate trackers: tensorboard, wandb, trackio, …")
+    profile: bool = option(False, "write a torch profiler trace of a few steps to output_dir/profile")
+    quiet: bool = option(False, "no progress bars, one line per epoch")
+    checkpoint_every_epochs: int = option(1, "0 writes none but the last")
+    checkpoint_every_steps: int = option(0, "also within an epoch, every so many optimizer steps")
+    checkpoint_every_minutes: float = option(0.0, "also within an epoch, every so many minutes")
+    keep_checkpoints: int = option(2, "how many of the newest to keep; the best one is kept besides")
+    push_to_hub: bool = option(False, "upload output_dir when done")
+    hub_model_id: str | None = option(None, "repository to push to, e.g. me/effnet-b4")
+    hub_private: bool = option(False, "create it private")
+    hub_revision: str | None = option(None, "branch to push to")
+    hub_token: str | None = option(None, "defaults to the token of `hf auth login`")
+
+
+GROUPS = (ModelOptions, DataOptions, OptimizationOptions, PrecisionOptions, RunOptions)

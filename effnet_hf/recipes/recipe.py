@@ -1,0 +1,275 @@
+"""The typed recipe: reads YAML, takes flags on top, refuses what cannot be meant."""
+
+import dataclasses
+import difflib
+import sys
+import types
+import typing
+from argparse import SUPPRESS
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..cli import OneLineErrors
+from ..configuration import EfficientNetNVConfig
+from ..errors import UserError
+from . import options
+
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Recipe(
+    options.ModelOptions,
+    options.DataOptions,
+    options.OptimizationOptions,
+    options.PrecisionOptions,
+    options.RunOptions,
+):
+    """Everything that defines a run; see `options.py` for each field.
+
+    Raises:
+        UserError: one sentence naming the option, its value and what is allowed.
+    """
+
+    name: str = dataclasses.field(default="custom", metadata={"help": SUPPRESS})
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = _coerce(field.name, getattr(self, field.name), _HINTS[field.name])
+            object.__setattr__(self, field.name, value)
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
+                raise UserError(f"--{name} must be {bound}, got {value}.")
+        if self.epochs < self.warmup_epochs:
+            raise UserError(
+                f"--warmup_epochs {self.warmup_epochs:g} is longer than --epochs {self.epochs}: the rate would never peak."
+            )
+        if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
+            raise UserError("--nesterov needs --optimizer sgd with a momentum.")
+        if self.push_to_hub and not self.hub_model_id:
+            raise UserError("--push_to_hub needs --hub_model_id, e.g. me/effnet-b4.")
+        if self.data_dir and self.dataset_name:
+            raise UserError("--data_dir and --dataset_name are two sources; give one.")
+        if self.streaming and not self.dataset_name:
+            raise UserError("--streaming needs --dataset_name; a local folder is read lazily anyway.")
+        self.model_config()  # the architecture checks its own options
+
+    def model_config(self, **labels) -> EfficientNetNVConfig:
+        """The architecture this recipe trains from scratch; `labels` are `num_labels` or `id2label` and `label2id`."""
+        try:
+            return EfficientNetNVConfig.from_variant(self.variant, **self.architecture_overrides(), **labels)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def architecture_overrides(self) -> dict:
+        """The configuration fields that this recipe sets, also on a loaded checkpoint."""
+        names = ("image_size", "dropout_rate", "survival_prob", "batch_norm_momentum", "batch_norm_eps")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {**given, "stochastic_depth_mode": self.stochastic_depth_mode, "conv_init": self.conv_init}
+
+    def replace(self, **changes) -> "Recipe":
+        return dataclasses.replace(self, **changes)
+
+    def to_yaml(self) -> str:
+        """The whole recipe as a document that `load_recipe` reads back; secrets are left out."""
+        lines = [f"name: {self.name}"]
+        for group in options.GROUPS:
+            names = [field.name for field in dataclasses.fields(group) if field.name != "hub_token"]
+            values = {name: getattr(self, name) for name in names}
+            lines += ["", f"# {group._argument_group_name}", yaml.safe_dump(values, sort_keys=False, default_flow_style=None)]
+        return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+_INFINITY = float("inf")
+_RANGES = {
+    "num_labels": (1, _INFINITY),
+    "val_fraction": (0, 0.9),
+    "num_workers": (0, 512),
+    "prefetch_factor": (1, 64),
+    "crop_scale": (1e-4, 1),
+    "horizontal_flip": (0, 1),
+    "mixup": (0, _INFINITY),
+    "cutmix": (0, _INFINITY),
+    "max_bad_files": (0, 1),
+    "epochs": (0, _INFINITY),
+    "global_batch_size": (1, _INFINITY),
+    "per_device_batch_size": (1, _INFINITY),
+    "learning_rate": (0, _INFINITY),
+    "lr_batch_size": (1, _INFINITY),
+    "warmup_epochs": (0, _INFINITY),
+    "end_lr": (0, _INFINITY),
+    "momentum": (0, 1),
+    "weight_decay": (0, _INFINITY),
+    "rmsprop_alpha": (0, 1),
+    "rmsprop_eps": (0, _INFINITY),
+    "label_smoothing": (0, 1),
+    "gradient_clip": (0, _INFINITY),
+    "ema_decay": (0, 1),
+    "early_stopping_patience": (0, _INFINITY),
+    "loss_scale": (1, _INFINITY),
+    "seed": (0, 2**32 - 1),
+    "run_epochs": (0, _INFINITY),
+    "topk": (1, _INFINITY),
+    "log_every": (1, _INFINITY),
+    "checkpoint_every_epochs": (0, _INFINITY),
+    "checkpoint_every_steps": (0, _INFINITY),
+    "checkpoint_every_minutes": (0, _INFINITY),
+    "keep_checkpoints": (1, _INFINITY),
+}
+_HINTS = typing.get_type_hints(Recipe)
+_NAMES = [field.name for field in dataclasses.fields(Recipe)]
+
+
+def available_recipes() -> list[str]:
+    """Names of the built-in recipes."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "hardware")
+
+
+def load_recipe(name_or_path: str, **overrides) -> Recipe:
+    """Reads a built-in recipe (`"b4"`) or a YAML file, with `overrides` on top.
+
+    Raises:
+        UserError: no such recipe, not YAML, an unknown key (the nearest valid one is named), a wrong value.
+    """
+    return Recipe(**{**_read_values(name_or_path), **overrides})
+
+
+def parse_recipe(argv: list[str] | None = None, description: str = "", extra_flags=None) -> tuple[Recipe, object]:
+    """The recipe that a command line describes: `--config`, then `--hardware`'s preset, then every flag given.
+
+    Args:
+        argv: the arguments, `sys.argv[1:]` by default.
+        extra_flags: called with the parser to add a script's own flags.
+
+    Returns:
+        The recipe and a namespace with `config`, `print_config` and the script's own flags.
+    """
+    parser = _RecipeParser(options.GROUPS, description=description, allow_abbrev=False)
+    own = parser.add_argument_group("recipe")
+    own.add_argument("--config", default="b0", help=f"built-in recipe or YAML file; built in: {', '.join(available_recipes())}")
+    own.add_argument("--print_config", action="store_true", help="print the resulting recipe and stop")
+    if extra_flags is not None:
+        extra_flags(own)
+    config = parser.peek(argv, "config")
+    values = _read_values(config)
+    parser.set_defaults(**{name: value for name, value in dataclasses.asdict(Recipe(**values)).items() if name != "name"})
+    given, arguments = parser.parse(argv)
+    preset = _hardware_preset({**values, **given}) if {**values, **given}.get("hardware") else {}
+    if "learning_rate" in given and "lr_scaling" not in given:
+        given["lr_scaling"] = "none"  # a rate typed by hand is meant as typed
+    if "epochs" in given and "warmup_epochs" not in given:
+        recipe = Recipe(**values)  # a shorter run keeps the recipe's share of warm-up
+        given["warmup_epochs"] = recipe.warmup_epochs * given["epochs"] / max(recipe.epochs, 1)
+    return Recipe(**{**values, **preset, **given}), arguments
+
+
+class _RecipeParser(OneLineErrors, HfArgumentParser):
+    def peek(self, argv, name: str) -> str:
+        """One flag's value before the others are known, so that `--help` can show the recipe's defaults."""
+        argv = sys.argv[1:] if argv is None else argv
+        value = self.get_default(name)
+        for i, word in enumerate(argv):
+            if word == f"--{name}" and i + 1 < len(argv):
+                value = argv[i + 1]
+            elif word.startswith(f"--{name}="):
+                value = word.split("=", 1)[1]
+        return value
+
+    def parse(self, argv):
+        """Recipe fields that were typed, and the namespace of everything else."""
+        namespace = self.parse_args(argv)
+        defaults = {action: action.default for action in self._actions}
+        for action in self._actions:
+            action.default = SUPPRESS
+        saved, self._defaults = self._defaults, {}
+        typed = vars(self.parse_args(argv))
+        self._defaults = saved
+        for action, default in defaults.items():
+            action.default = default
+        return {name: value for name, value in typed.items() if name in _NAMES}, namespace
+
+
+def _read_values(name_or_path: str) -> dict:
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = FOLDER / f"{name_or_path}.yaml"
+        if name_or_path not in available_recipes():
+            nearest = difflib.get_close_matches(name_or_path, available_recipes(), n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise UserError(
+                f"--config {name_or_path!r} is neither a built-in recipe nor a .yaml file.{hint}"
+                f" Built in: {', '.join(available_recipes())}."
+            )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read the recipe {path}: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} must hold `option: value` lines, one per option.")
+    for key in values:
+        if key not in _NAMES:
+            nearest = difflib.get_close_matches(str(key), _NAMES, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise UserError(f"{path}: unknown option {key!r}.{hint}")
+    values.setdefault("name", path.stem)
+    return values
+
+
+def _hardware_preset(values: dict) -> dict:
+    """Per-device batch, precision and workers of a machine, from `hardware.yaml`."""
+    table = yaml.safe_load((FOLDER / "hardware.yaml").read_text(encoding="utf-8"))
+    name = str(values["hardware"]).lower()
+    if name not in table:
+        raise UserError(f"--hardware {values['hardware']!r} is unknown; known: {', '.join(table)}.")
+    machine = table[name]
+    precision = values.get("precision") or machine["precision"]
+    if precision not in machine["per_device_batch_size"]:
+        known = ", ".join(machine["per_device_batch_size"])
+        raise UserError(f"--hardware {name} has no preset for --precision {precision}; it has {known}.")
+    size = values.get("variant", "b0").removeprefix("widese-")
+    batches = machine["per_device_batch_size"][precision]
+    preset = {"precision": precision, "num_workers": machine["num_workers"]}
+    if size in batches:
+        preset["per_device_batch_size"] = batches[size]
+    return preset
+
+
+def _coerce(name: str, value, hint):
+    """Checks a value against the option's type; YAML reads `1e-5` as text and `1` where `1.0` is meant."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if value is None:
+        if type(None) in choices:
+            return None
+        raise UserError(f"--{name} needs a value.")
+    hint = next(choice for choice in choices if choice is not type(None))
+    if typing.get_origin(hint) is typing.Literal:
+        allowed = typing.get_args(hint)
+        if value is False and "none" in allowed:  # YAML: `augmentation: no`
+            return "none"
+        if value not in allowed:
+            nearest = difflib.get_close_matches(str(value), allowed, n=1)
+            hint_text = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise UserError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}.{hint_text}")
+        return value
+    if typing.get_origin(hint) is list:
+        entries = value if isinstance(value, (list, tuple)) else [value]
+        return [_coerce(name, entry, typing.get_args(hint)[0]) for entry in entries]
+    if hint in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            number = None
+        if number is not None and number == number and (hint is float or number == int(number)):
+            return hint(number)
+    elif hint is bool and isinstance(value, bool) or hint is str and isinstance(value, str):
+        return value
+    wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
+    raise UserError(f"--{name} must be {wanted}, got {value!r}.")
