@@ -27,7 +27,7 @@ AutoConfig.register(EfficientNetNVConfig.model_type, EfficientNetNVConfig)
 AutoModel.register(EfficientNetNVConfig, EfficientNetNVModel)
 AutoModelForImageClassification.register(EfficientNetNVConfig, EfficientNetNVForImageClassification)
 AutoBackbone.register(EfficientNetNVConfig, EfficientNetNVBackbone)
-AutoImageProcessor.register(EfficientNetNVConfig, EfficientNetNVImageProcessor)
+AutoImageProcessor.register(EfficientNetNVConfig, slow_image_processor_class=EfficientNetNVImageProcessor)
 
 # A saved folder then also opens with trust_remote_code=True where this package is not installed.
 EfficientNetNVConfig.register_for_auto_class()

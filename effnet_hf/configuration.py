@@ -8,6 +8,7 @@ WideSE and the B4 survival probability are NVIDIA's own.
 """
 
 import difflib
+import inspect
 import math
 import numbers
 from dataclasses import dataclass
@@ -130,18 +131,17 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         out_indices: list[int] | None = None,
         **kwargs,
     ):
-        _check_num_labels(kwargs)
-        super().__init__(**kwargs)
+        super().__init__(**_complete_labels(kwargs))
         self.image_size = image_size
         self.num_channels = num_channels
         self.width_coefficient = width_coefficient
         self.depth_coefficient = depth_coefficient
         self.depth_divisor = depth_divisor
-        self.kernel_sizes = list(kernel_sizes)
-        self.strides = list(strides)
-        self.num_block_repeats = list(num_block_repeats)
-        self.expand_ratios = list(expand_ratios)
-        self.out_channels = list(out_channels)
+        self.kernel_sizes = _as_list(kernel_sizes)
+        self.strides = _as_list(strides)
+        self.num_block_repeats = _as_list(num_block_repeats)
+        self.expand_ratios = _as_list(expand_ratios)
+        self.out_channels = _as_list(out_channels)
         self.stem_channels = stem_channels
         self.head_channels = head_channels
         self.scale_stem_and_head = scale_stem_and_head
@@ -160,7 +160,10 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
 
         self.stage_names = ["stem", *(f"stage{i + 1}" for i in range(len(self.out_channels)))]
         if out_indices is not None:
-            out_indices = [i % len(self.stage_names) if -len(self.stage_names) <= i < 0 else i for i in out_indices]
+            count, out_indices = len(self.stage_names), _as_list(out_indices)
+            if not isinstance(out_indices, list) or not all(_is_integer(i, -count) and i < count for i in out_indices):
+                raise ValueError(f"out_indices must be a list of stages -{count} to {count - 1}, got {out_indices!r}.")
+            out_indices = [i % count for i in out_indices]
         if hasattr(self, "set_output_features_output_indices"):  # transformers >= 5
             self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         elif out_features is not None and out_indices is not None:
@@ -182,10 +185,10 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
                 (its residual adds and squeeze-excite products are modules that a quantizer can attach to).
             overrides: any field of the configuration; `num_labels` defaults to ImageNet's 1000.
         """
-        key = name.lower().replace("_", "-").removeprefix("efficientnet-").removeprefix("quant-")
+        key = str(name).lower().replace("_", "-").removeprefix("efficientnet-").removeprefix("quant-")
         size = key.removeprefix("widese-")
         if key not in VARIANTS:
-            nearest = difflib.get_close_matches(key, VARIANTS, n=1)
+            nearest = difflib.get_close_matches(key, VARIANTS, n=1, cutoff=0.5)
             hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise ValueError(f"Unknown variant {name!r}.{hint} Known variants: {', '.join(VARIANTS)}.")
         settings = dict(_LITE_SETTINGS) if size in _LITE_SIZES else {}
@@ -200,36 +203,61 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
             dropout_rate=dropout_rate,
             survival_prob=survival_prob,
         )
-        if "id2label" not in overrides:
+        if not {"id2label", "label2id"} & overrides.keys():
             settings["num_labels"] = 1000
         return cls(**{**settings, **overrides})
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs) -> "EfficientNetNVConfig":
+        """As in transformers, but overrides pass through the constructor: a bad one is refused, and what depends on
+        an overridden field (class names on `num_labels`, `out_indices` on `out_features`) is derived anew."""
+        labels, outputs = {"num_labels", "id2label", "label2id"}, {"out_features", "out_indices"}
+        fields = {*inspect.signature(cls.__init__).parameters, *labels, "problem_type"}
+        given = {field: kwargs.pop(field) for field in fields & kwargs.keys()}
+        overrides = {field: value for field, value in given.items() if value is not None}
+        replaced, names = set(overrides), config_dict.get("id2label") or ()
+        if {"id2label", "label2id"} & replaced or overrides.get("num_labels", len(names)) != len(names):
+            replaced |= labels
+        if outputs & replaced:
+            replaced |= outputs
+        config_dict = {field: value for field, value in config_dict.items() if field not in replaced} | overrides
+        return super().from_dict(config_dict, **kwargs)
+
     def check(self) -> None:
-        """Raises `ValueError` if a field is out of range; the models call it again after `from_pretrained` overrides."""
+        """Raises `ValueError` if a field is out of range; the models call it again: fields can be set."""
         _check_integers(self, 1, "image_size", "num_channels", "depth_divisor", "stem_channels", "head_channels")
         _check_range(self, 0, None, "width_coefficient", "depth_coefficient", "batch_norm_eps", exclusive=True)
         _check_range(self, 0, 1, "se_ratio", "batch_norm_momentum")
         if not (_is_number(self.dropout_rate) and 0 <= self.dropout_rate < 1):
             raise ValueError(f"dropout_rate must be a number in [0, 1), got {self.dropout_rate!r}.")
         if not (_is_number(self.survival_prob) and 0 < self.survival_prob <= 1):
-            raise ValueError(f"survival_prob must be a number in (0, 1], got {self.survival_prob!r}; 1.0 switches it off.")
+            raise ValueError(
+                f"survival_prob must be a number in (0, 1], got {self.survival_prob!r}; 1.0 switches it off."
+            )
         for field, allowed in (
             ("se_base", ("input", "hidden")),
             ("stochastic_depth_mode", ("batch", "row")),
             ("conv_init", ("fan_in", "fan_out")),
             ("padding", ("symmetric", "same")),
+            ("problem_type", (None, "regression", "single_label_classification", "multi_label_classification")),
         ):
             if getattr(self, field) not in allowed:
                 choices = " or ".join(map(repr, allowed))
                 raise ValueError(f"{field} must be {choices}, got {getattr(self, field)!r}.")
-        if self.hidden_act not in ACT2FN:
-            raise ValueError(f"hidden_act {self.hidden_act!r} is not an activation of transformers, e.g. 'silu', 'relu'.")
+        if not isinstance(self.scale_stem_and_head, bool):
+            raise ValueError(f"scale_stem_and_head must be True or False, got {self.scale_stem_and_head!r}.")
+        if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
+            raise ValueError(
+                f"hidden_act {self.hidden_act!r} is not an activation of transformers, e.g. 'silu', 'relu'."
+            )
         table = ("kernel_sizes", "strides", "num_block_repeats", "expand_ratios", "out_channels")
+        for field in table:
+            if not isinstance(getattr(self, field), list):
+                raise ValueError(f"{field} must be a list with one entry per stage, got {getattr(self, field)!r}.")
         lengths = {field: len(getattr(self, field)) for field in table}
         if len(set(lengths.values())) != 1 or not self.out_channels:
             raise ValueError(f"The block table needs one entry per stage in each of its fields, got lengths {lengths}.")
-        for field in table:
-            _check_integers(self, 1, field)
+        _check_integers(self, 1, *table, listed=True)
         if any(kernel % 2 == 0 for kernel in self.kernel_sizes):
             raise ValueError(f"kernel_sizes must be odd, got {self.kernel_sizes}.")
 
@@ -303,12 +331,20 @@ def _is_number(value) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_integers(config, minimum: int, *fields: str) -> None:
+def _is_integer(value, minimum: int) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= minimum
+
+
+def _as_list(value):
+    return list(value) if isinstance(value, (list, tuple)) else value  # anything else is refused by `check`
+
+
+def _check_integers(config, minimum: int, *fields: str, listed: bool = False) -> None:
     for field in fields:
         value = getattr(config, field)
-        for entry in value if isinstance(value, list) else [value]:
-            if not isinstance(entry, numbers.Integral) or isinstance(entry, bool) or entry < minimum:
-                raise ValueError(f"{field} must be made of whole numbers of at least {minimum}, got {value!r}.")
+        if not all(_is_integer(entry, minimum) for entry in (value if listed else [value])):
+            wanted = "made of whole numbers" if listed else "a whole number"
+            raise ValueError(f"{field} must be {wanted} of at least {minimum}, got {value!r}.")
 
 
 def _check_range(config, low: float, high: float | None, *fields: str, exclusive: bool = False) -> None:
@@ -320,13 +356,22 @@ def _check_range(config, low: float, high: float | None, *fields: str, exclusive
             raise ValueError(f"{field} must be a number {wanted}, got {value!r}.")
 
 
-def _check_num_labels(kwargs: dict) -> None:
-    num_labels = kwargs.get("num_labels")
-    if num_labels is not None and (not isinstance(num_labels, numbers.Integral) or num_labels < 0):
+def _complete_labels(kwargs: dict) -> dict:
+    """Checks `num_labels`, `id2label` and `label2id` against each other and derives the map that is missing."""
+    num_labels, names, indices = (kwargs.get(field) for field in ("num_labels", "id2label", "label2id"))
+    if num_labels is not None and not _is_integer(num_labels, 0):
         raise ValueError(f"num_labels must be a whole number of at least 0, got {num_labels!r}.")
-    names = kwargs.get("id2label")
-    if names is not None and num_labels is not None and len(names) != num_labels:
+    if names is None and isinstance(indices, dict):
+        names = {index: name for name, index in indices.items()}
+    if names is None:
+        return kwargs
+    names = dict(enumerate(names)) if isinstance(names, (list, tuple)) else names
+    if not isinstance(names, dict) or {str(index) for index in names} != {str(i) for i in range(len(names))}:
+        raise ValueError(f"id2label must name the classes 0 to N - 1, e.g. {{0: 'cat', 1: 'dog'}}, got {names!r}.")
+    if num_labels is not None and len(names) != num_labels:
         raise ValueError(f"num_labels is {num_labels} but id2label names {len(names)} classes; give one of them.")
+    names = {int(index): name for index, name in names.items()}
+    return {**kwargs, "id2label": names, "label2id": indices or {name: index for index, name in names.items()}}
 
 
 __all__ = ["EfficientNetNVConfig", "StageSpec", "VARIANTS"]
