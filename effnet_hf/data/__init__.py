@@ -1,0 +1,8 @@
+"""Input pipelines: one loader interface, several backends. `build_loaders(recipe, ...)` is the way in."""
+
+from .bad_files import BadFile, BadFiles
+from .loaders import Loader, Loaders, build_loaders
+from .source import DataSource, Split
+
+
+__all__ = ["BadFile", "BadFiles", "DataSource", "Loader", "Loaders", "Split", "build_loaders"]

@@ -1,0 +1,217 @@
+"""Finds the pictures of a folder tree in one fast pass, and remembers them.
+
+`datasets`' own imagefolder resolver takes minutes on ImageNet (huggingface/datasets#6359); listing the folders takes a
+second. The result is the same `datasets.Dataset` of paths and class labels, kept as an Arrow file in the cache of
+`datasets` and mapped into memory by every process. It is valid for as long as no folder of the tree changes its
+modification time, that is, until a file is added, removed or renamed.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+
+from ..errors import UserError
+from ..files import atomic_write
+
+
+EXTENSIONS = frozenset(".jpg .jpeg .jpe .jfif .png .ppm .pgm .pbm .pnm .bmp .gif .tif .tiff .webp".split())
+VALIDATION_NAMES = ("val", "validation", "test")
+_METADATA = b"effnet_hf"
+_FORMAT = 1
+_SETTLED_NS = 1_500_000_000  # a folder changed this recently may change again within its clock's tick: not remembered
+
+
+@dataclass
+class Tree:
+    """What a folder of class folders holds.
+
+    Attributes:
+        classes: their names, sorted.
+        paths: every picture, by class, then by path; `labels` has its class's position.
+        notes: sentences about what looks odd but is usable.
+        folders: every folder below and including the root, with its modification time in ns.
+    """
+
+    root: str
+    classes: list[str] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    folders: dict[str, int] = field(default_factory=dict)
+
+
+def find_splits(data_dir: str | os.PathLike) -> tuple[Path, Path | None]:
+    """The folders of training and validation pictures; they are (`data_dir`, None) when it has no `train/`.
+
+    Raises:
+        UserError: `data_dir` is not a folder.
+    """
+    root = Path(data_dir).expanduser()
+    if not root.exists():
+        raise UserError(f"--data_dir {root} does not exist.")
+    if not root.is_dir():
+        raise UserError(f"--data_dir {root} is a file; name the folder that holds train/ and val/.")
+    validation = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
+    if (root / "train").is_dir():
+        return root / "train", validation
+    return root, None
+
+
+def scan_tree(root: str | os.PathLike) -> Tree:
+    """Lists a folder of class folders.
+
+    Raises:
+        UserError: one sentence about what is wrong with it.
+    """
+    root = str(root)
+    tree = Tree(root)
+    loose, left_out, nested, empty = 0, [], 0, []
+    ancestors = (_identity(root, tree.folders),)
+    for entry in _entries(root):
+        if not entry.is_dir():
+            loose += _is_picture(entry.name)
+            continue
+        paths = []
+        nested += _collect(entry.path, ancestors, paths, left_out, tree.folders)
+        if not paths:
+            empty.append(entry.name)
+        tree.paths += sorted(paths)
+        tree.labels += [len(tree.classes)] * len(paths)
+        tree.classes.append(entry.name)
+    _refuse(tree, loose, empty)
+    if loose:
+        tree.notes.append(f"{loose} pictures lie in {root} itself, outside any class folder, and were left out.")
+    if left_out:
+        tree.notes.append(
+            f"{len(left_out)} files under {root} do not end like a picture and were left out, e.g. {left_out[0]}."
+        )
+    if nested:
+        tree.notes.append(f"{nested} pictures under {root} lie deeper than their class folder and count to that class.")
+    return tree
+
+
+def open_folder(root: str | os.PathLike, use_cache: bool = True) -> tuple[datasets.Dataset, list[str]]:
+    """The pictures under a folder of class folders as a dataset, and notes about it.
+
+    Returns:
+        A `datasets.Dataset` with the columns `image` (undecoded) and `label` (a `ClassLabel`), and `Tree.notes`.
+
+    Raises:
+        UserError: see `scan_tree`.
+    """
+    root = os.path.realpath(root)
+    cache = _cache_path(root)
+    if use_cache and (found := _read_index(cache)) is not None:
+        return found
+    started = time.time_ns()
+    tree = scan_tree(root)
+    table = _table(tree)
+    if use_cache and started - max(tree.folders.values()) > _SETTLED_NS:
+        with contextlib.suppress(UserError, OSError):  # no room, or a read-only home: then it is scanned every time
+            with atomic_write(cache, "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+                writer.write_table(table)
+            return datasets.Dataset.from_file(str(cache)), tree.notes
+    return datasets.Dataset(datasets.table.InMemoryTable(table)), tree.notes
+
+
+def _entries(folder: str) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if entry.name[0] != "."), key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}.") from None
+
+
+def _collect(folder: str, ancestors: tuple, paths: list, left_out: list, folders: dict, depth: int = 0) -> int:
+    """Adds the pictures below one class folder to `paths`; returns how many lie deeper than it."""
+    identity = _identity(folder, folders)
+    if identity in ancestors:
+        raise UserError(f"{folder} links back to a folder above it; remove that symbolic link.")
+    deeper = 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                name = entry.name
+                if name[0] == ".":
+                    continue
+                if entry.is_dir():
+                    deeper += _collect(entry.path, (*ancestors, identity), paths, left_out, folders, depth + 1)
+                elif _is_picture(name):
+                    paths.append(entry.path)
+                    deeper += depth > 0
+                else:
+                    left_out.append(entry.path)
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}.") from None
+    return deeper
+
+
+def _identity(folder: str, folders: dict) -> tuple[int, int]:
+    status = os.stat(folder)
+    folders[folder] = status.st_mtime_ns
+    return status.st_dev, status.st_ino
+
+
+def _is_picture(name: str) -> bool:
+    return name[name.rfind(".") :].lower() in EXTENSIONS
+
+
+def _refuse(tree: Tree, loose: int, empty: list[str]) -> None:
+    root = tree.root
+    if not tree.classes:
+        found = f"{loose} pictures" if loose else "no pictures"
+        raise UserError(f"{root} holds {found} and no class folders; it must look like {root}/<class>/<picture>.")
+    if not tree.paths:
+        raise UserError(f"there are no pictures under {root}; known endings: {', '.join(sorted(EXTENSIONS))}.")
+    inner = [name for name in tree.classes if os.path.isdir(os.path.join(root, name, "train"))]
+    if inner:
+        raise UserError(f"{root} holds a whole data set in {inner[0]}/; give that folder: {os.path.join(root, inner[0])}.")
+    spellings = defaultdict(list)
+    for name in tree.classes:
+        spellings[name.casefold()].append(name)
+    twins = next((names for names in spellings.values() if len(names) > 1), None)
+    if twins:
+        raise UserError(f"{root} has class folders that differ only in case, {' and '.join(twins)}; merge or rename them.")
+    if empty:
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+        raise UserError(f"the class folder {os.path.join(root, empty[0])} holds no pictures{more}; fill or remove it.")
+
+
+def _table(tree: Tree) -> pa.Table:
+    features = datasets.Features(
+        {"image": datasets.Image(decode=False), "label": datasets.ClassLabel(names=tree.classes)}
+    )
+    try:
+        paths = pa.array(tree.paths, pa.string())
+    except UnicodeEncodeError as error:
+        raise UserError(f"the file name {error.object!r} under {tree.root} is not valid UTF-8; rename it.") from None
+    images = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])
+    own = {"format": _FORMAT, "root": tree.root, "folders": tree.folders, "notes": tree.notes}
+    schema = features.arrow_schema
+    schema = schema.with_metadata({**schema.metadata, _METADATA: json.dumps(own).encode()})
+    return pa.table([images, pa.array(tree.labels, pa.int64())], schema=schema)
+
+
+def _cache_path(root: str) -> Path:
+    digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:24]
+    return Path(datasets.config.HF_DATASETS_CACHE) / "effnet_hf_index" / f"{digest}.arrow"
+
+
+def _read_index(cache: Path) -> tuple[datasets.Dataset, list[str]] | None:
+    """The remembered list, or None when there is none or a folder has changed since."""
+    try:
+        with pa.memory_map(str(cache)) as file, pa.ipc.open_stream(file) as reader:
+            own = json.loads(reader.schema.metadata[_METADATA])
+        if own["format"] != _FORMAT or any(os.stat(path).st_mtime_ns != time for path, time in own["folders"].items()):
+            return None
+        return datasets.Dataset.from_file(str(cache)), own["notes"]
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid):
+        return None

@@ -1,0 +1,129 @@
+"""The default backend: workers read, decode and transform; whole uint8 micro-batches leave them."""
+
+import signal
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import UserError
+from .bad_files import BadFile
+from .pictures import BadPicture, Picture
+from .sampler import BatchRequest, mix
+from .source import Split
+
+
+class MicroBatches(Dataset):
+    """`self[request]` is a whole micro-batch, so that a worker writes each picture once, straight into its place."""
+
+    def __init__(self, split: Split, transform, seed: int, replace_bad: bool):
+        self.split = split
+        self.transform = transform
+        self.seed = seed
+        self.replace_bad = replace_bad
+
+    def __getitem__(self, request: BatchRequest) -> dict:
+        """`pixel_values` uint8 (N, H, W, 3), `labels`, `index`, the `request`, and the `bad` files met.
+
+        An unreadable training picture is replaced, and keeps its `index`; a validation picture is left out.
+        """
+        size = self.transform.image_size
+        pixels = torch.empty((len(request.indices), size, size, 3), dtype=torch.uint8)
+        view = pixels.numpy()
+        labels, kept, bad = [], [], []
+        for index in request.indices.tolist():
+            found = self._load(index, request.epoch, bad)
+            if found is not None:
+                view[len(kept)], label = found
+                labels.append(label)
+                kept.append(index)
+        return {
+            "pixel_values": pixels[: len(kept)],
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "index": torch.tensor(kept, dtype=torch.int64),
+            "request": request,
+            "bad": bad,
+        }
+
+    def _load(self, index: int, epoch: int, bad: list):
+        seed = mix(self.seed, epoch, index)
+        candidate, stand_ins = index, None
+        while candidate is not None:
+            try:
+                return self.transform(Picture(self.split.read(candidate)), seed), int(self.split.labels[candidate])
+            except BadPicture as error:
+                bad.append(BadFile(self.split.name(candidate), str(error)))
+            if not self.replace_bad:
+                return None
+            stand_ins = stand_ins or self.split.stand_ins(index, seed)
+            candidate = next(stand_ins, None)
+        return None
+
+
+class WorkerPool:
+    """Runs `MicroBatches` in worker processes that live as long as the pool, or in this process with 0 workers."""
+
+    def __init__(self, dataset: MicroBatches, num_workers: int = 0, prefetch_factor: int = 2, pin_memory: bool = False):
+        self._dataset = dataset
+        self._pin = pin_memory
+        self._requests = _Requests()
+        self._loader = None
+        if num_workers:
+            self._loader = DataLoader(
+                dataset,
+                batch_size=None,
+                sampler=self._requests,
+                num_workers=num_workers,
+                prefetch_factor=prefetch_factor,
+                persistent_workers=True,
+                pin_memory=pin_memory,
+                collate_fn=_unchanged,
+                worker_init_fn=_leave_signals_to_the_parent,
+            )
+
+    def batches(self, requests: Iterator[BatchRequest]) -> Iterator[dict]:
+        if self._loader is None:
+            for request in requests:
+                batch = self._dataset[request]
+                if self._pin:
+                    batch = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+                yield batch
+            return
+        self._requests.current = requests
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError(
+                f"a loader process died ({str(error).splitlines()[0]}); usually memory ran out: lower --num_workers or"
+                " --prefetch_factor, or give a container more shared memory (docker run --shm-size=8g)."
+            ) from error
+
+    def close(self):
+        """Ends the workers."""
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()  # the DataLoader has no public way to end persistent workers
+        self._loader = None
+
+
+class _Requests:
+    """Hands the current epoch's requests to a `DataLoader` that outlives the epoch."""
+
+    def __init__(self):
+        self.current: Iterator[BatchRequest] = iter(())
+
+    def __iter__(self):
+        return self.current
+
+
+def _unchanged(batch):
+    return batch
+
+
+def _leave_signals_to_the_parent(worker: int):
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer wants to finish its step and save.
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,0 +1,63 @@
+"""The last step, on the device: uint8 -> float, normalise, mix; one batch ahead on a side stream under CUDA."""
+
+from collections.abc import Iterator
+
+import torch
+
+from .mixup import BatchMixer
+
+
+class DeviceStage:
+    """Turns host batches into device batches.
+
+    A host batch is `{"pixel_values": uint8 (N, H, W, 3), "labels": int64 (N,), "index": int64 (N,), "request"}`; a
+    device batch has float32 (N, 3, H, W) pixels, labels int64 (N,) or float32 (N, classes) when mixed, and no request.
+
+    Args:
+        mean, std: per channel, in units of pictures scaled to [0, 1].
+        mixer: mixup or cutmix, or None.
+    """
+
+    def __init__(self, device: torch.device, mean, std, channels_last: bool = True, mixer: BatchMixer | None = None):
+        self.device = torch.device(device)
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.mixer = mixer
+        self._mean = torch.tensor(mean, dtype=torch.float32, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, dtype=torch.float32, device=self.device).view(1, 3, 1, 1)
+
+    def __call__(self, batches: Iterator[dict]) -> Iterator[dict]:
+        if self.device.type != "cuda":
+            yield from map(self.stage, batches)
+            return
+        side = torch.cuda.Stream(self.device)
+        staged = self._stage_on(side, next(batches, None))
+        while staged is not None:
+            following = self._stage_on(side, next(batches, None))
+            batch, ready = staged
+            current = torch.cuda.current_stream(self.device)
+            current.wait_event(ready)
+            for tensor in batch.values():
+                if tensor.is_cuda:
+                    tensor.record_stream(current)
+            yield batch
+            staged = following
+
+    def stage(self, batch: dict) -> dict:
+        """One batch, on the current stream.
+
+        The three operations are those of `EfficientNetNVImageProcessor`, in its order, so that their rounding agrees.
+        """
+        pixels = batch["pixel_values"].to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        pixels = pixels.to(torch.float32, memory_format=self.memory_format)
+        pixels = pixels.mul_(1 / 255).sub_(self._mean).div_(self._std)
+        labels = batch["labels"].to(self.device, non_blocking=True)
+        if self.mixer is not None:
+            pixels, labels = self.mixer(pixels, labels, batch["request"])
+        return {"pixel_values": pixels, "labels": labels, "index": batch["index"]}
+
+    def _stage_on(self, stream, batch):
+        if batch is None:
+            return None
+        with torch.cuda.stream(stream):
+            staged = self.stage(batch)
+            return staged, stream.record_event()

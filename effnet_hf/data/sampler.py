@@ -1,0 +1,120 @@
+"""Who sees which picture when: a pure function of (seed, epoch), the same for any number of processes and workers.
+
+Update `u` of an epoch consumes `order[u * G : (u + 1) * G]`, G being the global batch. Within it, micro-batch `m` of
+rank `r` is the `(m * world_size + r)`-th run of `per_device_batch_size` pictures: two processes, or one process that
+accumulates twice, see the same micro-batches. That run's number, counted over the epoch, is its `slot`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import UserError
+
+
+_MASK = (1 << 64) - 1
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def mix(*words: int) -> int:
+    """64 well-mixed bits from whole numbers (SplitMix64): seeds that differ in one bit share nothing.
+
+    Unlike `hash`, and unlike the streams of numpy and torch, its values are the same in every version.
+    """
+    state = 0
+    for word in words:
+        state = _finalise((state ^ (word & _MASK)) + _GOLDEN & _MASK)
+    return state
+
+
+def _finalise(z):
+    """SplitMix64's output function, on a Python integer or an array of uint64."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
+    return z ^ (z >> 31)
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of `range(num_samples)` that this epoch follows, int64."""
+    keys = np.arange(1, num_samples + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(mix(seed, epoch))
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return np.argsort(keys ^ (keys >> np.uint64(31)), kind="stable")
+
+
+@dataclass(frozen=True)
+class BatchRequest:
+    """One micro-batch to fetch: sample numbers, and what seeds its randomness."""
+
+    epoch: int
+    slot: int  # position in the epoch over all ranks
+    indices: np.ndarray
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """Shuffled, whole updates only: the pictures that do not fill a last global batch wait for the next epoch.
+
+    Raises:
+        UserError: fewer pictures than one global batch.
+    """
+
+    num_samples: int
+    per_device_batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    steps_per_update: int = 1
+
+    def __post_init__(self):
+        if self.num_samples < self.global_batch_size:
+            raise UserError(
+                f"one update takes {self.global_batch_size} pictures ({self.per_device_batch_size} per device x"
+                f" {self.world_size} devices x {self.steps_per_update} accumulation steps) and the training data has"
+                f" {self.num_samples}; lower --global_batch_size to at most {self.num_samples}."
+            )
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.per_device_batch_size * self.world_size * self.steps_per_update
+
+    @property
+    def updates_per_epoch(self) -> int:
+        return self.num_samples // self.global_batch_size
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return self.updates_per_epoch * self.steps_per_update
+
+    def requests(self, epoch: int, start_update: int = 0) -> Iterator[BatchRequest]:
+        """This rank's micro-batches from update `start_update` on; what comes before is never touched."""
+        order = epoch_order(self.num_samples, self.seed, epoch)
+        for micro_batch in range(start_update * self.steps_per_update, self.batches_per_epoch):
+            slot = micro_batch * self.world_size + self.rank
+            start = slot * self.per_device_batch_size
+            yield BatchRequest(epoch, slot, order[start : start + self.per_device_batch_size])
+
+
+@dataclass(frozen=True)
+class ValidationPlan:
+    """In order, every picture exactly once over all ranks; ranks may get different numbers of batches."""
+
+    num_samples: int
+    per_device_batch_size: int
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def batches_per_epoch(self) -> int:
+        slots = -(-self.num_samples // self.per_device_batch_size)
+        return len(range(self.rank, slots, self.world_size))
+
+    updates_per_epoch = batches_per_epoch
+
+    def requests(self, epoch: int = 0, start_update: int = 0) -> Iterator[BatchRequest]:
+        for batch in range(start_update, self.batches_per_epoch):
+            slot = batch * self.world_size + self.rank
+            start = slot * self.per_device_batch_size
+            stop = min(start + self.per_device_batch_size, self.num_samples)
+            yield BatchRequest(epoch, slot, np.arange(start, stop))

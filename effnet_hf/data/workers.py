@@ -1,0 +1,41 @@
+"""How many loader processes this machine can feed: what the scheduler and the container really leave us."""
+
+import os
+from pathlib import Path
+
+
+_MOST = 32  # per device; more only fight over memory bandwidth
+
+
+def usable_cores(cgroup_root: str | os.PathLike = "/sys/fs/cgroup") -> float:
+    """Cores this process may use: its affinity mask, or the container's CPU quota if that is less."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota(Path(cgroup_root))
+    return affinity if quota is None else min(affinity, quota)
+
+
+def choose_workers(device_type: str, cores: float | None = None, local_processes: int | None = None) -> int:
+    """Loader processes for one training process, itself taking one core.
+
+    On a CPU the model needs the cores more than the loader does: at most one of them loads.
+    """
+    cores = usable_cores() if cores is None else cores
+    if local_processes is None:
+        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    spare = int(cores / max(local_processes, 1)) - 1
+    most = _MOST if device_type != "cpu" else 1
+    return max(0, min(spare, most))
+
+
+def _cgroup_quota(root: Path) -> float | None:
+    try:  # version 2: "max 100000" or "150000 100000"
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:  # version 1
+        quota = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
+        period = int((root / "cpu" / "cpu.cfs_period_us").read_text())
+        return quota / period if quota > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None
