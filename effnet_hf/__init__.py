@@ -3,6 +3,8 @@
 Importing this package registers the model family with transformers' Auto classes.
 """
 
+from inspect import signature
+
 from transformers import (
     AutoBackbone,
     AutoConfig,
@@ -11,6 +13,7 @@ from transformers import (
     AutoModelForImageClassification,
 )
 
+from .__about__ import __version__
 from .configuration import EfficientNetNVConfig
 from .image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from .modeling_efficientnet_nv import (
@@ -21,13 +24,16 @@ from .modeling_efficientnet_nv import (
 )
 
 
-__version__ = "0.1.0.dev0"
-
 AutoConfig.register(EfficientNetNVConfig.model_type, EfficientNetNVConfig)
 AutoModel.register(EfficientNetNVConfig, EfficientNetNVModel)
 AutoModelForImageClassification.register(EfficientNetNVConfig, EfficientNetNVForImageClassification)
 AutoBackbone.register(EfficientNetNVConfig, EfficientNetNVBackbone)
-AutoImageProcessor.register(EfficientNetNVConfig, slow_image_processor_class=EfficientNetNVImageProcessor)
+if "image_processor_classes" in signature(AutoImageProcessor.register).parameters:  # transformers >= 5
+    # The same class whichever backend is asked for: evaluation matches training to the pixel, which leaves no choice.
+    backends = dict.fromkeys(("pil", "torchvision"), EfficientNetNVImageProcessor)
+    AutoImageProcessor.register(EfficientNetNVConfig, image_processor_classes=backends)
+else:
+    AutoImageProcessor.register(EfficientNetNVConfig, slow_image_processor_class=EfficientNetNVImageProcessor)
 
 # A saved folder then also opens with trust_remote_code=True where this package is not installed.
 EfficientNetNVConfig.register_for_auto_class()
@@ -37,6 +43,7 @@ EfficientNetNVBackbone.register_for_auto_class("AutoBackbone")
 EfficientNetNVImageProcessor.register_for_auto_class()
 
 __all__ = [
+    "__version__",
     "EfficientNetNVBackbone",
     "EfficientNetNVConfig",
     "EfficientNetNVForImageClassification",

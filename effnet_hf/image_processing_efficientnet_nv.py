@@ -118,9 +118,9 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         self.image_std = list(image_std or IMAGENET_STD)
 
     @classmethod
-    def for_image_size(cls, image_size: int, **kwargs) -> "EfficientNetNVImageProcessor":
-        """The published evaluation for a model of this size: short side `image_size + 32`, crop `image_size`."""
-        return cls(size=image_size + RESIZE_MARGIN, crop_size=image_size, **kwargs)
+    def for_image_size(cls, image_size: int, margin: int = RESIZE_MARGIN, **kwargs) -> "EfficientNetNVImageProcessor":
+        """The published evaluation for a model of this size: short side `image_size + margin`, crop `image_size`."""
+        return cls(size=image_size + margin, crop_size=image_size, **kwargs)
 
     def preprocess(self, images, return_tensors=None, **overrides) -> BatchFeature:
         """Preprocesses one picture or a list of them; any constructor argument can be overridden for this call.

@@ -22,6 +22,8 @@ This file travels inside every saved checkpoint: it imports only torch, transfor
 import math
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import accumulate
+from operator import mul
 
 import torch
 from torch import nn
@@ -253,12 +255,22 @@ class EfficientNetNVPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **kwargs):
         """Recomputes without touching batch norm's running statistics, which would otherwise be updated twice."""
         norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
-        func = partial(
-            gradient_checkpointing_func,
-            use_reentrant=False,
-            context_fn=lambda: (nullcontext(), _frozen_statistics(norms)),
-        )
+        context_fn = partial(_forward_and_recompute_contexts, norms)  # not a lambda: models are copied and pickled
+        func = partial(gradient_checkpointing_func, use_reentrant=False, context_fn=context_fn)
         super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=func, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers, but config.json names every class of this file, not only the saved one: the folder opens
+        as classifier, feature model and backbone alike, also where this package is not installed."""
+        names = {"AutoModel": "Model", "AutoBackbone": "Backbone"}
+        names["AutoModelForImageClassification"] = "ForImageClassification"
+        auto_map = {auto: f"modeling_efficientnet_nv.EfficientNetNV{name}" for auto, name in names.items()}
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _forward_and_recompute_contexts(norms: list[nn.BatchNorm2d]):
+    return nullcontext(), _frozen_statistics(norms)
 
 
 @contextmanager
@@ -355,22 +367,16 @@ class EfficientNetNVBackbone(BackboneMixin, EfficientNetNVPreTrainedModel):
     @property
     def strides(self) -> dict[str, int]:
         """Pixels of the input per step of each stage's map."""
-        strides = [2]
-        for stage in self.config.stages:
-            strides.append(strides[-1] * stage.stride)
-        return dict(zip(self.stage_names, strides))
+        return dict(zip(self.stage_names, accumulate(self.config.strides, mul, initial=2)))
 
     @can_return_tuple
-    def forward(
-        self, pixel_values: torch.FloatTensor, output_hidden_states: bool | None = None, **kwargs
-    ) -> BackboneOutput:
+    def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs) -> BackboneOutput:
         """Returns the maps of `config.out_features`, in order; see [`EfficientNetNVModel`] for the arguments."""
         _check_pixels(pixel_values, self.config)
         maps = self.encoder(pixel_values)
-        return BackboneOutput(
-            feature_maps=tuple(map_ for name, map_ in zip(self.stage_names, maps) if name in self.out_features),
-            hidden_states=tuple(maps) if _wanted(output_hidden_states, self.config) else None,
-        )
+        chosen = tuple(map_ for name, map_ in zip(self.stage_names, maps) if name in self.out_features)
+        hidden_states = tuple(maps) if _wanted(output_hidden_states, self.config) else None
+        return BackboneOutput(feature_maps=chosen, hidden_states=hidden_states)
 
 
 def _wanted(output_hidden_states: bool | None, config: EfficientNetNVConfig) -> bool:

@@ -11,3 +11,26 @@ import torch  # noqa: E402
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_config():
+    """Makes a three-stage network of 16 to 40 channels for 32-pixel pictures, with every kind of block in it."""
+    from effnet_hf import EfficientNetNVConfig
+
+    def make(**overrides):
+        settings = {
+            "image_size": 32,
+            "kernel_sizes": [3, 5, 3],
+            "strides": [1, 2, 2],
+            "num_block_repeats": [1, 2, 2],
+            "expand_ratios": [1, 6, 4],
+            "out_channels": [16, 24, 40],
+            "stem_channels": 16,
+            "head_channels": 64,
+        }
+        if "id2label" not in overrides:
+            settings["num_labels"] = 5
+        return EfficientNetNVConfig(**{**settings, **overrides})
+
+    return make

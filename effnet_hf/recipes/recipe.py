@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import sys
 import types
 import typing
@@ -69,9 +70,9 @@ class Recipe(
 
     def architecture_overrides(self) -> dict:
         """The configuration fields that this recipe sets, also on a loaded checkpoint."""
-        names = ("image_size", "dropout_rate", "survival_prob", "batch_norm_momentum", "batch_norm_eps")
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return {**given, "stochastic_depth_mode": self.stochastic_depth_mode, "conv_init": self.conv_init}
+        names = ("image_size", "dropout_rate", "survival_prob", "stochastic_depth_mode")
+        names += ("batch_norm_momentum", "batch_norm_eps", "conv_init")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def replace(self, **changes) -> "Recipe":
         return dataclasses.replace(self, **changes)
@@ -81,9 +82,9 @@ class Recipe(
         lines = [f"name: {self.name}"]
         for group in options.GROUPS:
             names = [field.name for field in dataclasses.fields(group) if field.name != "hub_token"]
-            values = {name: getattr(self, name) for name in names}
-            lines += ["", f"# {group._argument_group_name}", yaml.safe_dump(values, sort_keys=False, default_flow_style=None)]
-        return "\n".join(line.rstrip() for line in lines) + "\n"
+            lines += ["", f"# {group._argument_group_name}"]
+            lines += [f"{name}: {json.dumps(getattr(self, name))}" for name in names]  # JSON values are YAML values
+        return "\n".join(lines) + "\n"
 
 
 _INFINITY = float("inf")
@@ -92,6 +93,7 @@ _RANGES = {
     "val_fraction": (0, 0.9),
     "num_workers": (0, 512),
     "prefetch_factor": (1, 64),
+    "resize_margin": (0, _INFINITY),
     "crop_scale": (1e-4, 1),
     "horizontal_flip": (0, 1),
     "mixup": (0, _INFINITY),

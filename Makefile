@@ -1,0 +1,50 @@
+# Two commands: `make demo` runs the main job, `make test` passes the tests. Both set up what they need.
+PYTHON ?= python3
+VENV ?= .venv
+PY = $(VENV)/bin/python
+# One thread per process: with two, OpenMP's spin waits made a shared machine 50 times slower.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM = false
+export HF_HUB_DISABLE_TELEMETRY = 1
+
+.PHONY: demo test test-main test-transformers5 test-common lint clean
+
+demo: $(VENV)/.ready
+	$(PY) examples/write_digits.py demo/digits
+	$(VENV)/bin/accelerate launch --config_file accelerate_configs/cpu.yaml train.py --config digits \
+	    --data_dir demo/digits --output_dir demo/model --overwrite true
+	$(PY) validate.py --model demo/model --data_dir demo/digits
+	$(PY) classify.py --model demo/model --top_k 3 --save_plot demo/classified.png \
+	    demo/digits/val/three/0013.png demo/digits/val/seven/*7.png
+
+test: lint test-main test-common test-transformers5
+
+test-main: $(VENV)/.ready
+	$(PY) -m pytest -n 2 tests
+
+# The same suite on the newest transformers, laid over the environment instead of installing torch twice.
+test-transformers5: $(VENV)/.transformers5
+	PYTHONPATH=$(abspath $(VENV))/transformers5 $(PY) -m pytest -n 2 tests
+
+# transformers' own tests of any model, backbone, configuration and image processor, run against our classes.
+test-common: $(VENV)/.ready $(VENV)/.transformers5
+	EFFNET_HF_TRANSFORMERS_TESTS=$$($(PY) tests/common_suite/fetch.py $(VENV)/common) $(PY) -m pytest tests/test_common.py
+	export PYTHONPATH=$(abspath $(VENV))/transformers5; \
+	EFFNET_HF_TRANSFORMERS_TESTS=$$($(PY) tests/common_suite/fetch.py $(VENV)/common) $(PY) -m pytest tests/test_common.py
+
+lint: $(VENV)/.ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+$(VENV)/.ready: setup.cfg requirements/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --constraint requirements/constraints.txt --editable '.[dev,dali,quant,onnx,optimum,tracking]'
+	touch $@
+
+$(VENV)/.transformers5: requirements/transformers5.txt $(VENV)/.ready
+	rm -rf $(VENV)/transformers5
+	$(VENV)/bin/pip install --quiet --no-deps --target $(VENV)/transformers5 --requirement requirements/transformers5.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

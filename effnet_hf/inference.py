@@ -1,0 +1,103 @@
+"""Pictures in, class names and probabilities out, through transformers' image-classification pipeline."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from transformers import pipeline
+
+from .errors import UserError
+from .image_processing_efficientnet_nv import to_rgb
+from .training.model import check_checkpoint
+
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """`predictions` as the pipeline gives them, best first: `{"label", "score"}`; or why the picture has none."""
+
+    path: Path
+    predictions: list[dict]
+    error: str | None = None
+
+
+class Classifier:
+    """A checkpoint behind `transformers.pipeline`.
+
+    Args:
+        model: folder or Hub id.
+        device: `"cpu"`, `"cuda"`, `"cuda:1"`, …; a GPU if there is one by default.
+        precision: `"fp32"`, `"fp16"` (GPU only) or `"bf16"`.
+
+    Raises:
+        UserError: no such model, no such device, fp16 on a CPU.
+    """
+
+    def __init__(self, model: str, device: str | None = None, precision: str = "fp32"):
+        check_checkpoint(model)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu.")
+        if device == "cpu" and precision == "fp16":
+            raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16.")
+        try:
+            self.pipeline = pipeline("image-classification", model=model, device=device, dtype=DTYPES[precision])
+        except (RuntimeError, OSError, ValueError) as error:
+            raise UserError(f"--model {model} cannot be used: {str(error).strip().splitlines()[0]}") from None
+
+    def __call__(self, paths: list[Path], top_k: int = 5, batch_size: int = 16) -> Iterator[Prediction]:
+        """Predictions in the order of `paths`; a picture that cannot be read gets an `error` instead."""
+        for start in range(0, len(paths), batch_size):
+            batch = [(path, *_open(path)) for path in paths[start : start + batch_size]]
+            pictures = [picture for _, picture, _ in batch if picture is not None]
+            found = iter(self.pipeline(pictures, top_k=top_k, batch_size=batch_size) if pictures else [])
+            for path, picture, error in batch:
+                yield Prediction(path, next(found) if picture is not None else [], error)
+
+
+def _open(path: Path) -> tuple[Image.Image | None, str | None]:
+    try:
+        with Image.open(path) as picture:
+            return to_rgb(picture), None
+    except UnidentifiedImageError:
+        return None, "not a picture"
+    except Image.DecompressionBombError:
+        return None, "too many pixels"
+    except (OSError, ValueError, SyntaxError) as error:
+        return None, getattr(error, "strerror", None) or str(error) or "cannot be read"
+
+
+def draw_predictions(results: list[Prediction], path: str, most: int = 12) -> None:
+    """Draws up to `most` pictures, each beside the bars of its classes, into a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shown = [result for result in results if result.predictions][:most]
+    if not shown:
+        raise UserError("--save_plot: no picture could be classified, so there is nothing to draw.")
+    figure, axes = plt.subplots(len(shown), 2, figsize=(7, 1.9 * len(shown)), squeeze=False, layout="constrained")
+    for (left, right), result in zip(axes, shown):
+        left.imshow(_open(result.path)[0])
+        left.set_title(result.path.name, fontsize=8)
+        left.axis("off")
+        labels = [prediction["label"].split(",")[0][:28] for prediction in result.predictions][::-1]
+        scores = [100 * prediction["score"] for prediction in result.predictions][::-1]
+        bars = right.barh(range(len(labels)), scores, color="#76b900")
+        right.set_yticks(range(len(labels)), labels, fontsize=8)
+        right.bar_label(bars, fmt="%.1f %%", fontsize=7, padding=2)
+        right.set_xlim(0, 115)
+        right.set_xticks([])
+        right.spines[:].set_visible(False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        figure.savefig(path, dpi=110)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--save_plot {path} cannot be written: {error}") from None
+    finally:
+        plt.close(figure)

@@ -1,0 +1,179 @@
+"""What a run's folder looks like; nothing else knows.
+
+    output_dir/
+      config.json model.safetensors preprocessor_config.json README.md   the best model, opens with from_pretrained
+      recipe.yaml metrics.jsonl summary.json plots/
+      checkpoints/update-00001250/      the same files plus what resuming needs:
+        optimizer.bin scaler.pt         optimizer and fp16 loss scale
+        random_states_{rank}.pkl        RNGs of every process
+        custom_checkpoint_0.pkl         moving average of the weights
+        progress.json                   epoch, position in the sample order, best figure, end of metrics.jsonl
+      checkpoints/best/                 the best model so far
+
+A checkpoint is written to a hidden sibling, flushed to the disk and renamed, so a folder that can be seen is whole.
+"""
+
+import dataclasses
+import json
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file
+
+from ..errors import UserError
+from ..files import atomic_folder, atomic_write
+from ..recipes import Recipe
+
+
+@dataclass
+class Progress:
+    """Where a run stands. `epoch` and `update` name the next optimizer step; a position is exact for any rank count."""
+
+    epoch: int = 0
+    update: int = 0
+    total_updates: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    best_top1: float = -1.0
+    best_topk: float = 0.0
+    best_loss: float = 0.0
+    best_epoch: int = -1
+    best_is_ema: bool = False
+    num_validated: int = 0
+    epochs_since_best: int = 0
+    seconds: float = 0.0
+    metrics_bytes: int = 0
+    num_samples: int = 0
+    num_processes: int = 1
+
+
+class Checkpoints:
+    """Writes, lists, prunes and reads the checkpoints of one run."""
+
+    def __init__(self, accelerator: Accelerator, recipe: Recipe, processor):
+        self.accelerator, self.recipe, self.processor = accelerator, recipe, processor
+        self.folder = Path(recipe.output_dir, "checkpoints")
+        accelerator.register_save_state_pre_hook(self._save_weights)
+        accelerator.register_load_state_pre_hook(self._load_weights)
+
+    def save(self, progress: Progress) -> Path:
+        """Writes the state after the last optimizer step. A collective call."""
+        target = self.folder / f"update-{progress.total_updates:08d}"
+        with self._staged(target) as folder:
+            self.accelerator.save_state(str(folder))
+            if self.accelerator.is_main_process:
+                self.processor.save_pretrained(folder)
+                (folder / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
+                (folder / "progress.json").write_text(json.dumps(dataclasses.asdict(progress), indent=1))
+        if self.accelerator.is_main_process:
+            for old in self.all()[: -self.recipe.keep_checkpoints]:
+                shutil.rmtree(old)
+        return target
+
+    def all(self) -> list[Path]:
+        """Whole checkpoints, oldest first."""
+        return sorted(path for path in self.folder.glob("update-*") if (path / "progress.json").is_file())
+
+    def save_best(self, model) -> None:
+        """Writes `best/`, the model that validates best so far."""
+        if self.accelerator.is_main_process:
+            with atomic_folder(self.folder / "best", overwrite=True) as folder:
+                model.save_pretrained(folder)
+                self.processor.save_pretrained(folder)
+
+    def publish(self, model) -> None:
+        """Puts the best model, or `model` if nothing was validated, where `from_pretrained(output_dir)` finds it."""
+        if not self.accelerator.is_main_process:
+            return
+        if not (self.folder / "best").is_dir():
+            self.save_best(model)
+        for source in sorted((self.folder / "best").iterdir()):
+            with atomic_write(self.folder.parent / source.name, "wb") as file:
+                file.write(source.read_bytes())
+
+    def find(self, resume: str | None) -> Path | None:
+        """The checkpoint that `--resume` names; None for `auto` in a fresh folder.
+
+        Raises:
+            UserError: there is no such checkpoint.
+        """
+        if resume is None:
+            return None
+        if resume == "auto":
+            return self.all()[-1] if self.all() else None
+        path = Path(resume)
+        if (path / "progress.json").is_file():
+            return path
+        nested = sorted(path.glob("checkpoints/update-*/progress.json"))
+        if not nested:
+            raise UserError(f"--resume {resume}: no checkpoint there; name a folder like {self.folder}/update-00001250.")
+        return nested[-1].parent
+
+    def load(self, path: Path, num_samples: int) -> Progress:
+        """Restores model, moving average, optimizer, loss scale and RNGs, and says where to go on.
+
+        Raises:
+            UserError: the checkpoint is unreadable, or its position means another sample in this run.
+        """
+        from ..recipes import load_recipe
+
+        try:
+            progress = Progress(**json.loads((path / "progress.json").read_text()))
+            then = load_recipe(str(path / "recipe.yaml"))
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError(f"--resume {path} is not a checkpoint of this version: {error}") from None
+        for name in ("seed", "global_batch_size", "variant"):
+            if getattr(then, name) != getattr(self.recipe, name):
+                raise UserError(
+                    f"--resume {path} was trained with --{name} {getattr(then, name)}, not {getattr(self.recipe, name)};"
+                    " resume with its value, or start from its weights with --model."
+                )
+        if progress.num_samples != num_samples:
+            raise UserError(
+                f"--resume {path} was trained on {progress.num_samples} pictures, the data now has {num_samples};"
+                " start from its weights with --model instead."
+            )
+        try:
+            self.accelerator.load_state(str(path))
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise UserError(f"--resume {path} cannot be restored: {str(error).strip().splitlines()[0]}") from None
+        return progress
+
+    def clean(self, everything: bool = False) -> None:
+        """Removes what a killed writer left behind; with `everything` the checkpoints of the earlier run too."""
+        if self.accelerator.is_main_process and self.folder.is_dir():
+            for path in self.folder.iterdir() if everything else self.folder.glob(".*.tmp"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def _staged(self, target: Path):
+        """`atomic_folder` for all processes: the first one creates and renames, the others write into it."""
+        if self.accelerator.is_main_process:
+            with atomic_folder(target, overwrite=True) as folder:
+                broadcast_object_list([str(folder)])
+                yield folder
+                self.accelerator.wait_for_everyone()
+        else:
+            name = [None]
+            broadcast_object_list(name)
+            yield Path(name[0])
+            self.accelerator.wait_for_everyone()
+        self.accelerator.wait_for_everyone()
+
+    # Weights go through save_pretrained, so that every checkpoint opens as a model and fits any number of processes.
+    # Under FSDP Accelerate hands no gathered weights to the hook and writes its own sharded format.
+
+    def _save_weights(self, models, weights, output_dir):
+        while weights:
+            weights.pop()
+            if self.accelerator.is_main_process:
+                self.accelerator.unwrap_model(models[0], keep_torch_compile=False).save_pretrained(output_dir)
+
+    def _load_weights(self, models, input_dir):
+        if (Path(input_dir) / "model.safetensors").is_file():
+            model = self.accelerator.unwrap_model(models.pop(), keep_torch_compile=False)
+            model.load_state_dict(load_file(Path(input_dir) / "model.safetensors"), strict=True)

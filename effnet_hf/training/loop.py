@@ -1,0 +1,158 @@
+"""The training story: epochs, steps, validation. Read it top to bottom.
+
+    recipe -> accelerator -> loaders -> model -> for every epoch: steps, validation, checkpoint -> best model + card
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+from ..errors import UserError
+from ..recipes import Recipe
+from .metrics import LatencyMeter, LossMeter, Speed, percentiles, topk_correct
+from .optim import learning_rate, set_learning_rate, training_loss
+from .precision import make_accelerator
+from .publish import finish
+from .setup import Run, set_up
+from .signals import EXIT_INTERRUPTED
+
+
+def train(recipe: Recipe, prepare_model: Callable | None = None) -> int:
+    """Trains as the recipe says and leaves a `save_pretrained` folder in `recipe.output_dir`.
+
+    Args:
+        prepare_model: called with (model, loaders, accelerator, report) before the optimizer exists; `qat.py` inserts
+            and calibrates its quantizers there.
+
+    Returns:
+        0 when the run is complete, `EXIT_INTERRUPTED` after a signal: `--resume auto` goes on from there.
+    """
+    accelerator = make_accelerator(recipe)
+    run = set_up(recipe, accelerator, prepare_model)
+    try:
+        with run.interruption:
+            last_epoch = min(recipe.epochs, run.progress.epoch + (recipe.run_epochs or recipe.epochs))
+            while run.progress.epoch < last_epoch:
+                complete = train_epoch(run)
+                if complete:
+                    end_epoch(run)
+                if run.patience_is_over:
+                    break
+                if not complete or (run.progress.epoch < last_epoch and run.interruption.agreed()):
+                    run.report.line(f"{run.interruption.received or 'stopped'}: saved; go on with --resume auto")
+                    return EXIT_INTERRUPTED
+        return finish(run)
+    finally:
+        run.loaders.close()
+        run.report.close()
+
+
+def train_epoch(run: Run) -> bool:
+    """Runs the optimizer steps left in this epoch; False if a signal ended it early, with everything saved."""
+    recipe, accelerator, progress, report = run.recipe, run.accelerator, run.progress, run.report
+    loader = run.loaders.train
+    losses = LossMeter(accelerator, progress.loss_sum, progress.loss_count)
+    speed = Speed(recipe.global_batch_size)
+    saved_at = time.monotonic()
+    run.model.train()
+    report.start_bar(f"epoch {progress.epoch + 1}/{recipe.epochs}", loader.updates_per_epoch, progress.update)
+
+    for batch in speed.watch(loader.epoch(progress.epoch, start_update=progress.update)):
+        rate = learning_rate(recipe, progress.epoch, progress.update, loader.updates_per_epoch)
+        set_learning_rate(run.optimizer, rate)
+        with accelerator.accumulate(run.model):
+            logits = run.model(pixel_values=batch["pixel_values"]).logits
+            loss = training_loss(logits, batch["labels"], recipe.label_smoothing)
+            accelerator.backward(loss)
+            if recipe.gradient_clip and accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(run.model.parameters(), recipe.gradient_clip)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+        losses.add(loss)
+        if not accelerator.sync_gradients:
+            continue
+
+        # One optimizer step is complete; everything from here on happens between two steps.
+        progress.update += 1
+        progress.total_updates += 1
+        speed.count_update()
+        if run.ema is not None:
+            run.ema.update(run.bare_model)
+        report.advance()
+        epoch_is_over = progress.update == loader.updates_per_epoch
+        log_now = epoch_is_over or progress.update % recipe.log_every == 0
+        if log_now:
+            run.log_step(losses.recent(), rate, speed.figures())  # the only wait for the device
+        # Several processes must stop at the same step; agreeing costs a collective, so they do it when they log.
+        stop = (log_now or accelerator.num_processes == 1) and not epoch_is_over and run.interruption.agreed()
+        if stop or (run.checkpoint_is_due(saved_at) and not epoch_is_over):
+            progress.loss_sum, progress.loss_count = losses.total(), losses.count
+            run.save()
+            saved_at = time.monotonic()
+        if stop:
+            break
+    report.end_bar()
+    progress.loss_sum, progress.loss_count = losses.total(), losses.count
+    return progress.update == loader.updates_per_epoch
+
+
+def end_epoch(run: Run) -> None:
+    """Validates, remembers the best model, writes the epoch's line and its checkpoint."""
+    recipe, progress = run.recipe, run.progress
+    results = {"val": validate(run.model, run.loaders.val, run.accelerator, recipe.topk)}
+    if run.ema is not None:
+        results["val_ema"] = validate(run.ema.model, run.loaders.val, run.accelerator, recipe.topk)
+
+    kind, figures = max(results.items(), key=lambda item: item[1]["top1"])
+    progress.epochs_since_best += 1
+    if figures["top1"] > progress.best_top1:
+        progress.best_top1, progress.best_loss, progress.best_topk = (
+            figures[name] for name in ("top1", "loss", f"top{recipe.topk}")
+        )
+        progress.best_epoch, progress.best_is_ema, progress.epochs_since_best = progress.epoch, kind == "val_ema", 0
+        progress.num_validated = figures["n"]
+        run.checkpoints.save_best(run.ema.model if progress.best_is_ema else run.bare_model)
+    run.log_epoch(progress.loss_sum / max(progress.loss_count, 1), results)
+
+    progress.epoch, progress.update, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0
+    every = recipe.checkpoint_every_epochs
+    if progress.epoch == recipe.epochs or run.patience_is_over or (every and progress.epoch % every == 0):
+        run.save()
+
+
+@torch.inference_mode()
+def validate(model, loader, accelerator, topk: int = 5) -> dict[str, float]:
+    """Top-1, top-k (percent) and cross entropy over every picture exactly once, on any number of processes.
+
+    Also `total_ips` and `compute_ips` (pictures per second of all processes together, with and without waiting for
+    data) and `compute_latency_*` (milliseconds per batch on this process); the first batches count in no speed.
+    """
+    was_training = model.training
+    model.eval()
+    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)  # top-1, top-k, loss, pictures
+    meter, sizes, started = LatencyMeter(accelerator.device), [], []
+    for batch in loader.epoch(0):
+        started.append(time.perf_counter())
+        with meter, accelerator.autocast():
+            logits = model(pixel_values=batch["pixel_values"]).logits.float()
+        labels = batch["labels"]
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        sums[:2] += topk_correct(logits, labels, (1, topk))
+        sums[2] += loss
+        sums[3] += len(labels)
+        sizes.append(len(labels))
+    sums = accelerator.reduce(sums, reduction="sum").tolist()
+    model.train(was_training)
+    if not sums[3]:
+        raise UserError("there is no picture to validate on: give a val/ folder or --val_fraction.")
+    figures = {"top1": 100 * sums[0] / sums[3], f"top{topk}": 100 * sums[1] / sums[3], "loss": sums[2] / sums[3]}
+    figures["n"] = int(sums[3])
+    warmup = min(3, len(sizes) // 3)
+    latencies = meter.milliseconds(warmup)
+    timed = sum(sizes[warmup:]) * accelerator.num_processes
+    if len(latencies):
+        elapsed = time.perf_counter() - started[warmup]
+        figures |= {"total_ips": timed / elapsed, "compute_ips": timed / (latencies.sum() / 1e3)}
+        figures |= {f"compute_latency_{name}": value for name, value in percentiles(latencies).items()}
+    return figures

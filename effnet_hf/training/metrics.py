@@ -1,0 +1,138 @@
+"""Accuracy on the device, latency percentiles, and an `evaluate` metric that needs no network."""
+
+import time
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+
+
+def topk_correct(logits: torch.Tensor, labels: torch.Tensor, ks: tuple[int, ...]) -> torch.Tensor:
+    """How many labels (N,) are among the k best of logits (N, classes), for each k; k is capped at the classes."""
+    best = logits.topk(min(max(ks), logits.shape[-1]), dim=-1).indices
+    hits = best == labels[:, None]
+    return torch.stack([hits[:, :k].any(-1).sum() for k in ks])
+
+
+class TopKAccuracy(evaluate.Metric):
+    """Top-k accuracy for the `evaluate` library, offline: `evaluate.load("accuracy")` asks the Hub even when cached.
+
+    >>> metric = TopKAccuracy()
+    >>> metric.compute(predictions=[[0.1, 0.7, 0.2]], references=[2], k=2)
+    {'top2': 1.0}
+    """
+
+    def _info(self):
+        features = {"predictions": datasets.Sequence(datasets.Value("float32")), "references": datasets.Value("int64")}
+        return evaluate.MetricInfo(
+            description="Share of references among the k highest-scoring classes.",
+            citation="",
+            inputs_description="predictions: logits or probabilities (N, classes); references: class indices (N,).",
+            features=datasets.Features(features),
+        )
+
+    def _compute(self, predictions, references, k: int = 1):
+        logits, labels = torch.as_tensor(np.asarray(predictions)), torch.as_tensor(np.asarray(references))
+        return {f"top{k}": topk_correct(logits, labels, (k,)).item() / len(labels)}
+
+
+class LatencyMeter:
+    """Times steps without stopping the device: CUDA events on a GPU, the clock elsewhere. Milliseconds."""
+
+    def __init__(self, device: torch.device):
+        self.on_cuda = device.type == "cuda"
+        self.marks = []
+
+    def _now(self):
+        if not self.on_cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def __enter__(self):
+        self.start = self._now()
+
+    def __exit__(self, *_):
+        self.marks.append((self.start, self._now()))
+
+    def milliseconds(self, warmup: int = 0) -> np.ndarray:
+        """One figure per step, the first `warmup` left out where at least one remains."""
+        marks = self.marks[warmup:] or self.marks
+        if self.on_cuda:
+            torch.cuda.synchronize()
+            return np.array([start.elapsed_time(end) for start, end in marks])
+        return np.array([1e3 * (end - start) for start, end in marks])
+
+
+def percentiles(milliseconds: np.ndarray) -> dict[str, float]:
+    """Mean, p50, p95, p99 and maximum of a latency series, in milliseconds."""
+    figures = np.percentile(milliseconds, [50, 95, 99]) if len(milliseconds) else [float("nan")] * 3
+    names = ("p50", "p95", "p99")
+    extremes = {"mean": float(np.mean(milliseconds)), "max": float(np.max(milliseconds))} if len(milliseconds) else {}
+    return {**{name: float(value) for name, value in zip(names, figures)}, **extremes}
+
+
+class LossMeter:
+    """Mean loss of an epoch and since the last look, summed on the device so that no step waits for the host."""
+
+    def __init__(self, accelerator, total: float = 0.0, count: int = 0):
+        self.accelerator = accelerator
+        self.sum = torch.tensor(total, dtype=torch.float64, device=accelerator.device)
+        self.count, self.seen = count, (total, count)
+
+    def add(self, loss: torch.Tensor) -> None:
+        self.sum += loss.detach()
+        self.count += 1
+
+    def total(self) -> float:
+        """The sum so far, averaged over processes. Waits for the device; a collective call."""
+        return self.accelerator.reduce(self.sum.clone(), reduction="mean").item()
+
+    def recent(self) -> float:
+        """Mean since the last call of `recent`."""
+        total, (before, count) = self.total(), self.seen
+        self.seen = (total, self.count)
+        return (total - before) / max(self.count - count, 1)
+
+
+class Speed:
+    """Pictures per second and where the time goes, without stopping the device; the first steps are not counted."""
+
+    WARMUP = 2
+
+    def __init__(self, pictures_per_update: int):
+        self.pictures = pictures_per_update
+        self.updates, self.waited, self.started = -self.WARMUP, 0.0, time.perf_counter()
+
+    def watch(self, batches):
+        """Passes batches through and adds up the time spent waiting for them."""
+        iterator = iter(batches)
+        while True:
+            asked = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - asked
+            if batch is None:
+                return
+            yield batch
+
+    def count_update(self) -> None:
+        self.updates += 1
+        if self.updates == 0:
+            self.waited, self.started = 0.0, time.perf_counter()
+
+    def figures(self) -> dict[str, float]:
+        """Per optimizer step since the last call; empty while warming up."""
+        if self.updates <= 0:
+            return {}
+        elapsed = time.perf_counter() - self.started
+        computing = max(elapsed - self.waited, 1e-9)
+        figures = {
+            "train.total_ips": self.pictures * self.updates / elapsed,
+            "train.compute_ips": self.pictures * self.updates / computing,
+            "train.data_time": self.waited / self.updates,
+            "train.compute_time": computing / self.updates,
+        }
+        self.updates, self.waited, self.started = 0, 0.0, time.perf_counter()
+        return figures

@@ -1,0 +1,91 @@
+"""The model and the image processor that a recipe asks for, fresh or from a checkpoint."""
+
+import json
+import os
+from pathlib import Path
+
+from PIL import Image
+from transformers import AutoConfig, AutoImageProcessor
+
+from ..configuration import EfficientNetNVConfig
+from ..errors import UserError
+from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..recipes import Recipe
+
+
+FILTERS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
+
+
+def check_checkpoint(name_or_path: str) -> EfficientNetNVConfig:
+    """The configuration of one of our checkpoints, a folder or a Hub id.
+
+    Raises:
+        UserError: it is not there, cannot be read, or belongs to another architecture.
+    """
+    looks_local = os.path.exists(name_or_path) or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    if looks_local and not Path(name_or_path).is_dir():
+        reason = "is a file; name the folder that holds it" if Path(name_or_path).is_file() else "does not exist"
+        raise UserError(f"--model {name_or_path} {reason}.")
+    if looks_local and not Path(name_or_path, "config.json").is_file():
+        raise UserError(f"--model {name_or_path} holds no config.json, so it is not a saved model.")
+    try:
+        config = AutoConfig.from_pretrained(name_or_path)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise UserError(f"--model {name_or_path} cannot be opened: {str(error).strip().splitlines()[0]}") from None
+    if not isinstance(config, EfficientNetNVConfig):
+        raise UserError(
+            f"--model {name_or_path} is a {config.model_type!r} model, not one of ours;"
+            " if it is an EfficientNet, convert it first: python convert.py --help"
+        )
+    return config
+
+
+def build_processor(recipe: Recipe, image_size: int) -> EfficientNetNVImageProcessor:
+    """Evaluation preprocessing: a checkpoint's own mean and standard deviation, the recipe's size and filter."""
+    processor = EfficientNetNVImageProcessor()
+    if recipe.model:
+        try:
+            processor = AutoImageProcessor.from_pretrained(recipe.model)
+        except (OSError, ValueError):  # weights without a preprocessor file: ImageNet's statistics
+            pass
+    return EfficientNetNVImageProcessor.for_image_size(
+        image_size,
+        margin=recipe.resize_margin,
+        resample=FILTERS[recipe.interpolation],
+        image_mean=processor.image_mean,
+        image_std=processor.image_std,
+    )
+
+
+def image_size_of(recipe: Recipe) -> int:
+    """The recipe's size, else the checkpoint's, else the variant's."""
+    if recipe.image_size:
+        return recipe.image_size
+    return check_checkpoint(recipe.model).image_size if recipe.model else recipe.model_config().image_size
+
+
+def build_model(recipe: Recipe, class_names: list[str]) -> EfficientNetNVForImageClassification:
+    """A fresh network, or a checkpoint's weights with a new classifier if its classes are not these.
+
+    Raises:
+        UserError: `num_labels` insists on another number, or the checkpoint cannot be used.
+    """
+    if recipe.num_labels not in (None, len(class_names)):
+        raise UserError(f"--num_labels {recipe.num_labels} was asked for, but the data has {len(class_names)} classes.")
+    id2label = dict(enumerate(class_names))
+    labels = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
+    if not recipe.model:
+        return EfficientNetNVForImageClassification(recipe.model_config(**labels))
+    config = check_checkpoint(recipe.model)
+    known = [config.id2label[i] for i in sorted(config.id2label)]
+    unnamed = known == [f"LABEL_{i}" for i in range(len(class_names))]
+    try:
+        model = EfficientNetNVForImageClassification.from_pretrained(
+            recipe.model, ignore_mismatched_sizes=True, **labels, **recipe.architecture_overrides()
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {recipe.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    if known != class_names and not unnamed:
+        model._init_weights(model.classifier)  # same number of classes, other classes: the old head means nothing
+    return model

@@ -1,0 +1,88 @@
+"""Curves of one or several runs from their metrics.jsonl: loss, top-1, top-5, learning rate, throughput.
+
+    python -m effnet_hf.training.plots runs/a runs/b --output plots
+"""
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
+
+from ..cli import ArgumentParser, run  # noqa: E402
+from ..errors import UserError  # noqa: E402
+
+
+PANELS = (  # (title, y label, [(row type, metric, legend)])
+    ("Loss", "cross entropy", [("epoch", "train.loss", "train"), ("val", "val.loss", "val")]),
+    ("Top-1", "%", [("val", "val.top1", "val"), ("val_ema", "val_ema.top1", "moving average")]),
+    ("Top-5", "%", [("val", "val.top5", "val"), ("val_ema", "val_ema.top5", "moving average")]),
+    ("Learning rate", "", [("train", "train.lr", "")]),
+    ("Training throughput", "pictures/s", [("train", "train.total_ips", "")]),
+)
+STYLES = ("-", "--", ":")
+
+
+def read_rows(run_dir: Path) -> list[dict]:
+    """All rows of a run's metrics.jsonl.
+
+    Raises:
+        UserError: there is no such file, or a line of it is not JSON.
+    """
+    path = Path(run_dir, "metrics.jsonl")
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except OSError:
+        raise UserError(f"{run_dir} holds no metrics.jsonl; name the --output_dir of a run.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged: {error}.") from None
+
+
+def draw(runs: dict[str, Path], folder: Path) -> list[Path]:
+    """Draws `curves.png` over the given runs (label -> output_dir), one colour a run; returns the files written."""
+    rows = {label: read_rows(path) for label, path in runs.items()}
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(4.2 * len(PANELS), 3.4), layout="constrained")
+    for axis, (title, unit, series) in zip(axes, PANELS):
+        for color, (label, entries) in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 9, rows.items()):
+            for style, (kind, metric, legend) in zip(STYLES, series):
+                points = _points(entries, kind, metric)
+                name = " ".join(part for part in (label if len(rows) > 1 else "", legend) if part)
+                if points:
+                    marker = "o" if len(points) == 1 else None
+                    axis.plot(*zip(*points), style, color=color, label=name or None, linewidth=1.4, marker=marker)
+        axis.set(title=title, xlabel="epoch", ylabel=unit)
+        axis.grid(alpha=0.3)
+        if axis.get_legend_handles_labels()[1]:
+            axis.legend(frameon=False, fontsize=8)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return [path]
+
+
+def _points(rows: list[dict], kind: str, metric: str) -> list[tuple[float, float]]:
+    """(epochs completed, value) of every row of one kind that has the metric."""
+    steps = max((row["update"] for row in rows if row["type"] == "train"), default=1)
+    points = []
+    for row in rows:
+        if row["type"] == kind and row.get(metric) is not None:
+            points.append((row["epoch"] + (row["update"] / steps if "update" in row else 1), row[metric]))
+    return points
+
+
+def main() -> None:
+    parser = ArgumentParser(prog="effnet_hf.training.plots", description="Draw the curves of one or several runs.")
+    parser.add_argument("runs", nargs="+", help="output folders of train.py")
+    parser.add_argument("--output", default="plots", help="folder for curves.png")
+    arguments = parser.parse_args()
+    for path in draw({Path(name).name: Path(name) for name in arguments.runs}, Path(arguments.output)):
+        print(path)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,73 @@
+"""The Accelerator of a recipe: precision, accumulation, compilation, trackers."""
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    GradScalerKwargs,
+    ProjectConfiguration,
+    TorchDynamoPlugin,
+)
+
+from ..errors import UserError
+from ..recipes import Recipe
+
+
+def make_accelerator(recipe: Recipe) -> Accelerator:
+    """Builds the Accelerator; `--precision` wins over what `accelerate launch` was configured with.
+
+    fp32 means fp32: TF32 is off unless asked for (torch would use it in convolutions by default). The fp16 loss scale
+    starts at 128 and, unless `dynamic_loss_scale`, only ever shrinks, as in the original's recipe.
+
+    Raises:
+        UserError: a precision or compiler that this machine lacks.
+    """
+    mixed = {None: None, "fp32": "no", "tf32": "no"}.get(recipe.precision, recipe.precision)
+    handlers = [
+        GradScalerKwargs(init_scale=recipe.loss_scale, growth_interval=100 if recipe.dynamic_loss_scale else 10**9),
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+    ]
+    compilation = None
+    if recipe.compile != "none":
+        compilation = TorchDynamoPlugin(backend="inductor", use_regional_compilation=recipe.compile == "blocks")
+    try:
+        accelerator = Accelerator(
+            mixed_precision=mixed,
+            kwargs_handlers=handlers,
+            dynamo_plugin=compilation,
+            log_with=recipe.report_to or None,
+            project_config=ProjectConfiguration(project_dir=recipe.output_dir, logging_dir=f"{recipe.output_dir}/logs"),
+            step_scheduler_with_optimizer=False,
+        )
+    except (ValueError, ImportError) as error:
+        raise UserError(f"Accelerate refuses this set-up: {' '.join(str(error).split())}") from error
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16.")
+    if recipe.precision == "tf32" and not _has_tf32(accelerator.device):
+        raise UserError("--precision tf32 needs an NVIDIA GPU of the Ampere generation or newer; use fp32 here.")
+    if recipe.sync_batch_norm and accelerator.device.type != "cuda":
+        raise UserError("--sync_batch_norm needs GPUs: torch has no synchronised batch norm on a CPU.")
+    allow_tf32(recipe.precision == "tf32")
+    torch.backends.cudnn.benchmark = True
+    return accelerator
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Switches TF32 in convolutions and matrix products, through whichever interface this torch prefers."""
+    if hasattr(torch.backends.cudnn, "conv"):  # torch >= 2.9; the older switches warn there
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "ieee"
+    else:
+        torch.backends.cudnn.allow_tf32 = allowed
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def wants_channels_last(recipe: Recipe, accelerator: Accelerator) -> bool:
+    """The recipe's choice; by default on, except for fp32 and TF32 on CUDA, where the original stays with NCHW."""
+    if recipe.channels_last is not None:
+        return recipe.channels_last
+    return accelerator.device.type != "cuda" or accelerator.mixed_precision != "no"

@@ -1,0 +1,103 @@
+"""The end of a run: the best model where `from_pretrained` finds it, plots, a summary, a model card, an upload."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from ..files import atomic_write
+from ..hub import CardFacts, describe_preprocessing, push_folder, render_card, software_versions
+from .plots import draw
+from .setup import Run, describe_device
+
+
+def finish(run: Run) -> int:
+    """Publishes the run and prints where things are; returns the exit code 0."""
+    recipe, progress, report = run.recipe, run.progress, run.report
+    run.checkpoints.publish(run.bare_model)
+    if not run.accelerator.is_main_process:
+        return 0
+    folder = Path(recipe.output_dir)
+    if run.ema is not None:
+        run.ema.model.save_pretrained(folder / "ema")
+        run.processor.save_pretrained(folder / "ema")
+    seconds = progress.seconds + time.monotonic() - run.started
+    summary = {
+        "recipe": recipe.name,
+        "epochs": progress.epoch,
+        "updates": progress.total_updates,
+        "seconds": round(seconds, 1),
+        "best_epoch": progress.best_epoch + 1,
+        "best_is_ema": progress.best_is_ema,
+        "top1": progress.best_top1,
+        f"top{recipe.topk}": progress.best_topk,
+        "loss": progress.best_loss,
+        "n": progress.num_validated,
+        "device": describe_device(run.accelerator.device),
+        "versions": software_versions(),
+        "command": " ".join(sys.argv),
+    }
+    report.log("summary", progress.total_updates, summary)
+    with atomic_write(folder / "summary.json") as file:
+        json.dump(summary, file, indent=1)
+    plots = draw({folder.name: folder}, folder / "plots")
+    with atomic_write(folder / "README.md") as file:
+        file.write(render_card(_facts(run, summary)))
+    _say(run, summary, plots)
+    if recipe.push_to_hub:
+        url = push_folder(
+            folder, recipe.hub_model_id, private=recipe.hub_private, revision=recipe.hub_revision, token=recipe.hub_token
+        )
+        report.line(f"pushed   {url}")
+    return 0
+
+
+def _facts(run: Run, summary: dict) -> CardFacts:
+    recipe, config = run.recipe, run.bare_model.config
+    source = recipe.dataset_name or (Path(recipe.data_dir).resolve().name if recipe.data_dir else "synthetic pictures")
+    topk = f"top{recipe.topk}"
+    measured = {"top1": summary["top1"], topk: summary[topk], "loss": summary["loss"]} if summary["n"] else {}
+    notes = []
+    if measured:
+        which = ", the moving average of the weights" if summary["best_is_ema"] else ""
+        notes.append(f"Best of {summary['epochs']} epochs by top-1 on the pictures reported below{which}.")
+    settings = {name: value for name, value in vars(recipe).items() if value not in (None, [], False)}
+    for secret_or_place in ("hub_token", "output_dir", "resume"):
+        settings.pop(secret_or_place, None)
+    return CardFacts(
+        name=f"EfficientNet {config.variant or ''} on {source}".replace("  ", " "),
+        model_id=recipe.hub_model_id,
+        variant=config.variant or "custom",
+        num_labels=config.num_labels,
+        image_size=config.image_size,
+        preprocessing=describe_preprocessing(run.processor),
+        dataset=source,
+        dataset_id=recipe.dataset_name,
+        n_eval=summary["n"] or None,
+        metrics=measured,
+        recipe=settings,
+        hardware=f"{run.accelerator.num_processes} x {summary['device']}",
+        versions=software_versions(),
+        base_model=recipe.model,
+        notes=notes,
+        plots=["plots/curves.png"],
+    )
+
+
+def _say(run: Run, summary: dict, plots: list[Path]) -> None:
+    report, folder, topk = run.report, run.recipe.output_dir, f"top{run.recipe.topk}"
+    minutes = summary["seconds"] / 60
+    report.line()
+    if summary["n"]:
+        which = " (moving average)" if summary["best_is_ema"] else ""
+        report.line(
+            f"best     epoch {summary['best_epoch']}{which}: top1 {summary['top1']:.2f} %,"
+            f" {topk} {summary[topk]:.2f} %, loss {summary['loss']:.4f} on {summary['n']:,} pictures"
+        )
+    report.line(f"time     {minutes:.1f} minutes, {summary['updates']:,} optimizer steps")
+    report.line(f"model    {folder}")
+    report.line(f"metrics  {folder}/metrics.jsonl")
+    for path in plots:
+        report.line(f"plot     {path}")
+    report.line(f"next     python classify.py --model {folder} PICTURE")
+    report.line(f"         python validate.py --model {folder} --data_dir DIR")

@@ -1,0 +1,84 @@
+"""Everything a run says: console lines, one JSON-lines file, Accelerate's trackers.
+
+`metrics.jsonl` holds one object per line with a `type`: `run` (once per launch), `train` (every `log_every` steps),
+`val` and `val_ema` (every epoch), `epoch`, `summary`. Names are the original's: `train.loss`, `val.top1`, …; figures
+are honest: the loss is not divided by the accumulation steps, the first steps of a launch count in no speed.
+"""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+
+class Report:
+    """Speaks on the first process only."""
+
+    def __init__(self, accelerator: Accelerator, output_dir: str, quiet: bool = False, keep_bytes: int = 0):
+        self.accelerator, self.quiet = accelerator, quiet
+        self.enabled = accelerator.is_main_process
+        self.live = self.enabled and not quiet and sys.stderr.isatty()
+        self.bar: tqdm | None = None
+        self.file = None
+        if self.enabled:
+            path = Path(output_dir, "metrics.jsonl")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(path, "ab")
+            # A resumed run forgets what was logged after its checkpoint: those steps will happen again.
+            self.file.truncate(keep_bytes)
+            self.file.seek(keep_bytes)
+
+    def start_trackers(self, recipe) -> None:
+        if recipe.report_to:
+            values = {name: value for name, value in vars(recipe).items() if isinstance(value, (int, float, str))}
+            values.pop("hub_token", None)
+            self.accelerator.init_trackers("effnet_hf", config=values)
+
+    def line(self, text: str = "") -> None:
+        """One line on the console, above a running progress bar."""
+        if self.enabled:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
+    def log(self, kind: str, step: int, values: dict, **where) -> None:
+        """One line of `metrics.jsonl` and one entry in every tracker."""
+        if self.enabled:
+            row = {"type": kind, "time": round(time.time(), 3), **where, **values}
+            self.file.write(json.dumps(row, allow_nan=False, default=str).encode() + b"\n")
+            self.file.flush()
+        numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+        if numbers and self.accelerator.trackers:
+            self.accelerator.log(numbers, step=step)
+
+    def position(self) -> int:
+        """Bytes of `metrics.jsonl` so far, on the disk."""
+        if not self.enabled:
+            return 0
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+    def start_bar(self, description: str, total: int, initial: int = 0) -> None:
+        if self.live:
+            self.bar = tqdm(total=total, initial=initial, desc=description, leave=False, dynamic_ncols=True, unit="step")
+
+    def advance(self, **figures) -> None:
+        if self.bar is not None:
+            if figures:
+                self.bar.set_postfix(figures, refresh=False)
+            self.bar.update()
+
+    def end_bar(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def close(self) -> None:
+        self.end_bar()
+        if self.accelerator.trackers:
+            self.accelerator.end_training()
+        if self.file is not None:
+            self.file.close()

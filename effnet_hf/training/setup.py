@@ -1,0 +1,230 @@
+"""Everything a run needs before its first step, and the few things its steps say and save."""
+
+import json
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import accelerate
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from ..data import build_loaders
+from ..errors import UserError
+from ..files import atomic_write
+from ..hub import software_versions
+from ..recipes import Recipe
+from .batches import BatchPlan, plan_batches
+from .checkpoint import Checkpoints, Progress
+from .ema import ModelEMA
+from .model import build_model, build_processor, image_size_of
+from .optim import build_optimizer, peak_learning_rate
+from .precision import wants_channels_last
+from .report import Report
+from .signals import Interruption
+
+
+@dataclass
+class Run:
+    """What the parts of the loop share."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    plan: BatchPlan
+    loaders: object
+    processor: object
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: ModelEMA | None
+    checkpoints: Checkpoints
+    report: Report
+    progress: Progress
+    interruption: Interruption
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def bare_model(self):
+        """The PreTrainedModel itself, without DDP or compiled wrappers."""
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+    @property
+    def patience_is_over(self) -> bool:
+        return 0 < self.recipe.early_stopping_patience <= self.progress.epochs_since_best
+
+    def checkpoint_is_due(self, saved_at: float) -> bool:
+        """Within an epoch, by steps or by minutes; with several processes the first one's clock decides."""
+        every, minutes = self.recipe.checkpoint_every_steps, self.recipe.checkpoint_every_minutes
+        if every and self.progress.total_updates % every == 0:
+            return True
+        if not minutes:
+            return False
+        due = [time.monotonic() - saved_at > 60 * minutes]
+        if self.accelerator.num_processes > 1:
+            accelerate.utils.broadcast_object_list(due)
+        return due[0]
+
+    def save(self) -> None:
+        now = time.monotonic()
+        self.progress.seconds += now - self.started
+        self.started = now
+        self.progress.metrics_bytes = self.report.position()
+        self.progress.num_processes = self.accelerator.num_processes
+        self.checkpoints.save(self.progress)
+
+    def log_step(self, loss: float, rate: float, speed: dict) -> None:
+        progress, report = self.progress, self.report
+        values = {"train.loss": loss, "train.lr": rate, **speed}
+        if self.accelerator.scaler is not None:
+            values["train.grad_scale"] = self.accelerator.scaler.get_scale()
+        report.log("train", progress.total_updates, values, epoch=progress.epoch, update=progress.update)
+        if report.bar is not None:
+            report.bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.3g}")
+        elif not report.quiet:
+            speed_text = f"  {speed['train.total_ips']:.0f} img/s" if speed else ""
+            report.line(
+                f"epoch {progress.epoch + 1:>3}/{self.recipe.epochs}  step {progress.update:>5}/"
+                f"{self.loaders.train.updates_per_epoch}  train.loss {loss:.4f}  lr {rate:.4g}{speed_text}"
+            )
+
+    def log_epoch(self, train_loss: float, results: dict[str, dict]) -> None:
+        progress, topk = self.progress, f"top{self.recipe.topk}"
+        text = f"epoch {progress.epoch + 1:>3}/{self.recipe.epochs}  train.loss {train_loss:.4f}"
+        for kind, figures in results.items():
+            values = {f"{kind}.{name}": value for name, value in figures.items()}
+            self.report.log(kind, progress.total_updates, values, epoch=progress.epoch)
+            text += f"  {kind}.top1 {figures['top1']:6.2f}  {kind}.{topk} {figures[topk]:6.2f}"
+            text += f"  {kind}.loss {figures['loss']:.4f}"
+        self.report.log("epoch", progress.total_updates, {"train.loss": train_loss}, epoch=progress.epoch)
+        self.report.line(text + ("  best" if progress.epochs_since_best == 0 else ""))
+
+
+def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | None) -> Run:
+    """Builds loaders, model, optimizer and moving average, and restores them from a checkpoint if asked to."""
+    image_size = image_size_of(recipe)
+    plan = plan_batches(recipe, accelerator.num_processes, accelerator.device.type, image_size)
+    accelerator.gradient_accumulation_steps = plan.accumulation_steps
+    processor = build_processor(recipe, image_size)
+    checkpoints = Checkpoints(accelerator, recipe, processor)
+    resume_from = checkpoints.find(recipe.resume)
+    _claim_output_dir(recipe, accelerator, checkpoints, resume_from)
+
+    channels_last = wants_channels_last(recipe, accelerator)
+    loaders = build_loaders(
+        recipe,
+        image_size=image_size,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        per_device_batch_size=plan.per_device,
+        steps_per_update=plan.accumulation_steps,
+        mean=processor.image_mean,
+        std=processor.image_std,
+        resize_margin=recipe.resize_margin,
+        channels_last=channels_last,
+    )
+    set_seed(recipe.seed)  # the same fresh weights on every process …
+    model = build_model(recipe, loaders.class_names)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    if recipe.sync_batch_norm:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if recipe.gradient_checkpointing:
+        model._set_gradient_checkpointing(True)
+    progress = Progress(num_samples=loaders.train.num_samples)
+    start = 0 if resume_from is None else _metrics_bytes(resume_from)
+    report = Report(accelerator, recipe.output_dir, recipe.quiet, keep_bytes=start)
+    model.to(accelerator.device)
+    if prepare_model is not None:
+        model = prepare_model(model, loaders, accelerator, report)
+    ema = ModelEMA(model, recipe.ema_decay) if recipe.ema_decay else None
+    if ema is not None:
+        accelerator.register_for_checkpointing(ema)
+    model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+    set_seed(recipe.seed, device_specific=True)  # … and other dropout draws on each
+    if resume_from is not None:
+        progress = checkpoints.load(resume_from, loaders.train.num_samples)
+    report.start_trackers(recipe)
+    run = Run(
+        recipe, accelerator, plan, loaders, processor, model, optimizer, ema, checkpoints, report, progress,
+        Interruption(accelerator),
+    )  # fmt: skip
+    _introduce(run, resume_from)
+    return run
+
+
+def _claim_output_dir(recipe, accelerator, checkpoints, resume_from) -> None:
+    """Refuses to mix two runs in one folder, and writes the recipe there."""
+    folder = Path(recipe.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output_dir {folder} is a file; name a folder.")
+    if accelerator.is_main_process:
+        if resume_from is None and (folder / "metrics.jsonl").exists():
+            if not recipe.overwrite and recipe.resume is None:
+                raise UserError(
+                    f"--output_dir {folder} already holds a run; continue it with --resume auto,"
+                    " start afresh with --overwrite true, or name another folder."
+                )
+            for name in ("metrics.jsonl", "summary.json", "plots", "logs", "ema"):
+                path = folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        checkpoints.clean(everything=resume_from is None)
+        with atomic_write(folder / "recipe.yaml") as file:
+            file.write(recipe.to_yaml())
+    accelerator.wait_for_everyone()
+
+
+def _metrics_bytes(checkpoint: Path) -> int:
+    try:
+        return int(json.loads((checkpoint / "progress.json").read_text())["metrics_bytes"])
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+def _introduce(run: Run, resume_from: Path | None) -> None:
+    """Says in a few lines what is about to run, and writes the same to the log."""
+    recipe, accelerator, report, progress = run.recipe, run.accelerator, run.report, run.progress
+    train, config = run.loaders.train, run.bare_model.config
+    precision = recipe.precision or {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    peak = peak_learning_rate(recipe)
+    scaled = f" ({recipe.learning_rate:g} at {recipe.lr_batch_size}, {recipe.lr_scaling})" if peak != recipe.learning_rate else ""
+    parameters = sum(p.numel() for p in run.bare_model.parameters())
+    start = f"weights of {recipe.model}" if recipe.model else "fresh weights"
+    report.line(f"model    {config.variant or 'custom'}, {parameters:,} parameters, {config.image_size} px, {start}")
+    report.line(
+        f"data     {train.num_samples:,} training and {run.loaders.val.num_samples:,} validation pictures,"
+        f" {len(run.loaders.class_names)} classes, {recipe.loader}"
+    )
+    report.line(f"batch    {run.plan}; {train.updates_per_epoch} steps per epoch, {recipe.epochs} epochs")
+    report.line(f"optimize {recipe.optimizer}, learning rate {peak:.4g}{scaled}, {recipe.lr_schedule}")
+    report.line(f"device   {accelerator.num_processes} x {describe_device(accelerator.device)}, {precision}")
+    if resume_from is not None:
+        report.line(f"resume   {resume_from}: epoch {progress.epoch + 1}, step {progress.update}")
+        if progress.num_processes != accelerator.num_processes:
+            report.line(
+                f"         written by {progress.num_processes} processes: the sample order goes on exactly,"
+                " draws of dropout and stochastic depth differ"
+            )
+    values = {
+        "recipe": recipe.name,
+        "variant": config.variant,
+        "parameters": parameters,
+        "device": describe_device(accelerator.device),
+        "processes": accelerator.num_processes,
+        "precision": precision,
+        "resumed_from": str(resume_from) if resume_from else None,
+        "versions": software_versions(),
+        "command": " ".join(sys.argv),
+    }
+    report.log("run", progress.total_updates, values)
+
+
+def describe_device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"CPU ({platform.machine()}, {threads} thread{'s' if threads > 1 else ''})"

@@ -1,0 +1,157 @@
+"""Recipes: the published ones say what NVIDIA published, and nothing wrong gets past them."""
+
+import pytest
+
+from effnet_hf.errors import UserError
+from effnet_hf.recipes import Recipe, available_recipes, load_recipe, parse_recipe
+from effnet_hf.recipes.recipe import FOLDER
+
+
+PUBLISHED = {  # nvidia configs.yml: variant -> (learning rate, weight decay, image size)
+    "b0": (0.08, 1e-5, 224),
+    "b4": (0.16, 5e-6, 380),
+    "widese-b0": (0.08, 1e-5, 224),
+    "widese-b4": (0.16, 5e-6, 380),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_recipe_has_nvidias_hyper_parameters(name):
+    recipe = load_recipe(name)
+    assert (recipe.learning_rate, recipe.weight_decay, recipe.image_size) == PUBLISHED[name]
+    assert (recipe.optimizer, recipe.rmsprop_alpha, recipe.rmsprop_eps, recipe.momentum) == ("rmsprop", 0.9, 0.01, 0.9)
+    assert (recipe.epochs, recipe.warmup_epochs, recipe.lr_schedule, recipe.lr_update) == (400, 16, "cosine", "epoch")
+    assert (recipe.global_batch_size, recipe.mixup, recipe.label_smoothing) == (4096, 0.2, 0.1)
+    assert (recipe.augmentation, recipe.interpolation, recipe.bn_weight_decay) == ("autoaugment", "bicubic", False)
+    config = recipe.model_config()
+    assert config.survival_prob == (0.8 if name.endswith("b4") else 1.0)
+    assert config.dropout_rate == (0.4 if name.endswith("b4") else 0.2)
+
+
+@pytest.mark.parametrize("name", available_recipes())
+def test_built_in_recipe_opens_with_its_command_and_what_to_expect(name):
+    head = (FOLDER / f"{name}.yaml").read_text().split("\n\n")[0]
+    assert f"--config {name}" in head
+    assert "Expected top-1" in head or "publishes neither" in head
+    assert load_recipe(name).name == name
+
+
+def test_recipe_survives_a_round_trip_through_its_own_document(tmp_path):
+    recipe = load_recipe("b4", seed=7, report_to=["tensorboard"], data_dir="some/where", hub_token="secret")
+    path = tmp_path / "saved.yaml"
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(str(path)) == recipe.replace(hub_token=None)
+    assert "secret" not in recipe.to_yaml()
+
+
+def test_yaml_numbers_without_a_dot_are_numbers(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("weight_decay: 1e-05\nmixup: 1\n")
+    recipe = load_recipe(str(path))
+    assert recipe.weight_decay == 1e-5 and isinstance(recipe.mixup, float)
+
+
+BAD = [  # (document, what the sentence must name)
+    ("learning_rat: 0.1", "'learning_rate'"),
+    ("epochs: many", "--epochs must be a whole number"),
+    ("epochs: 1.5", "--epochs must be a whole number"),
+    ("learning_rate: -1", "--learning_rate must be at least 0"),
+    ("learning_rate: .nan", "--learning_rate must be a number"),
+    ("optimizer: rmsprp", "Did you mean 'rmsprop'"),
+    ("image_size: 0", "image_size"),
+    ("survival_prob: 0", "survival_prob"),
+    ("variant: b9", "Unknown variant 'b9'"),
+    ("strict: 3", "--strict must be true or false"),
+    ("epochs: 3\nwarmup_epochs: 5", "--warmup_epochs 5 is longer than --epochs 3"),
+    ("nesterov: true", "--nesterov needs --optimizer sgd"),
+    ("push_to_hub: true", "--hub_model_id"),
+    ("data_dir: a\ndataset_name: b/c", "two sources"),
+    ("streaming: true", "--dataset_name"),
+    ("val_fraction: 1", "--val_fraction"),
+    ("seed: -1", "--seed"),
+    ("epochs:", "--epochs needs a value"),
+    ("- a\n- b", "option: value"),
+    ("a: [", "not valid YAML"),
+]
+
+
+@pytest.mark.parametrize("document, named", BAD, ids=[document.splitlines()[0] for document, _ in BAD])
+def test_wrong_document_is_refused_with_a_sentence(tmp_path, document, named):
+    path = tmp_path / "r.yaml"
+    path.write_text(document)
+    with pytest.raises(UserError) as error:
+        load_recipe(str(path))
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unknown_recipe_names_the_nearest():
+    with pytest.raises(UserError, match="Did you mean 'widese-b0'"):
+        load_recipe("widse-b0")
+
+
+def test_flags_win_over_hardware_and_hardware_over_the_document():
+    recipe, _ = parse_recipe(["--config", "b4", "--hardware", "a100"])
+    assert (recipe.per_device_batch_size, recipe.precision, recipe.num_workers) == (128, "fp16", 16)
+    recipe, _ = parse_recipe(["--config", "b4", "--hardware", "a100", "--per_device_batch_size", "8", "--num_workers", "2"])
+    assert (recipe.per_device_batch_size, recipe.num_workers) == (8, 2)
+    recipe, _ = parse_recipe(["--config", "widese-b0", "--hardware", "v100-32g", "--precision", "fp32"])
+    assert (recipe.per_device_batch_size, recipe.precision) == (128, "fp32")
+
+
+PRESETS = {  # nvidia configs.yml: (machine, precision) -> batch of b0, b4
+    ("t4", "fp16"): (128, 32),
+    ("t4", "fp32"): (64, 16),
+    ("v100-16g", "fp16"): (128, 32),
+    ("v100-16g", "fp32"): (64, 16),
+    ("v100-32g", "fp16"): (256, 64),
+    ("v100-32g", "fp32"): (128, 32),
+    ("a100", "fp16"): (256, 128),
+    ("a100", "tf32"): (256, 64),
+}
+
+
+@pytest.mark.parametrize("machine, precision", PRESETS)
+def test_hardware_preset_is_nvidias(machine, precision):
+    for size, batch in zip(("b0", "b4"), PRESETS[machine, precision]):
+        recipe, _ = parse_recipe(["--config", size, "--hardware", machine, "--precision", precision])
+        assert recipe.per_device_batch_size == batch
+
+
+def test_typed_learning_rate_is_not_rescaled():
+    assert parse_recipe(["--global_batch_size", "64"])[0].lr_scaling == "linear"
+    assert parse_recipe(["--learning_rate", "0.05"])[0].lr_scaling == "none"
+    assert parse_recipe(["--learning_rate", "0.05", "--lr_scaling", "sqrt"])[0].lr_scaling == "sqrt"
+
+
+def test_shorter_run_keeps_the_recipes_share_of_warm_up():
+    assert parse_recipe(["--epochs", "100"])[0].warmup_epochs == 4
+    assert parse_recipe(["--epochs", "100", "--warmup_epochs", "1"])[0].warmup_epochs == 1
+
+
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        (["--learning_rat", "1"], "did you mean --learning_rate?"),
+        (["--epochs", "x"], "--epochs"),
+        (["stray"], "unexpected argument stray"),
+        (["--optimizer", "adam"], "--optimizer"),
+    ],
+)
+def test_wrong_flag_is_one_line_and_exit_code_2(argv, named, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        parse_recipe(argv)
+    assert exit_.value.code == 2
+    message = capsys.readouterr().err
+    assert named in message and message.count("\n") == 1
+
+
+def test_help_shows_the_chosen_recipes_defaults(capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe(["--config", "b4", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "pixels; the variant's by default (default: 380)" in text and "precision and speed:" in text
+
+
+def test_recipe_is_frozen():
+    with pytest.raises(AttributeError):
+        Recipe().epochs = 3

@@ -1,0 +1,56 @@
+"""Accuracy, speed and latency figures mean what their names say."""
+
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from effnet_hf.training import TopKAccuracy
+from effnet_hf.training.metrics import LatencyMeter, Speed, percentiles, topk_correct
+
+
+def test_topk_counts_by_hand():
+    logits = torch.tensor([[0.1, 0.5, 0.4], [0.9, 0.05, 0.05], [0.2, 0.3, 0.5]])
+    labels = torch.tensor([2, 0, 0])
+    assert topk_correct(logits, labels, (1, 2, 5)).tolist() == [1, 2, 3]
+
+
+def test_evaluate_metric_agrees_with_scikit_learn_offline():
+    from sklearn.metrics import top_k_accuracy_score
+
+    rng = np.random.default_rng(0)
+    scores, labels = rng.normal(size=(50, 7)), rng.integers(0, 7, 50)
+    for k in (1, 3):
+        expected = top_k_accuracy_score(labels, scores, k=k, labels=range(7))
+        assert TopKAccuracy().compute(predictions=scores, references=labels, k=k) == {f"top{k}": pytest.approx(expected)}
+
+
+def test_latency_meter_leaves_warm_up_out():
+    meter = LatencyMeter(torch.device("cpu"))
+    for pause in (0.05, 0.001, 0.001):
+        with meter:
+            time.sleep(pause)
+    assert len(meter.milliseconds()) == 3 and meter.milliseconds(warmup=1).max() < 40 < meter.milliseconds().max()
+    assert len(meter.milliseconds(warmup=9)) == 3
+
+
+def test_percentiles_are_ordered_and_in_the_series():
+    figures = percentiles(np.arange(1.0, 102.0))
+    assert figures == {"p50": 51, "p95": 96, "p99": 100, "mean": 51, "max": 101}
+
+
+def test_speed_separates_waiting_from_computing():
+    def loader():
+        for _ in range(6):
+            time.sleep(0.02)
+            yield object()
+
+    speed = Speed(pictures_per_update=10)
+    for _ in speed.watch(loader()):
+        time.sleep(0.01)
+        speed.count_update()
+    figures = speed.figures()
+    assert 0.018 < figures["train.data_time"] < 0.04 and 0.008 < figures["train.compute_time"] < 0.02
+    assert figures["train.total_ips"] < figures["train.compute_ips"]
+    assert speed.figures() == {}
