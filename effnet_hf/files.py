@@ -29,7 +29,9 @@ def atomic_folder(target: str | os.PathLike, overwrite: bool = False) -> Iterato
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; name a folder to write to.")
     if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise UserError(f"{target} already exists and is not empty; name another folder, or allow it to be overwritten.")
+        raise UserError(
+            f"{target} already exists and is not empty; name another folder, or allow it to be overwritten."
+        )
     with _new_parents(target) as parent:
         temporary = _sibling(target, "tmp")
         _or_user_error(target, os.mkdir, temporary)

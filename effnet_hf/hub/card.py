@@ -109,7 +109,9 @@ def describe_preprocessing(processor) -> str:
         steps.append("scale to [0, 1]" if math.isclose(processor.rescale_factor, 1 / 255) else "rescale by "
                      f"{processor.rescale_factor:.6g}")  # fmt: skip
     if processor.do_normalize:
-        mean, std = (", ".join(f"{value:.6g}" for value in values) for values in (processor.image_mean, processor.image_std))
+        mean, std = (
+            ", ".join(f"{value:.6g}" for value in values) for values in (processor.image_mean, processor.image_std)
+        )
         steps.append(f"subtract the mean ({mean}), divide by the standard deviation ({std})")
     sentence = ", ".join(steps) or "none"
     return sentence[0].upper() + sentence[1:] + "."

@@ -35,7 +35,11 @@ FULL = CardFacts(
 
 def test_metadata_is_what_the_hub_reads():
     data = ModelCard(render_card(FULL)).data
-    assert (data.license, data.library_name, data.pipeline_tag) == ("apache-2.0", "transformers", "image-classification")
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "apache-2.0",
+        "transformers",
+        "image-classification",
+    )
     assert (data.datasets, data.metrics) == (["frgfm/imagenette"], ["accuracy"])
     assert data.base_model == "timm/efficientnet_b0.ra_in1k"
     assert data.tags == ["image-classification", "efficientnet", "b0", "mine"]

@@ -1,0 +1,99 @@
+"""Fetching from and pushing to the Hub, through `huggingface_hub`; every failure is one line that says what to do."""
+
+import shlex
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from ..errors import UserError
+
+
+# Not for the Hub: hidden files, and what only a resumed training needs (optimizer, random states).
+_LOCAL_ONLY = [".*", "*/.*", "checkpoints/*"]
+# HfHubHTTPError derives from the HTTP library's own root error: requests' before huggingface_hub 1.0, httpx' since.
+_FAILURES = (OSError, HFValidationError, HfHubHTTPError.__mro__[1])
+
+
+def download(
+    repo_id: str, *, revision: str | None = None, token: str | bool | None = None, patterns: list[str] | None = None
+) -> Path:
+    """A local copy (the Hub's cache) of a repository's files that match `patterns`.
+
+    Raises:
+        UserError: no such repository or revision, no access, no network.
+    """
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, token=token, allow_patterns=patterns))
+    except _FAILURES as error:
+        raise UserError(f"Cannot fetch {repo_id} from the Hub: {_reason(error, revision)}") from error
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    commit_message: str = "Upload with effnet_hf",
+) -> str:
+    """Uploads a checkpoint folder as one commit and returns its address; files that are there already are not sent
+    again, so a second call continues an interrupted one.
+
+    Args:
+        folder: everything in it is uploaded, but hidden files and `checkpoints/`.
+        repo_id: `"me/x"`; created if it does not exist, without a name before the slash under the token's owner.
+        private: whether a new repository is private; by default what the owner's settings say.
+        revision: branch to push to, created if it does not exist.
+        token: a Hub token; by default the one `hf auth login` stored, or `HF_TOKEN`.
+
+    Raises:
+        UserError: the upload failed. The folder is untouched, and the message holds the command that tries again.
+    """
+    folder, api = Path(folder), HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            revision=revision,
+            commit_message=commit_message,
+            ignore_patterns=_LOCAL_ONLY,
+        )
+    except (*_FAILURES, ValueError) as error:
+        again = ["hf", "upload", repo_id, str(folder), ".", "--exclude", "checkpoints/*"]
+        again += (["--revision", revision] if revision else []) + (["--private"] if private else [])
+        raise UserError(
+            f"Upload to {repo_id} failed: {_reason(error, revision)} The result is safe in {folder}; "
+            f"to upload it again: {shlex.join(again)}"
+        ) from error
+    return str(commit.commit_url).partition("/commit/")[0]
+
+
+def _reason(error: Exception, revision: str | None) -> str:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, GatedRepoError):
+        return "its owner wants you to ask for access, on its page."
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {revision!r}."
+    if status == 401 or isinstance(error, RepositoryNotFoundError):  # the Hub does not tell these apart
+        return "it does not exist, or is private, or the token is not valid; `hf auth login` or HF_TOKEN gives one."
+    if status == 403:
+        return "the token does not allow it; a token that may write is made in the Hub's settings."
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set."
+    if isinstance(error, LocalEntryNotFoundError):
+        return "no connection, and it is not in the cache."
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip().rstrip(".") + "."
