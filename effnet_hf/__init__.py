@@ -35,13 +35,6 @@ if "image_processor_classes" in signature(AutoImageProcessor.register).parameter
 else:
     AutoImageProcessor.register(EfficientNetNVConfig, slow_image_processor_class=EfficientNetNVImageProcessor)
 
-# A saved folder then also opens with trust_remote_code=True where this package is not installed.
-EfficientNetNVConfig.register_for_auto_class()
-EfficientNetNVModel.register_for_auto_class("AutoModel")
-EfficientNetNVForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-EfficientNetNVBackbone.register_for_auto_class("AutoBackbone")
-EfficientNetNVImageProcessor.register_for_auto_class()
-
 __all__ = [
     "__version__",
     "EfficientNetNVBackbone",

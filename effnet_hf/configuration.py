@@ -100,6 +100,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
     """
 
     model_type = "efficientnet_nv"
+    _auto_class = "AutoConfig"  # this file is saved along, so that the folder opens where the package is not installed
 
     def __init__(
         self,
@@ -224,7 +225,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         return super().from_dict(config_dict, **kwargs)
 
     def check(self) -> None:
-        """Raises `ValueError` if a field is out of range; the models call it again: fields can be set."""
+        """Raises `ValueError` if a field is out of range. Models call it too: a field may have been set by hand."""
         _check_integers(self, 1, "image_size", "num_channels", "depth_divisor", "stem_channels", "head_channels")
         _check_range(self, 0, None, "width_coefficient", "depth_coefficient", "batch_norm_eps", exclusive=True)
         _check_range(self, 0, 1, "se_ratio", "batch_norm_momentum")

@@ -90,6 +90,7 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values"]
+    _auto_class = "AutoImageProcessor"
 
     def __init__(
         self,

@@ -19,7 +19,6 @@ quantization-aware training puts quantizers that no layer owns.
 This file travels inside every saved checkpoint: it imports only torch, transformers and its flat siblings.
 """
 
-import math
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import accumulate
@@ -57,8 +56,7 @@ class SamePad2d(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         pads = []
         for size in (x.shape[-1], x.shape[-2]):
-            outputs = (size + self.stride - 1) // self.stride
-            total = max((outputs - 1) * self.stride + self.kernel_size - size, 0)
+            total = max((size - 1) // self.stride * self.stride + self.kernel_size - size, 0)
             pads += [total // 2, total - total // 2]
         return nn.functional.pad(x, pads)
 
@@ -233,7 +231,7 @@ class EfficientNetNVPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["MBConv"]
 
     def __init__(self, config: EfficientNetNVConfig, *args, **kwargs):
-        config.check()  # from_pretrained(folder, field=value) sets fields after the configuration checked itself
+        config.check()  # fields may have been set since the configuration was made
         super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
@@ -242,50 +240,53 @@ class EfficientNetNVPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode=self.config.conv_init, nonlinearity="relu")
         elif isinstance(module, nn.Linear):
-            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            bound = 1 / math.sqrt(module.in_features) if module.in_features else 0
-            nn.init.uniform_(module.bias, -bound, bound)
+            module.reset_parameters()
         elif isinstance(module, nn.BatchNorm2d):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-            nn.init.zeros_(module.running_mean)
-            nn.init.ones_(module.running_var)
-            nn.init.zeros_(module.num_batches_tracked)
+            for tensor in (module.weight, module.running_var):
+                nn.init.ones_(tensor)
+            for tensor in (module.bias, module.running_mean, module.num_batches_tracked):
+                nn.init.zeros_(tensor)
 
     def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **kwargs):
-        """Recomputes without touching batch norm's running statistics, which would otherwise be updated twice."""
-        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
-        context_fn = partial(_forward_and_recompute_contexts, norms)  # not a lambda: models are copied and pickled
-        func = partial(gradient_checkpointing_func, use_reentrant=False, context_fn=context_fn)
-        super()._set_gradient_checkpointing(enable=enable, gradient_checkpointing_func=func, **kwargs)
+        """Recomputes a block without updating batch norm's running statistics a second time."""
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+        for block in self.modules():
+            if isinstance(block, MBConv):
+                contexts = partial(_checkpoint_contexts, block)  # not a lambda: models are copied and pickled
+                func = partial(gradient_checkpointing_func, use_reentrant=False, context_fn=contexts)
+                block._gradient_checkpointing_func = func
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers, but config.json names every class of this file, not only the saved one: the folder opens
         as classifier, feature model and backbone alike, also where this package is not installed."""
-        names = {"AutoModel": "Model", "AutoBackbone": "Backbone"}
-        names["AutoModelForImageClassification"] = "ForImageClassification"
-        auto_map = {auto: f"modeling_efficientnet_nv.EfficientNetNV{name}" for auto, name in names.items()}
+        classes = (EfficientNetNVModel, EfficientNetNVForImageClassification, EfficientNetNVBackbone)
+        auto_map = {model._auto_class: f"modeling_efficientnet_nv.{model.__name__}" for model in classes}
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
-def _forward_and_recompute_contexts(norms: list[nn.BatchNorm2d]):
-    return nullcontext(), _frozen_statistics(norms)
+def _checkpoint_contexts(block: MBConv):
+    return nullcontext(), _frozen_statistics(block)
 
 
 @contextmanager
-def _frozen_statistics(norms: list[nn.BatchNorm2d]):
+def _frozen_statistics(block: MBConv):
+    # By momentum 0, not by track_running_stats: the recomputation has to save the same tensors as the forward pass.
+    norms = [module for module in block.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    settings = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, setting in zip(norms, settings):
+            norm.momentum, norm.num_batches_tracked = setting
 
 
 class EfficientNetNVModel(EfficientNetNVPreTrainedModel):
     """Features without a classifier: `last_hidden_state` (N, hidden_dim, S/32, S/32), `pooler_output` (N, hidden_dim)."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: EfficientNetNVConfig):
         super().__init__(config)
@@ -316,6 +317,7 @@ class EfficientNetNVModel(EfficientNetNVPreTrainedModel):
 class EfficientNetNVForImageClassification(EfficientNetNVPreTrainedModel):
     """EfficientNet with dropout and a linear classifier on the pooled features."""
 
+    _auto_class = "AutoModelForImageClassification"
     accepts_loss_kwargs = False
 
     def __init__(self, config: EfficientNetNVConfig):
@@ -342,9 +344,7 @@ class EfficientNetNVForImageClassification(EfficientNetNVPreTrainedModel):
         """
         outputs = self.efficientnet(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.classifier(self.dropout(outputs.pooler_output))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        loss = None if labels is None else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 
 
@@ -354,6 +354,7 @@ class EfficientNetNVBackbone(BackboneMixin, EfficientNetNVPreTrainedModel):
     The original's `extract_features` calls stage n `layer{n}`.
     """
 
+    _auto_class = "AutoBackbone"
     has_attentions = False
 
     def __init__(self, config: EfficientNetNVConfig):
@@ -384,12 +385,9 @@ def _wanted(output_hidden_states: bool | None, config: EfficientNetNVConfig) -> 
 
 
 def _check_pixels(pixel_values: torch.Tensor | None, config: EfficientNetNVConfig) -> None:
-    if pixel_values is None:
-        raise ValueError("pixel_values is missing: pass normalised pictures of shape (N, channels, height, width).")
-    if pixel_values.dim() != 4 or pixel_values.shape[1] != config.num_channels:
-        raise ValueError(
-            f"pixel_values must have shape (N, {config.num_channels}, height, width), got {tuple(pixel_values.shape)}."
-        )
+    shape = None if pixel_values is None else tuple(pixel_values.shape)
+    if shape is None or len(shape) != 4 or shape[1] != config.num_channels:
+        raise ValueError(f"pixel_values must have shape (N, {config.num_channels}, height, width), got {shape}.")
 
 
 __all__ = [
