@@ -17,6 +17,7 @@ Levels run from 0 to 10:
 """
 
 import random
+from typing import NamedTuple
 
 from PIL import Image, ImageEnhance, ImageOps
 
@@ -68,35 +69,48 @@ _VALUES = {
 OPERATIONS = tuple(_VALUES)
 
 
-def value_of(operation: str, level: int) -> float:
-    """The magnitude of an operation at a level of 0…10, before its sign is drawn."""
-    return _VALUES[operation](level)
+class Step(NamedTuple):
+    """An operation that was drawn. `negative` is always False where the sign has no meaning."""
+
+    operation: str
+    level: int
+    negative: bool = False
 
 
-def draw(rng: random.Random) -> list[tuple[str, float]]:
-    """One sub-policy's operations that fire this time, with their signed values: none, one or two."""
-    drawn = []
+def draw(rng: random.Random) -> list[Step]:
+    """One sub-policy's operations that fire this time: none, one or two."""
+    steps = []
     for operation, probability, level in POLICY[rng.randrange(len(POLICY))]:
         if rng.random() < probability:
-            value = value_of(operation, level)
-            drawn.append((operation, -value if operation in SIGNED and rng.random() < 0.5 else value))
-    return drawn
+            steps.append(Step(operation, level, operation in SIGNED and rng.random() < 0.5))
+    return steps
 
 
-def apply(image: Image.Image, operation: str, value: float) -> Image.Image:
+def value_of(step: Step) -> float:
+    """The magnitude that the table above gives."""
+    value = _VALUES[step.operation](step.level)
+    return -value if step.negative else value
+
+
+def apply(image: Image.Image, step: Step) -> Image.Image:
     """One operation on an RGB picture."""
-    return _EXECUTORS[operation](image, value)
+    return _EXECUTORS[step.operation](image, value_of(step))
 
 
 def auto_augment(image: Image.Image, rng: random.Random) -> Image.Image:
     """One random sub-policy on an RGB picture."""
-    for operation, value in draw(rng):
-        image = apply(image, operation, value)
+    for step in draw(rng):
+        image = apply(image, step)
     return image
 
 
 def _affine(image, matrix, resample):
     return image.transform(image.size, Image.Transform.AFFINE, matrix, resample, fillcolor=GREY)
+
+
+def _posterize(image, bits):
+    mask = 256 - 2 ** (8 - bits)  # ImageOps.posterize refuses 0 bits since Pillow 12
+    return image.point([i & mask for i in range(256)] * 3)
 
 
 def _solarize_add(image, value):
@@ -111,7 +125,7 @@ _EXECUTORS = {
     # The original goes through RGBA and a grey background; nearest leaves no half-transparent pixel, so this is equal.
     "rotate": lambda image, value: image.rotate(value, Image.NEAREST, fillcolor=GREY),
     "color": lambda image, value: ImageEnhance.Color(image).enhance(value),
-    "posterize": ImageOps.posterize,
+    "posterize": _posterize,
     "solarize": ImageOps.solarize,
     "solarize_add": _solarize_add,
     "autocontrast": lambda image, value: ImageOps.autocontrast(image),

@@ -14,25 +14,36 @@ from .source import Split
 
 
 class MicroBatches(Dataset):
-    """`self[request]` is a whole micro-batch, so that a worker writes each picture once, straight into its place."""
+    """`self[request]` is a whole micro-batch, so that a worker writes each picture once, straight into its place.
 
-    def __init__(self, split: Split, transform, seed: int, replace_bad: bool):
+    Args:
+        split: where the files are.
+        transform: `Picture` -> uint8 (size, size, 3).
+        seed: of the run.
+        replace_bad: put another picture of the same class in the place of an unreadable one; otherwise leave it out.
+        decoder: decodes a micro-batch's JPEGs together (`DaliDecoder`); None decodes one by one.
+    """
+
+    def __init__(self, split: Split, transform, seed: int, replace_bad: bool, decoder=None):
         self.split = split
         self.transform = transform
         self.seed = seed
         self.replace_bad = replace_bad
+        self.decoder = decoder
 
     def __getitem__(self, request: BatchRequest) -> dict:
         """`pixel_values` uint8 (N, H, W, 3), `labels`, `index`, the `request`, and the `bad` files met.
 
-        An unreadable training picture is replaced, and keeps its `index`; a validation picture is left out.
+        A picture that takes the place of an unreadable one keeps that one's `index`.
         """
+        split = self.split if request.split is None else request.split
         size = self.transform.image_size
         pixels = torch.empty((len(request.indices), size, size, 3), dtype=torch.uint8)
         view = pixels.numpy()
+        opened = self._predecode(split, request) if self.decoder else {}
         labels, kept, bad = [], [], []
         for index in request.indices.tolist():
-            found = self._load(index, request.epoch, bad)
+            found = self._load(split, index, request.epoch, opened.get(index), bad)
             if found is not None:
                 view[len(kept)], label = found
                 labels.append(label)
@@ -45,19 +56,35 @@ class MicroBatches(Dataset):
             "bad": bad,
         }
 
-    def _load(self, index: int, epoch: int, bad: list):
+    def _load(self, split, index: int, epoch: int, picture: Picture | None, bad: list):
         seed = mix(self.seed, epoch, index)
         candidate, stand_ins = index, None
         while candidate is not None:
             try:
-                return self.transform(Picture(self.split.read(candidate)), seed), int(self.split.labels[candidate])
+                picture = picture or Picture(split.read(candidate))
+                return self.transform(picture, seed), split.label(candidate)
             except BadPicture as error:
-                bad.append(BadFile(self.split.name(candidate), str(error)))
+                bad.append(BadFile(split.name(candidate), str(error)))
             if not self.replace_bad:
                 return None
-            stand_ins = stand_ins or self.split.stand_ins(index, seed)
-            candidate = next(stand_ins, None)
+            stand_ins = stand_ins or split.stand_ins(index, seed)
+            candidate, picture = next(stand_ins, None), None
         return None
+
+    def _predecode(self, split, request: BatchRequest) -> dict[int, Picture]:
+        """Opens the pictures and has the decoder fill in the part that the transform will ask for."""
+        opened = {}
+        for index in request.indices.tolist():
+            try:
+                opened[index] = Picture(split.read(index))
+            except BadPicture:
+                continue  # `_load` meets it again and says so
+        plain = {index: picture for index, picture in opened.items() if picture.plain_jpeg}
+        boxes = {i: self.transform.box(picture, mix(self.seed, request.epoch, i)) for i, picture in plain.items()}
+        regions = self.decoder.decode([(plain[i].data, boxes[i]) for i in plain])
+        for index, region in zip(plain, regions):
+            plain[index].preload(boxes[index], region)
+        return opened
 
 
 class WorkerPool:
@@ -79,6 +106,8 @@ class WorkerPool:
                 pin_memory=pin_memory,
                 collate_fn=_unchanged,
                 worker_init_fn=_leave_signals_to_the_parent,
+                # Its own generator: a draw from the global one would make dropout depend on the number of workers.
+                generator=torch.Generator(),
             )
 
     def batches(self, requests: Iterator[BatchRequest]) -> Iterator[dict]:

@@ -5,8 +5,8 @@ the measurement); everything else goes through Pillow and `to_rgb`.
 """
 
 import io
-import os
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +16,16 @@ from ..image_processing_efficientnet_nv import to_rgb
 
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_END_OF_JPEG = b"\xff\xd9"
+
+
+class Box(NamedTuple):
+    """A rectangle of a picture, in pixels."""
+
+    left: int
+    top: int
+    width: int
+    height: int
 
 
 class BadPicture(Exception):
@@ -42,32 +52,53 @@ def read_file(path: str) -> bytes:
 class Picture:
     """An opened picture: its upright size is known, its pixels are decoded when asked for.
 
+    Attributes:
+        data: the file's bytes.
+        width, height: pixels, after EXIF rotation.
+        plain_jpeg: an upright JPEG in RGB or grey that ends where a JPEG ends, so that any JPEG decoder gives the
+            pixels that Pillow gives.
+
     Raises:
-        BadPicture: from the constructor and both methods.
+        BadPicture: from the constructor, `crop` and `rgb`.
     """
 
     def __init__(self, data: bytes):
         if not data:
             raise BadPicture("is empty (0 bytes)")
-        self._data = data
+        self.data = data
         self._image = _guarded(lambda: Image.open(io.BytesIO(data)))
-        self._plain_jpeg = self._image.format == "JPEG" and self._image.mode in ("RGB", "L") and self._is_upright()
-        if not self._plain_jpeg:
+        self.plain_jpeg = (
+            self._image.format == "JPEG"
+            and self._image.mode in ("RGB", "L")
+            and data.endswith(_END_OF_JPEG)
+            and self._is_upright()
+        )
+        if not self.plain_jpeg:
             self._image = _guarded(lambda: to_rgb(self._image))
         self.width, self.height = self._image.size
+        self._ready: tuple[Box, torch.Tensor] | None = None
 
-    def rgb(self) -> Image.Image:
-        """The whole picture by Pillow and `to_rgb`: what the image processor sees."""
-        return _guarded(lambda: to_rgb(self._image)) if self._plain_jpeg else self._image
+    def preload(self, box: Box, pixels: torch.Tensor) -> None:
+        """Takes the pixels of a rectangle, uint8 (3, height, width), that somebody else has decoded."""
+        self._ready = box, pixels
 
-    def crop(self, left: int, top: int, width: int, height: int) -> torch.Tensor:
+    def crop(self, box: Box) -> torch.Tensor:
         """A rectangle of the picture, uint8 (3, height, width)."""
-        if self._plain_jpeg:
-            pixels = _decode_jpeg(self._data)
+        if self._ready is not None and self._ready[0] == box:
+            return self._ready[1]
+        left, top, width, height = box
+        if self.plain_jpeg:
+            pixels = _decode_jpeg(self.data)
             if pixels is not None and pixels.shape[1:] == (self.height, self.width):
                 return pixels[:, top : top + height, left : left + width]
         region = self.rgb().crop((left, top, left + width, top + height))
         return torch.from_numpy(np.array(region)).permute(2, 0, 1)
+
+    def rgb(self) -> Image.Image:
+        """The whole picture: what Pillow and `to_rgb` show the image processor."""
+        if self._ready is not None and self._ready[0] == Box(0, 0, self.width, self.height):
+            return Image.fromarray(self._ready[1].permute(1, 2, 0).contiguous().numpy())
+        return _guarded(lambda: to_rgb(self._image)) if self.plain_jpeg else self._image
 
     def _is_upright(self) -> bool:
         if "exif" not in self._image.info:
@@ -102,4 +133,4 @@ def _guarded(function):
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, … on bad bytes
         if isinstance(error, OSError) and "truncated" in str(error).lower():
             raise BadPicture("is truncated") from None
-        raise BadPicture(f"cannot be decoded: {type(error).__name__}: {os.fspath(str(error))}".rstrip(": ")) from None
+        raise BadPicture(f"cannot be decoded: {type(error).__name__}: {error}".rstrip(": ")) from None

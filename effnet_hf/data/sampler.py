@@ -50,6 +50,7 @@ class BatchRequest:
     epoch: int
     slot: int  # position in the epoch over all ranks
     indices: np.ndarray
+    split: object = None  # the samples themselves, where they cannot be looked up by number (streaming)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,9 @@ class Split:
         """The file, or the row, that a user can look up."""
         return self._image(index)["path"] or f"row {self._row(index)}"
 
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
     def read(self, index: int) -> bytes:
         """Raises `BadPicture` when there is nothing to read."""
         image = self._image(index)

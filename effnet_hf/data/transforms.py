@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..image_processing_efficientnet_nv import resize_and_crop
 from . import auto_augment
-from .pictures import Picture
+from .pictures import Box, Picture
 
 
 _ASPECT_RATIO = (3 / 4, 4 / 3)
@@ -22,12 +22,9 @@ _PILLOW_FILTERS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
 
 
 class Geometry(NamedTuple):
-    """A random crop, in pixels of the upright picture, and whether to mirror it."""
+    """A random crop of the upright picture, and whether to mirror it."""
 
-    left: int
-    top: int
-    width: int
-    height: int
+    box: Box
     flip: bool
 
 
@@ -44,13 +41,13 @@ def draw_geometry(rng: random.Random, width: int, height: int, crop_scale: float
         ratio = math.exp(rng.uniform(low, high))
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
-            return Geometry(rng.randint(0, width - w), rng.randint(0, height - h), w, h, flipped)
+            return Geometry(Box(rng.randint(0, width - w), rng.randint(0, height - h), w, h), flipped)
     w, h = width, height  # too long or too wide a picture: the largest allowed part of its middle
     if width / height < _ASPECT_RATIO[0]:
         h = max(1, round(width / _ASPECT_RATIO[0]))
     elif width / height > _ASPECT_RATIO[1]:
         w = max(1, round(height * _ASPECT_RATIO[1]))
-    return Geometry((width - w) // 2, (height - h) // 2, w, h, flipped)
+    return Geometry(Box((width - w) // 2, (height - h) // 2, w, h), flipped)
 
 
 class TrainTransform:
@@ -63,27 +60,22 @@ class TrainTransform:
         self.horizontal_flip = horizontal_flip
         self.policy = make_policy(augmentation)
 
+    def box(self, picture: Picture, seed: int) -> Box:
+        """The part of the picture that `self(picture, seed)` will ask for."""
+        return self._geometry(random.Random(seed), picture).box
+
     def __call__(self, picture: Picture, seed: int) -> np.ndarray:
         rng = random.Random(seed)
-        left, top, width, height, flip = draw_geometry(
-            rng, picture.width, picture.height, self.crop_scale, self.horizontal_flip
-        )
-        square = self._resize(picture.crop(left, top, width, height))
+        box, flip = self._geometry(rng, picture)
+        square = resize(picture.crop(box), self.image_size, self.interpolation)
         if flip:
-            square = square[:, ::-1]
+            square = square.flip(1)  # numpy and Pillow take two to six times as long to mirror
         if self.policy is None:
-            return square
-        return np.asarray(self.policy(Image.fromarray(np.ascontiguousarray(square)), rng))
+            return square.numpy()
+        return np.asarray(self.policy(Image.fromarray(square.numpy()), rng))
 
-    def _resize(self, pixels: torch.Tensor) -> np.ndarray:
-        # torch's uint8 resampling is Pillow's algorithm with vector instructions: 0.4 ms instead of 1.0.
-        square = torch.nn.functional.interpolate(
-            pixels[None].contiguous(memory_format=torch.channels_last),
-            size=(self.image_size, self.image_size),
-            mode=self.interpolation,
-            antialias=True,
-        )
-        return square[0].permute(1, 2, 0).numpy()
+    def _geometry(self, rng: random.Random, picture: Picture) -> Geometry:
+        return draw_geometry(rng, picture.width, picture.height, self.crop_scale, self.horizontal_flip)
 
 
 class EvaluationTransform:
@@ -94,9 +86,24 @@ class EvaluationTransform:
         self.shortest_edge = image_size + resize_margin
         self.resample = _PILLOW_FILTERS[interpolation]
 
+    def box(self, picture: Picture, seed: int = 0) -> Box:
+        """All of the picture."""
+        return Box(0, 0, picture.width, picture.height)
+
     def __call__(self, picture: Picture, seed: int = 0) -> np.ndarray:
         crop = (self.image_size, self.image_size)
         return np.asarray(resize_and_crop(picture.rgb(), self.shortest_edge, crop, self.resample))
+
+
+def resize(pixels: torch.Tensor, size: int, interpolation: str) -> torch.Tensor:
+    """uint8 (3, height, width) -> (size, size, 3), antialiased.
+
+    torch's uint8 resampling is Pillow's algorithm in vector instructions, five times as fast: 0.2 ms instead of 1.2.
+    It takes that path for contiguous channels-last input only.
+    """
+    pixels = pixels[None].contiguous(memory_format=torch.channels_last)
+    square = torch.nn.functional.interpolate(pixels, size=(size, size), mode=interpolation, antialias=True)
+    return square[0].permute(1, 2, 0)
 
 
 def make_policy(name: str):

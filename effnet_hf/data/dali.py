@@ -1,0 +1,109 @@
+"""NVIDIA DALI, where it pays. It is an extra: nothing here is imported before it is asked for.
+
+`dali-cpu` decodes only the part of a JPEG that the random crop needs, which DALI can and torchvision cannot; the rest of
+the work stays where `imagefolder` does it, because torch resizes five times faster on a CPU than DALI does and Pillow
+runs the policies faster, and because the pixels then are `imagefolder`'s, bit for bit. (docs/data.md has the figures.)
+`dali-gpu` does everything on the GPU: `dali_pipeline.py`.
+"""
+
+import contextlib
+import importlib.util
+import os
+import sys
+import warnings
+
+import numpy as np
+import torch
+
+from ..errors import UserError
+from .pictures import Box
+
+
+def require_dali() -> None:
+    """Raises `UserError` with the line to run when DALI is not installed."""
+    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+        raise UserError(
+            "--loader dali-cpu and dali-gpu need NVIDIA DALI; run `pip install nvidia-dali-cuda130` (CUDA 13, or no GPU"
+            " at all) or `pip install nvidia-dali-cuda120` (CUDA 12)."
+        )
+
+
+class DaliDecoder:
+    """Decodes rectangles of JPEGs, a micro-batch at a time, on one thread of the process that uses it.
+
+    The pipeline is built on first use: it must not be inherited by a forked worker.
+    """
+
+    def __init__(self, max_batch_size: int):
+        self._max_batch_size = max_batch_size
+        self._pipeline = None
+
+    def __getstate__(self):
+        return {**self.__dict__, "_pipeline": None}
+
+    def decode(self, jpegs: list[tuple[bytes, Box]]) -> list[torch.Tensor]:
+        """uint8 (3, height, width) per JPEG and its rectangle, or an empty list: then decode them another way."""
+        if not jpegs:
+            return []
+        if self._pipeline is None:
+            with quiet_build():
+                self._pipeline = _decoding_pipeline(self._max_batch_size)
+        try:
+            (regions,) = self._pipeline.run(
+                encoded=[np.frombuffer(data, np.uint8) for data, _ in jpegs],
+                start=[np.array([box.top, box.left], np.int32) for _, box in jpegs],
+                shape=[np.array([box.height, box.width], np.int32) for _, box in jpegs],
+            )
+        except RuntimeError:  # a JPEG that DALI refuses; the pipeline is broken for good
+            self._pipeline = None
+            return []
+        return [torch.from_numpy(np.array(regions[i])).permute(2, 0, 1) for i in range(len(jpegs))]
+
+
+def _decoding_pipeline(max_batch_size: int):
+    from nvidia.dali import fn, pipeline_def, types
+
+    @pipeline_def(batch_size=max_batch_size, num_threads=1, device_id=None, prefetch_queue_depth=1)
+    def graph():
+        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1)
+        start = fn.external_source(name="start", dtype=types.INT32, ndim=1)
+        shape = fn.external_source(name="shape", dtype=types.INT32, ndim=1)
+        return decode_region(encoded, start, shape, "cpu")
+
+    pipeline = graph()
+    pipeline.build()
+    return pipeline
+
+
+def decode_region(encoded, start, shape, device: str):
+    """DALI's fused decode and crop; `start` and `shape` are (y, x) in pixels."""
+    from nvidia.dali import fn, types
+
+    return fn.decoders.image_slice(
+        encoded,
+        start,
+        shape,
+        axis_names="HW",
+        normalized_anchor=False,
+        normalized_shape=False,
+        output_type=types.RGB,
+        device=device,
+    )
+
+
+@contextlib.contextmanager
+def quiet_build():
+    """Builds a pipeline without DALI's deprecation warnings about itself and its complaints about missing GPU codecs."""
+    os.environ.setdefault("DALI_DISABLE_NVML", "1") if not torch.cuda.is_available() else None
+    sys.stderr.flush()
+    saved = os.dup(2)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
