@@ -1,0 +1,190 @@
+"""The loop: what it writes, that stopping and resuming change nothing, and that it refuses what it must."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageClassification
+
+from effnet_hf.errors import UserError
+from effnet_hf.training import train, validate_checkpoint
+from effnet_hf.training.signals import EXIT_INTERRUPTED, Interruption
+
+from .workbench import fingerprint, small_recipe, write_squares
+
+
+@pytest.fixture(scope="module")
+def squares(tmp_path_factory):
+    return write_squares(tmp_path_factory.mktemp("squares"))
+
+
+@pytest.fixture(scope="module")
+def whole_run(squares, tmp_path_factory):
+    output = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(small_recipe(squares, output)) == 0
+    return output
+
+
+def rows(output: Path, kind: str) -> list[dict]:
+    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["type"] == kind]
+
+
+def test_run_leaves_a_folder_that_opens_as_a_model(whole_run):
+    names = {path.name for path in whole_run.iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "recipe.yaml"} <= names
+    assert {"metrics.jsonl", "summary.json", "plots", "checkpoints", "ema"} <= names
+    model = AutoModelForImageClassification.from_pretrained(whole_run)
+    assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
+    assert model.config.survival_prob == 0.8 and model.config.image_size == 16
+    assert "efficientnet_nv" in (whole_run / "config.json").read_text()
+
+
+def test_metrics_have_the_originals_names_and_honest_values(whole_run):
+    steps = rows(whole_run, "train")
+    assert [(row["epoch"], row["update"]) for row in steps] == [(e, u) for e in range(2) for u in range(1, 5)]
+    assert all(0.1 < row["train.loss"] < 20 for row in steps)
+    epochs = rows(whole_run, "epoch")
+    for epoch in range(2):  # the loss of an epoch is the mean of its steps, not divided by the accumulation
+        losses = [row["train.loss"] for row in steps if row["epoch"] == epoch]
+        assert epochs[epoch]["train.loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
+    rates = [row["train.lr"] for row in steps]
+    assert rates == pytest.approx([0.00025, 0.0005, 0.00075, 0.001, 0.001, 0.000853553391, 0.0005, 0.000146446609])
+    for row in rows(whole_run, "val") + rows(whole_run, "val_ema"):
+        kind = row["type"]
+        assert row[f"{kind}.n"] == 12 and 0 <= row[f"{kind}.top1"] <= row[f"{kind}.top5"] == 100
+        assert row[f"{kind}.compute_latency_p50"] <= row[f"{kind}.compute_latency_p99"]
+    assert rows(whole_run, "summary")[0]["n"] == 12
+
+
+def test_card_tells_what_was_measured(whole_run):
+    card, summary = (whole_run / "README.md").read_text(), json.loads((whole_run / "summary.json").read_text())
+    assert f"{summary['top1']:.4g}" in card and "12 pictures" in card and "global_batch_size: 8" in card
+
+
+def test_saved_model_scores_in_validate_what_it_scored_in_training(whole_run, squares):
+    figures = validate_checkpoint(str(whole_run), str(squares), per_device_batch_size=5, num_workers=0)
+    summary = json.loads((whole_run / "summary.json").read_text())
+    assert figures["n"] == 12
+    assert (figures["top1"], figures["loss"]) == pytest.approx((summary["top1"], summary["loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
+def test_interrupted_run_resumes_bit_exactly(stop_after, squares, whole_run, tmp_path, monkeypatch):
+    calls = []
+
+    def stop_once(self):
+        calls.append(None)
+        self.received = "SIGTERM"
+        return len(calls) == stop_after
+
+    monkeypatch.setattr(Interruption, "agreed", stop_once)
+    recipe = small_recipe(squares, tmp_path / "run", resume="auto")
+    assert train(recipe) == EXIT_INTERRUPTED
+    monkeypatch.undo()
+    assert train(recipe) == 0
+    assert fingerprint(tmp_path / "run") == fingerprint(whole_run)
+
+
+def test_staged_jobs_equal_one_job(squares, whole_run, tmp_path):
+    recipe = small_recipe(squares, tmp_path / "run", resume="auto", run_epochs=1)
+    assert train(recipe) == 0 and not (tmp_path / "run/checkpoints/update-00000008").exists()
+    assert train(recipe) == 0
+    assert fingerprint(tmp_path / "run") == fingerprint(whole_run)
+
+
+def test_workers_change_nothing(squares, whole_run, tmp_path):
+    assert train(small_recipe(squares, tmp_path / "run", num_workers=2)) == 0
+    assert fingerprint(tmp_path / "run") == fingerprint(whole_run)
+
+
+def test_checkpoints_are_pruned_and_the_best_is_kept(squares, tmp_path):
+    recipe = small_recipe(squares, tmp_path / "run", checkpoint_every_steps=1, keep_checkpoints=3, ema_decay=0.0)
+    assert train(recipe) == 0
+    kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    assert kept == ["best", "update-00000006", "update-00000007", "update-00000008"]
+    for name in kept:  # every checkpoint opens as a model
+        AutoModelForImageClassification.from_pretrained(tmp_path / "run/checkpoints" / name)
+
+
+def test_early_stopping_counts_epochs_without_a_new_best(squares, tmp_path):
+    recipe = small_recipe(squares, tmp_path / "run", learning_rate=0.0, epochs=9, early_stopping_patience=2)
+    assert train(recipe.replace(batch_norm_momentum=0.0, ema_decay=0.0)) == 0
+    assert len(rows(tmp_path / "run", "epoch")) == 3  # epoch 1 is the best, 2 and 3 are not better
+
+
+def test_fine_tuning_replaces_the_head_when_classes_differ(squares, whole_run, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    for split in ("train", "val"):
+        (other / split).mkdir()
+        for old, new in (("red", "apple"), ("green", "leaf")):
+            os.symlink(squares / split / old, other / split / new)
+    settings = {"learning_rate": 0.0, "batch_norm_momentum": 0.0, "ema_decay": 0.0, "epochs": 1}
+    assert train(small_recipe(other, tmp_path / "run", model=str(whole_run), **settings)) == 0
+    base, tuned = (AutoModelForImageClassification.from_pretrained(path) for path in (whole_run, tmp_path / "run"))
+    assert tuned.config.label2id == {"apple": 0, "leaf": 1} and tuned.classifier.weight.shape[0] == 2
+    for (name, a), b in zip(base.efficientnet.named_parameters(), tuned.efficientnet.parameters()):
+        assert torch.equal(a, b), name
+
+
+def test_head_of_the_same_size_but_other_classes_is_new(squares, whole_run, tmp_path):
+    from effnet_hf.training import build_model
+
+    recipe = small_recipe(squares, tmp_path, model=str(whole_run))
+    base = AutoModelForImageClassification.from_pretrained(whole_run)
+    assert torch.equal(build_model(recipe, ["blue", "green", "red"]).classifier.weight, base.classifier.weight)
+    assert not torch.equal(build_model(recipe, ["a", "b", "c"]).classifier.weight, base.classifier.weight)
+
+
+REFUSALS = [
+    ({"global_batch_size": 4096, "per_device_batch_size": 8}, "--global_batch_size"),
+    ({"num_labels": 5}, "--num_labels"),
+    ({"model": "no/such/folder/here"}, "does not exist"),
+    ({"resume": "nowhere"}, "no checkpoint there"),
+    ({"precision": "fp16"}, "needs a GPU"),
+    ({"precision": "tf32"}, "needs an NVIDIA GPU"),
+    ({"sync_batch_norm": True}, "needs GPUs"),
+    ({"data_dir": "no/such/data"}, "no/such/data"),
+]
+
+
+@pytest.mark.parametrize("changes, named", REFUSALS, ids=[str(changes) for changes, _ in REFUSALS])
+def test_what_cannot_work_is_one_sentence(changes, named, squares, tmp_path):
+    with pytest.raises(UserError, match=named):
+        train(small_recipe(changes.pop("data_dir", squares), tmp_path / "run", **changes))
+
+
+def test_second_run_in_the_same_folder_is_refused(squares, whole_run):
+    before = sorted(whole_run.rglob("*"))
+    with pytest.raises(UserError, match="already holds a run"):
+        train(small_recipe(squares, whole_run))
+    assert sorted(whole_run.rglob("*")) == before
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"global_batch_size": 4}, {"variant": "widese-b0"}], ids=str)
+def test_checkpoint_of_another_run_is_refused(changes, squares, whole_run, tmp_path):
+    (name,) = changes
+    with pytest.raises(UserError, match=f"--{name}"):
+        train(small_recipe(squares, tmp_path / "run", resume=str(whole_run), **changes))
+
+
+def test_layouts_of_one_global_batch_have_the_same_losses(tmp_path):
+    """1 process, 2 accumulated micro-batches = 2 processes: same micro-batches, so the same losses to rounding."""
+    script = Path(__file__).with_name("compare_layouts.py")
+    result = subprocess.run(
+        [sys.executable, script, tmp_path], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "largest relative difference" in result.stdout
+
+
+def test_kill_at_any_moment_loses_nothing():
+    """The 20-kill version is the script's default; its figures are in benchmarks/."""
+    script = Path(__file__).with_name("kill_and_resume.py")
+    result = subprocess.run([sys.executable, script, "--kills", "2", "--seed", "3"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,72 @@
+"""Small runs for the tests of the loop: a folder of coloured squares, and a recipe with everything switched on."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import load_file
+
+from effnet_hf.recipes import Recipe
+
+
+def write_squares(folder: Path, per_class: int = 12, size: int = 24) -> Path:
+    """Three classes of noisy coloured squares, `per_class` for training and 4 for validation."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", per_class), ("val", 4)):
+        for label, colour in (("blue", (40, 60, 200)), ("green", (50, 180, 60)), ("red", (210, 50, 40))):
+            target = folder / split / label
+            target.mkdir(parents=True, exist_ok=True)
+            for index in range(count):
+                noise = rng.integers(-40, 40, (size, size, 3))
+                Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(target / f"{index}.png")
+    return folder
+
+
+def small_recipe(data_dir: Path, output_dir: Path, **changes) -> Recipe:
+    """2 epochs of 4 optimizer steps of 2 micro-batches each; every source of randomness and every state is in use."""
+    settings = {
+        "variant": "b0",
+        "image_size": 16,
+        "resize_margin": 0,
+        "survival_prob": 0.8,
+        "augmentation": "autoaugment",
+        "mixup": 0.2,
+        "data_dir": str(data_dir),
+        "output_dir": str(output_dir),
+        "epochs": 2,
+        "warmup_epochs": 1,
+        "global_batch_size": 8,
+        "per_device_batch_size": 4,
+        "learning_rate": 0.001,
+        "lr_scaling": "none",
+        "lr_update": "step",
+        "ema_decay": 0.9,
+        "num_workers": 0,
+        "log_every": 1,
+        "quiet": True,
+    }
+    return Recipe(**{**settings, **changes})
+
+
+def fingerprint(output_dir: Path) -> dict[str, str]:
+    """What must be equal between an interrupted and an uninterrupted run: weights, average, optimizer, losses."""
+    newest = sorted((output_dir / "checkpoints").glob("update-*"))[-1]
+    prints = {"checkpoint": newest.name}
+    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"):
+        prints[name] = hashlib.sha256((newest / name).read_bytes()).hexdigest()
+    for folder in (output_dir, output_dir / "ema"):
+        tensors = load_file(folder / "model.safetensors")
+        digest = hashlib.sha256()
+        for key in sorted(tensors):
+            digest.update(key.encode() + tensors[key].numpy().tobytes())
+        prints[f"{folder.relative_to(output_dir)} weights"] = digest.hexdigest()
+    rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
+    figures = []
+    for row in rows:
+        if row["type"] in ("train", "val", "val_ema", "epoch"):
+            timeless = {k: v for k, v in row.items() if "time" not in k and "ips" not in k and "latency" not in k}
+            figures.append(timeless)
+    prints["figures"] = json.dumps(figures)
+    return prints
