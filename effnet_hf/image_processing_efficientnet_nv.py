@@ -10,7 +10,8 @@ This file travels inside every saved checkpoint: it imports only numpy, pillow a
 import numpy as np
 from PIL import Image, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
-from transformers.image_utils import make_flat_list_of_images
+from transformers.image_utils import ChannelDimension, to_numpy_array
+from transformers.utils import is_torch_tensor
 
 
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -31,7 +32,8 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip instead of scale
         grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((grey >> 8 if grey.max() > 255 else grey).astype(np.uint8)).convert("RGB")
+        deep = image.mode != "I" or grey.max() > 255  # "I" does not tell how many of its 32 bits were meant
+        return Image.fromarray((grey >> 8 if deep else grey).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
@@ -85,8 +87,8 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         do_rescale, rescale_factor: multiply by 1/255.
         do_normalize, image_mean, image_std: per channel, in units of the rescaled picture.
 
-    Pictures may be Pillow images of any mode, or uint8 or float arrays and tensors, channels first or last, with 1, 3
-    or 4 channels (alpha is dropped). Float arrays are taken to lie in [0, 1], or in [0, 255] with values above 1.
+    Pictures may be Pillow images of any mode, or arrays and tensors, channels first or last, with 1, 3 or 4 channels
+    (alpha is dropped). Floats are taken to lie in [0, 1], or in [0, 255] if any exceeds 1.
     """
 
     model_input_names = ["pixel_values"]
@@ -109,7 +111,7 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         self.do_resize = do_resize
         self.size = _shortest_edge(224 + RESIZE_MARGIN if size is None else size)
-        self.resample = int(resample)
+        self.resample = int(Image.Resampling(resample))
         self.do_center_crop = do_center_crop
         self.crop_size = _height_width(224 if crop_size is None else crop_size)
         self.do_rescale = do_rescale
@@ -123,18 +125,21 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         """The published evaluation for a model of this size: short side `image_size + margin`, crop `image_size`."""
         return cls(size=image_size + margin, crop_size=image_size, **kwargs)
 
-    def preprocess(self, images, return_tensors=None, **overrides) -> BatchFeature:
+    def preprocess(
+        self, images, return_tensors=None, data_format="channels_first", input_data_format=None, **overrides
+    ) -> BatchFeature:
         """Preprocesses one picture or a list of them; any constructor argument can be overridden for this call.
 
         Args:
             return_tensors: `"pt"` or `"np"`; by default a list of arrays.
+            data_format: `"channels_first"` or `"channels_last"`, of the result.
+            input_data_format: the same of arrays and tensors passed in, where their shape does not tell.
         """
         overrides = {name: value for name, value in overrides.items() if value is not None}
         settings = EfficientNetNVImageProcessor(**{**self._settings(), **overrides})
-        images = make_flat_list_of_images(self.fetch_images(images))
-        data_format = str(getattr(overrides.get("data_format"), "value", overrides.get("data_format", "channels_first")))
-        arrays = [settings._process(image) for image in images]
-        if data_format in ("channels_last", "ChannelDimension.LAST"):
+        pictures = _flatten(self.fetch_images(images))
+        arrays = [settings._process(picture, input_data_format) for picture in pictures]
+        if data_format is not None and ChannelDimension(data_format) == ChannelDimension.LAST:
             arrays = [array.transpose(1, 2, 0) for array in arrays]
         return BatchFeature(data={"pixel_values": arrays}, tensor_type=return_tensors)
 
@@ -142,35 +147,56 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         names = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
         return {name: getattr(self, name) for name in (*names, "do_normalize", "image_mean", "image_std")}
 
-    def _process(self, image) -> np.ndarray:
+    def _process(self, image, input_data_format=None) -> np.ndarray:
         shortest_edge = self.size["shortest_edge"] if self.do_resize else None
         crop = (self.crop_size["height"], self.crop_size["width"]) if self.do_center_crop else None
-        picture = resize_and_crop(_to_picture(image), shortest_edge, crop, self.resample)
-        pixels = np.asarray(picture)
+        picture, white = _to_picture(image, input_data_format)
+        pixels = np.asarray(resize_and_crop(picture, shortest_edge, crop, self.resample))
         if self.do_rescale:
             pixels = pixels.astype(np.float32) * np.float32(self.rescale_factor)
+        elif white == 1.0:
+            pixels = pixels.astype(np.float32) / np.float32(255)  # as it was passed in
         if self.do_normalize:
             mean, std = np.asarray(self.image_mean, np.float32), np.asarray(self.image_std, np.float32)
             pixels = (pixels.astype(np.float32) - mean) / std
         return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _to_picture(image) -> Image.Image:
+def _flatten(images) -> list:
+    if isinstance(images, (list, tuple)):
+        return [picture for entry in images for picture in _flatten(entry)]
+    return list(images) if getattr(images, "ndim", 0) == 4 else [images]
+
+
+def _to_picture(image, input_data_format=None) -> tuple[Image.Image, float]:
+    """The picture, and the value that its full brightness had: 1.0 for an array in [0, 1], else 255.0."""
     if isinstance(image, Image.Image):
-        return to_rgb(image)
-    array = np.asarray(image)
+        return to_rgb(image), 255.0
+    array = to_numpy_array(image)
     if array.ndim == 2:
         array = array[:, :, None]
-    if array.ndim != 3:
+    elif array.ndim != 3:
         raise ValueError(f"A picture must have two or three dimensions, got an array of shape {array.shape}.")
-    if array.shape[-1] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):
+    elif _is_channels_first(image, array.shape, input_data_format):
         array = array.transpose(1, 2, 0)
-    if array.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"A picture must have 1, 3 or 4 channels, got an array of shape {array.shape}.")
+    if array.shape[-1] not in (1, 3, 4) or not array.size:
+        raise ValueError(f"A picture must have pixels of 1, 3 or 4 channels, got an array of shape {array.shape}.")
+    low, high = float(array.min()), float(array.max())
+    if not (low >= 0 and high <= 255):
+        raise ValueError(f"Pixels must lie in 0 to 255 or 0 to 1, got {low:.4g} to {high:.4g}; normalised already?")
+    white = 1.0 if array.dtype.kind in "fb" and high <= 1 else 255.0
     if array.dtype != np.uint8:
-        scale = 255.0 if array.dtype.kind == "f" and array.size and array.max() <= 1 else 1.0
-        array = (array * scale).round().clip(0, 255).astype(np.uint8)
-    return to_rgb(Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else np.ascontiguousarray(array)))
+        array = (array * (255.0 / white)).round().astype(np.uint8)
+    array = np.ascontiguousarray(array)
+    return to_rgb(Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)), white
+
+
+def _is_channels_first(image, shape: tuple[int, ...], input_data_format) -> bool:
+    if input_data_format is not None:
+        return ChannelDimension(input_data_format) == ChannelDimension.FIRST
+    first, last = shape[0] in (1, 3, 4), shape[-1] in (1, 3, 4)
+    # A shape that reads both ways is read as its kind usually is: tensors (C, H, W), arrays (H, W, C).
+    return first and (not last or is_torch_tensor(image))
 
 
 def _shortest_edge(size) -> dict[str, int]:
