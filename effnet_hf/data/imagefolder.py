@@ -13,72 +13,84 @@ from .sampler import BatchRequest, mix
 from .source import Split
 
 
-class MicroBatches(Dataset):
-    """`self[request]` is a whole micro-batch, so that a worker writes each picture once, straight into its place.
+class PictureBatches(Dataset):
+    """`self[request]` is a whole micro-batch of `prepare`d pictures; unreadable ones are replaced or left out.
 
     Args:
         split: where the files are.
-        transform: `Picture` -> uint8 (size, size, 3).
         seed: of the run.
         replace_bad: put another picture of the same class in the place of an unreadable one; otherwise leave it out.
+    """
+
+    def __init__(self, split: Split, seed: int, replace_bad: bool):
+        self.split = split
+        self.seed = seed
+        self.replace_bad = replace_bad
+
+    def prepare(self, picture: Picture, seed: int):
+        """What the batch needs of a picture; `BadPicture` if it turns out to be unreadable."""
+        raise NotImplementedError
+
+    def load(self, request: BatchRequest, opened: dict[int, Picture] | None = None) -> tuple[list, dict]:
+        """The prepared pictures, and `labels`, `index` (int64 tensors), the `request` and the `bad` files met.
+
+        A picture that takes the place of an unreadable one keeps that one's `index`.
+        """
+        split = self.split_of(request)
+        prepared, labels, kept, bad = [], [], [], []
+        for index in request.indices.tolist():
+            seed = mix(self.seed, request.epoch, index)
+            candidate, picture, stand_ins = index, (opened or {}).get(index), None
+            while candidate is not None:
+                try:
+                    picture = picture or Picture(split.read(candidate))
+                    prepared.append(self.prepare(picture, seed))
+                    labels.append(split.label(candidate))
+                    kept.append(index)
+                    break
+                except BadPicture as error:
+                    bad.append(BadFile(split.name(candidate), str(error)))
+                stand_ins = stand_ins or (split.stand_ins(index, seed) if self.replace_bad else iter(()))
+                candidate, picture = next(stand_ins, None), None
+        labels, kept = torch.tensor(labels, dtype=torch.int64), torch.tensor(kept, dtype=torch.int64)
+        return prepared, {"labels": labels, "index": kept, "request": request, "bad": bad}
+
+    def split_of(self, request: BatchRequest) -> Split:
+        return self.split if request.split is None else request.split
+
+
+class MicroBatches(PictureBatches):
+    """Micro-batches of finished pictures, `pixel_values` uint8 (N, H, W, 3).
+
+    Args:
+        transform: `Picture` -> uint8 (size, size, 3).
         decoder: decodes a micro-batch's JPEGs together (`DaliDecoder`); None decodes one by one.
     """
 
     def __init__(self, split: Split, transform, seed: int, replace_bad: bool, decoder=None):
-        self.split = split
+        super().__init__(split, seed, replace_bad)
         self.transform = transform
-        self.seed = seed
-        self.replace_bad = replace_bad
         self.decoder = decoder
 
+    def prepare(self, picture: Picture, seed: int):
+        return self.transform(picture, seed)
+
     def __getitem__(self, request: BatchRequest) -> dict:
-        """`pixel_values` uint8 (N, H, W, 3), `labels`, `index`, the `request`, and the `bad` files met.
-
-        A picture that takes the place of an unreadable one keeps that one's `index`.
-        """
-        split = self.split if request.split is None else request.split
         size = self.transform.image_size
-        pixels = torch.empty((len(request.indices), size, size, 3), dtype=torch.uint8)
-        view = pixels.numpy()
-        opened = self._predecode(split, request) if self.decoder else {}
-        labels, kept, bad = [], [], []
-        for index in request.indices.tolist():
-            found = self._load(split, index, request.epoch, opened.get(index), bad)
-            if found is not None:
-                view[len(kept)], label = found
-                labels.append(label)
-                kept.append(index)
-        return {
-            "pixel_values": pixels[: len(kept)],
-            "labels": torch.tensor(labels, dtype=torch.int64),
-            "index": torch.tensor(kept, dtype=torch.int64),
-            "request": request,
-            "bad": bad,
-        }
+        squares, batch = self.load(request, self._predecode(request) if self.decoder else None)
+        pixels = torch.empty((len(squares), size, size, 3), dtype=torch.uint8)
+        for target, square in zip(pixels.numpy(), squares):
+            target[...] = square
+        return {"pixel_values": pixels, **batch}
 
-    def _load(self, split, index: int, epoch: int, picture: Picture | None, bad: list):
-        seed = mix(self.seed, epoch, index)
-        candidate, stand_ins = index, None
-        while candidate is not None:
-            try:
-                picture = picture or Picture(split.read(candidate))
-                return self.transform(picture, seed), split.label(candidate)
-            except BadPicture as error:
-                bad.append(BadFile(split.name(candidate), str(error)))
-            if not self.replace_bad:
-                return None
-            stand_ins = stand_ins or split.stand_ins(index, seed)
-            candidate, picture = next(stand_ins, None), None
-        return None
-
-    def _predecode(self, split, request: BatchRequest) -> dict[int, Picture]:
+    def _predecode(self, request: BatchRequest) -> dict[int, Picture]:
         """Opens the pictures and has the decoder fill in the part that the transform will ask for."""
-        opened = {}
+        split, opened = self.split_of(request), {}
         for index in request.indices.tolist():
             try:
                 opened[index] = Picture(split.read(index))
             except BadPicture:
-                continue  # `_load` meets it again and says so
+                continue  # `load` meets it again and says so
         plain = {index: picture for index, picture in opened.items() if picture.plain_jpeg}
         boxes = {i: self.transform.box(picture, mix(self.seed, request.epoch, i)) for i, picture in plain.items()}
         regions = self.decoder.decode([(plain[i].data, boxes[i]) for i in plain])
@@ -88,9 +100,9 @@ class MicroBatches(Dataset):
 
 
 class WorkerPool:
-    """Runs `MicroBatches` in worker processes that live as long as the pool, or in this process with 0 workers."""
+    """Runs `PictureBatches` in worker processes that live as long as the pool, or in this process with 0 workers."""
 
-    def __init__(self, dataset: MicroBatches, num_workers: int = 0, prefetch_factor: int = 2, pin_memory: bool = False):
+    def __init__(self, dataset: PictureBatches, num_workers: int = 0, prefetch_factor: int = 2, pin_memory: bool = False):
         self._dataset = dataset
         self._pin = pin_memory
         self._requests = _Requests()

@@ -30,9 +30,9 @@ class DeviceStage:
             yield from map(self.stage, batches)
             return
         side = torch.cuda.Stream(self.device)
-        staged = self._stage_on(side, next(batches, None))
+        staged = self._stage_on(side, batches)
         while staged is not None:
-            following = self._stage_on(side, next(batches, None))
+            following = self._stage_on(side, batches)
             batch, ready = staged
             current = torch.cuda.current_stream(self.device)
             current.wait_event(ready)
@@ -66,9 +66,7 @@ class DeviceStage:
         pixels = rows.view(count, height, width, channels).permute(0, 3, 1, 2)
         return pixels.contiguous(memory_format=self.memory_format)
 
-    def _stage_on(self, stream, batch):
-        if batch is None:
-            return None
+    def _stage_on(self, stream, batches):
         with torch.cuda.stream(stream):
-            staged = self.stage(batch)
-            return staged, stream.record_event()
+            batch = next(batches, None)
+            return None if batch is None else (self.stage(batch), stream.record_event())
