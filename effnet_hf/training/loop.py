@@ -31,7 +31,7 @@ def train(recipe: Recipe, prepare_model: Callable | None = None) -> int:
     accelerator = make_accelerator(recipe)
     run = set_up(recipe, accelerator, prepare_model)
     try:
-        with run.interruption:
+        with run.interruption, run.profiler:
             last_epoch = min(recipe.epochs, run.progress.epoch + (recipe.run_epochs or recipe.epochs))
             while run.progress.epoch < last_epoch:
                 complete = train_epoch(run)
@@ -61,15 +61,7 @@ def train_epoch(run: Run) -> bool:
     for batch in speed.watch(loader.epoch(progress.epoch, start_update=progress.update)):
         rate = learning_rate(recipe, progress.epoch, progress.update, loader.updates_per_epoch)
         set_learning_rate(run.optimizer, rate)
-        with accelerator.accumulate(run.model):
-            logits = run.model(pixel_values=batch["pixel_values"]).logits
-            loss = training_loss(logits, batch["labels"], recipe.label_smoothing)
-            accelerator.backward(loss)
-            if recipe.gradient_clip and accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(run.model.parameters(), recipe.gradient_clip)
-            run.optimizer.step()
-            run.optimizer.zero_grad()
-        losses.add(loss)
+        losses.add(train_step(run, batch))
         if not accelerator.sync_gradients:
             continue
 
@@ -80,6 +72,7 @@ def train_epoch(run: Run) -> bool:
         if run.ema is not None:
             run.ema.update(run.bare_model)
         report.advance()
+        run.profiler.step()
         epoch_is_over = progress.update == loader.updates_per_epoch
         log_now = epoch_is_over or progress.update % recipe.log_every == 0
         if log_now:
@@ -95,6 +88,24 @@ def train_epoch(run: Run) -> bool:
     report.end_bar()
     progress.loss_sum, progress.loss_count = losses.total(), losses.count
     return progress.update == loader.updates_per_epoch
+
+
+def train_step(run: Run, batch: dict) -> torch.Tensor:
+    """Forward, loss and backward of one micro-batch; the last one of an optimizer step also updates the weights.
+
+    Accelerate divides the gradient, not the returned loss, by the accumulation steps, and lets DDP reduce gradients
+    only with the last micro-batch.
+    """
+    accelerator, recipe = run.accelerator, run.recipe
+    with accelerator.accumulate(run.model):
+        logits = run.model(pixel_values=batch["pixel_values"]).logits
+        loss = training_loss(logits, batch["labels"], recipe.label_smoothing)
+        accelerator.backward(loss)
+        if recipe.gradient_clip and accelerator.sync_gradients:
+            accelerator.clip_grad_norm_(run.model.parameters(), recipe.gradient_clip)
+        run.optimizer.step()
+        run.optimizer.zero_grad()
+    return loss.detach()
 
 
 def end_epoch(run: Run) -> None:

@@ -25,6 +25,7 @@ from .ema import ModelEMA
 from .model import build_model, build_processor, image_size_of
 from .optim import build_optimizer, peak_learning_rate
 from .precision import wants_channels_last
+from .profiling import Profiler
 from .report import Report
 from .signals import Interruption
 
@@ -45,6 +46,7 @@ class Run:
     report: Report
     progress: Progress
     interruption: Interruption
+    profiler: Profiler
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -151,7 +153,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
     report.start_trackers(recipe)
     run = Run(
         recipe, accelerator, plan, loaders, processor, model, optimizer, ema, checkpoints, report, progress,
-        Interruption(accelerator),
+        Interruption(accelerator), Profiler(recipe, accelerator),
     )  # fmt: skip
     _introduce(run, resume_from)
     return run

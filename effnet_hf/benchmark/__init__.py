@@ -1,0 +1,1 @@
+"""Timing: our own steps, the input pipelines, and the peers beside us."""
