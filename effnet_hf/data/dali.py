@@ -1,8 +1,8 @@
 """NVIDIA DALI, where it pays. It is an extra: nothing here is imported before it is asked for.
 
-`dali-cpu` decodes only the part of a JPEG that the random crop needs, which DALI can and torchvision cannot; the rest of
-the work stays where `imagefolder` does it, because torch resizes five times faster on a CPU than DALI does and Pillow
-runs the policies faster, and because the pixels then are `imagefolder`'s, bit for bit. (docs/data.md has the figures.)
+`dali-cpu` decodes only the part of a JPEG that the random crop needs, which DALI can and torchvision cannot; the rest
+of the work stays where `imagefolder` does it, because torch resizes five times faster on a CPU than DALI does and
+Pillow runs the policies faster, and because the pixels then are `imagefolder`'s, bit for bit (docs/data.md).
 `dali-gpu` does everything on the GPU: `dali_pipeline.py`.
 """
 
@@ -93,8 +93,10 @@ def decode_region(encoded, start, shape, device: str):
 
 @contextlib.contextmanager
 def quiet_build():
-    """Builds a pipeline without DALI's deprecation warnings about itself and its complaints about missing GPU codecs."""
-    os.environ.setdefault("DALI_DISABLE_NVML", "1") if not torch.cuda.is_available() else None
+    """Builds a pipeline without DALI's deprecation warnings about itself and its complaints of missing GPU codecs.
+
+    Those come from C code: file descriptor 2 points elsewhere meanwhile. Errors are exceptions and still arrive.
+    """
     sys.stderr.flush()
     saved = os.dup(2)
     null = os.open(os.devnull, os.O_WRONLY)

@@ -69,9 +69,7 @@ class DaliPolicy:
         operations = self.operations()
         for step in range(self.steps):
             level = signed_bin(draws[step, 1], random_sign=draws[step, 2])
-            images = select(
-                operations, draws[step, 0], images, magnitude_bin=level, num_magnitude_bins=self.levels
-            )
+            images = select(operations, draws[step, 0], images, magnitude_bin=level, num_magnitude_bins=self.levels)
         return images
 
 

@@ -1,7 +1,7 @@
-"""`dali-gpu`: nvJPEG decodes, DALI resizes, mirrors and augments on the GPU; the CPU only reads files and draws numbers.
+"""`dali-gpu`: nvJPEG decodes, DALI resizes, mirrors and augments on the GPU; the CPU reads files and draws numbers.
 
-Workers send encoded files together with what was drawn for them, so that order, resume, randomness and the treatment of
-bad files are those of `imagefolder`. The same graph runs on a CPU; tests and benchmarks use that.
+Workers send encoded files together with what was drawn for them, so that order, resume, randomness and the treatment
+of bad files are those of `imagefolder`. The same graph runs on a CPU; tests and benchmarks use that.
 """
 
 import random

@@ -173,13 +173,17 @@ def _refuse(tree: Tree, loose: int, empty: list[str]) -> None:
         raise UserError(f"there are no pictures under {root}; known endings: {', '.join(sorted(EXTENSIONS))}.")
     inner = [name for name in tree.classes if os.path.isdir(os.path.join(root, name, "train"))]
     if inner:
-        raise UserError(f"{root} holds a whole data set in {inner[0]}/; give that folder: {os.path.join(root, inner[0])}.")
+        raise UserError(
+            f"{root} holds a whole data set in {inner[0]}/; give that folder: {os.path.join(root, inner[0])}."
+        )
     spellings = defaultdict(list)
     for name in tree.classes:
         spellings[name.casefold()].append(name)
     twins = next((names for names in spellings.values() if len(names) > 1), None)
     if twins:
-        raise UserError(f"{root} has class folders that differ only in case, {' and '.join(twins)}; merge or rename them.")
+        raise UserError(
+            f"{root} has class folders that differ only in case, {' and '.join(twins)}; merge or rename them."
+        )
     if empty:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
         raise UserError(f"the class folder {os.path.join(root, empty[0])} holds no pictures{more}; fill or remove it.")

@@ -102,7 +102,9 @@ class MicroBatches(PictureBatches):
 class WorkerPool:
     """Runs `PictureBatches` in worker processes that live as long as the pool, or in this process with 0 workers."""
 
-    def __init__(self, dataset: PictureBatches, num_workers: int = 0, prefetch_factor: int = 2, pin_memory: bool = False):
+    def __init__(
+        self, dataset: PictureBatches, num_workers: int = 0, prefetch_factor: int = 2, pin_memory: bool = False
+    ):
         self._dataset = dataset
         self._pin = pin_memory
         self._requests = _Requests()

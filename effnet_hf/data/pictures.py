@@ -55,6 +55,7 @@ class Picture:
     Attributes:
         data: the file's bytes.
         width, height: pixels, after EXIF rotation.
+        kind: format and mode of the file, e.g. "JPEG RGB".
         plain_jpeg: an upright JPEG in RGB or grey that ends where a JPEG ends, so that any JPEG decoder gives the
             pixels that Pillow gives.
 
@@ -67,6 +68,7 @@ class Picture:
             raise BadPicture("is empty (0 bytes)")
         self.data = data
         self._image = _guarded(lambda: Image.open(io.BytesIO(data)))
+        self.kind = f"{self._image.format} {self._image.mode}"
         self.plain_jpeg = (
             self._image.format == "JPEG"
             and self._image.mode in ("RGB", "L")

@@ -24,7 +24,9 @@ class Split:
         rows: the rows that belong to this split; all by default.
     """
 
-    def __init__(self, dataset: datasets.Dataset, image_column: str, labels: np.ndarray, rows: np.ndarray | None = None):
+    def __init__(
+        self, dataset: datasets.Dataset, image_column: str, labels: np.ndarray, rows: np.ndarray | None = None
+    ):
         self._dataset = dataset
         self._image_column = image_column
         self._rows = rows
@@ -126,7 +128,9 @@ class DataSource:
         elif val_fraction:
             training, validation = split_by_name(training, val_fraction)
         else:
-            raise UserError(f"{data_dir} has none of {_choices()}; add one, or hold out a share with --val_fraction 0.1.")
+            raise UserError(
+                f"{data_dir} has none of {_choices()}; add one, or hold out a share with --val_fraction 0.1."
+            )
         return cls(names, training if train else None, validation, notes)
 
 
@@ -154,17 +158,30 @@ def _folder_split(folder, class_names: list[str] | None, notes: list[str]) -> tu
     notes += found
     names = dataset.features["label"].names
     labels = dataset.data.column("label").to_numpy()
-    if class_names is not None and names != class_names:
-        position = {name: i for i, name in enumerate(class_names)}
-        unknown = [name for name in names if name not in position]
-        if unknown:
-            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise UserError(
-                f"{folder} has class folders that training does not know: {unknown[0]}{more};"
-                f" it knows {len(class_names)}, e.g. {', '.join(class_names[:3])}."
-            )
-        labels = np.array([position[name] for name in names], np.int64)[labels]
-    return Split(dataset, "image", labels), class_names or names
+    mapping = map_labels(names, class_names, folder)
+    return Split(dataset, "image", mapping[labels]), class_names or names
+
+
+def map_labels(found: list[str], class_names: list[str] | None, where, used=None) -> np.ndarray:
+    """For each class that was found, its number in `class_names` (its own position when that is None).
+
+    Args:
+        used: the numbers that occur, when not all of `found` do; the others need not be known.
+
+    Raises:
+        UserError: a class is not among `class_names`.
+    """
+    if class_names is None or list(found) == list(class_names):
+        return np.arange(len(found))
+    position = {name: i for i, name in enumerate(class_names)}
+    unknown = [found[i] for i in (range(len(found)) if used is None else used) if found[i] not in position]
+    if unknown:
+        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        raise UserError(
+            f"{where} has classes that training does not know: {unknown[0]}{more};"
+            f" it knows {len(class_names)}, e.g. {', '.join(class_names[:3])}."
+        )
+    return np.array([position.get(name, -1) for name in found], np.int64)
 
 
 def _choices() -> str:

@@ -17,7 +17,9 @@ class SyntheticBatches:
     It stands in for a backend together with its device stage: `batches` yields device batches.
     """
 
-    def __init__(self, image_size, num_classes, device, channels_last: bool, seed: int, mixer: BatchMixer | None = None):
+    def __init__(
+        self, image_size, num_classes, device, channels_last: bool, seed: int, mixer: BatchMixer | None = None
+    ):
         self._image_size = image_size
         self._num_classes = num_classes
         self._device = torch.device(device)

@@ -14,15 +14,18 @@ def usable_cores(cgroup_root: str | os.PathLike = "/sys/fs/cgroup") -> float:
     return affinity if quota is None else min(affinity, quota)
 
 
-def choose_workers(device_type: str, cores: float | None = None, local_processes: int | None = None) -> int:
+def local_processes() -> int:
+    """Training processes on this machine, as torchrun and `accelerate launch` announce them."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def choose_workers(device_type: str, cores: float | None = None, processes: int | None = None) -> int:
     """Loader processes for one training process, itself taking one core.
 
     On a CPU the model needs the cores more than the loader does: at most one of them loads.
     """
     cores = usable_cores() if cores is None else cores
-    if local_processes is None:
-        local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    spare = int(cores / max(local_processes, 1)) - 1
+    spare = int(cores / (processes or local_processes())) - 1
     most = _MOST if device_type != "cpu" else 1
     return max(0, min(spare, most))
 

@@ -1,0 +1,222 @@
+"""`--dataset_name`: pictures of any `datasets` source, from the Hub or a local folder, downloaded first or streamed."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+
+import datasets
+import numpy as np
+from datasets.distributed import split_dataset_by_node
+
+from ..errors import UserError
+from .folder import VALIDATION_NAMES
+from .pictures import BadPicture, read_file
+from .read_ahead import read_ahead
+from .sampler import BatchRequest, TrainingPlan, mix
+from .source import DataSource, Split, map_labels, split_by_name
+
+
+SHUFFLE_BUFFER = 1000  # pictures, undecoded: about 100 MB of ImageNet
+
+
+def open_named(
+    name: str,
+    config: str | None = None,
+    streaming: bool = False,
+    val_fraction: float = 0.0,
+    train: bool = True,
+    class_names: list[str] | None = None,
+) -> DataSource:
+    """The pictures of `datasets.load_dataset(name, config)`.
+
+    The first `Image` column and the first `ClassLabel` column are used; a column `label` of numbers or words will do
+    when it is not streamed. Arguments are those of `DataSource.from_folder`.
+
+    Raises:
+        UserError: it cannot be loaded, or lacks a split, pictures or labels.
+    """
+    try:
+        splits = datasets.load_dataset(name, config, streaming=streaming)
+    except Exception as error:  # load_dataset raises nearly every kind; the first line is the useful one
+        raise UserError(f"--dataset_name {name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    source = _Source(name, streaming)
+    validation = next((split for split in VALIDATION_NAMES if split in splits), None)
+    if train and "train" not in splits:
+        raise UserError(f"--dataset_name {name} has no split named train; it has {', '.join(splits)}.")
+    if validation is None and (streaming or not val_fraction or "train" not in splits):
+        wanted = ", ".join(VALIDATION_NAMES)
+        mend = "" if streaming else "; hold out a share of train with --val_fraction 0.1"
+        raise UserError(f"--dataset_name {name} has none of the splits {wanted}{mend}.")
+    names = class_names
+    if train or validation is None:
+        training, names = source.split(splits["train"], "train", names)
+        if len(names) < 2:
+            raise UserError(f"--dataset_name {name} has a single class, {names[0]}; a classifier needs at least two.")
+    if validation is None:
+        training, held_out = split_by_name(training, val_fraction)
+    else:
+        held_out, names = source.split(splits[validation], validation, names)
+    return DataSource(names, training if train else None, held_out)
+
+
+@dataclass
+class _Source:
+    name: str
+    streaming: bool
+
+    def split(self, dataset, split: str, class_names: list[str] | None):
+        image_column, label_column = self._columns(dataset, split)
+        feature = dataset.features[label_column]
+        if self.streaming:
+            if not isinstance(feature, datasets.ClassLabel):
+                raise UserError(f"--streaming needs a ClassLabel column; {label_column!r} of {self.name} is {feature}.")
+            mapping = map_labels(feature.names, class_names, f"split {split} of {self.name}")
+            size = self._size(dataset, split)
+            return StreamedSplit(dataset, image_column, label_column, mapping, size), class_names or feature.names
+        values = dataset.data.column(label_column).to_numpy()
+        if isinstance(feature, datasets.ClassLabel):
+            found, labels = feature.names, values
+        else:
+            found, labels = np.unique(values.astype(str), return_inverse=True)
+            found = found.tolist()
+        if len(labels) == 0:
+            raise UserError(f"split {split} of {self.name} is empty.")
+        if np.any(labels < 0):
+            raise UserError(f"split {split} of {self.name} has pictures without a label (-1).")
+        mapping = map_labels(found, class_names, f"split {split} of {self.name}", used=np.unique(labels))
+        return Split(dataset, image_column, mapping[labels]), class_names or found
+
+    def _columns(self, dataset, split: str) -> tuple[str, str]:
+        features = dataset.features or {}
+        images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+        labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        labels = labels or [name for name in ("label", "labels") if name in features]
+        for kind, found in (("Image", images), ("ClassLabel", labels)):
+            if not found:
+                columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
+                raise UserError(f"split {split} of {self.name} has no {kind} column; it has {columns or 'none'}.")
+        return images[0], labels[0]
+
+    def _size(self, dataset, split: str) -> int:
+        info = (dataset.info.splits or {}).get(split)
+        if info is None or not info.num_examples:
+            raise UserError(
+                f"{self.name} does not say how many pictures its split {split} has, which the schedule needs; drop"
+                " --streaming, or add `dataset_info` with `num_examples` to the data set's README.md."
+            )
+        return info.num_examples
+
+
+class StreamedSplit:
+    """Pictures that can only be read in order."""
+
+    def __init__(self, dataset: datasets.IterableDataset, image_column, label_column, mapping: np.ndarray, size: int):
+        dataset = dataset.select_columns([image_column, label_column])
+        self._dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
+        self._image_column = image_column
+        self._label_column = label_column
+        self._mapping = mapping
+        self._size = size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def read(self, rank: int, world_size: int, shuffle_seed: int | None = None) -> Iterator[tuple[dict, int]]:
+        """This rank's undecoded pictures and labels: its files if they divide evenly, else every n-th picture."""
+        dataset = self._dataset
+        if shuffle_seed is not None:
+            dataset = dataset.shuffle(seed=shuffle_seed & 0xFFFFFFFF, buffer_size=SHUFFLE_BUFFER)
+        if world_size > 1:
+            dataset = split_dataset_by_node(dataset, rank, world_size)
+        for row in dataset:
+            yield row[self._image_column], int(self._mapping[row[self._label_column]])
+
+
+class MicroBatchSplit:
+    """The pictures of one micro-batch, looked up by number like a `Split`."""
+
+    def __init__(self, indices: np.ndarray, samples: list[tuple[dict, int]]):
+        self._samples = dict(zip(indices.tolist(), samples))
+
+    def label(self, index: int) -> int:
+        return self._samples[index][1]
+
+    def name(self, index: int) -> str:
+        return self._samples[index][0].get("path") or f"picture {index} of the stream"
+
+    def read(self, index: int) -> bytes:
+        image = self._samples[index][0]
+        if image["bytes"] is not None:
+            return image["bytes"]
+        if not image["path"]:
+            raise BadPicture("has neither bytes nor a path")
+        return read_file(image["path"])
+
+    def stand_ins(self, index: int, seed: int):
+        """The other pictures of the micro-batch, those of the same class first."""
+        same = self.label(index)
+        yield from sorted((other for other in self._samples if other != index), key=lambda o: self.label(o) != same)
+
+
+@dataclass(frozen=True)
+class StreamedTrainingPlan(TrainingPlan):
+    """Like `TrainingPlan`, but the order is that of the stream through a shuffle buffer, seeded by (seed, epoch).
+
+    It therefore depends on the number of ranks. Resuming reads what it skips, without decoding it. A rank whose files
+    run out early starts over in another order, so that all ranks make the same number of updates.
+    """
+
+    split: StreamedSplit | None = None
+
+    def requests(self, epoch: int, start_update: int = 0) -> Iterator[BatchRequest]:
+        first = start_update * self.steps_per_update
+        samples = islice(self._samples(epoch), first * self.per_device_batch_size, None)
+        return read_ahead(self._requests(epoch, first, samples))
+
+    def _requests(self, epoch, first, samples):
+        for micro_batch in range(first, self.batches_per_epoch):
+            positions = micro_batch * self.per_device_batch_size + np.arange(self.per_device_batch_size)
+            indices = positions * self.world_size + self.rank
+            split = MicroBatchSplit(indices, list(islice(samples, self.per_device_batch_size)))
+            yield BatchRequest(epoch, micro_batch * self.world_size + self.rank, indices, split)
+
+    def _samples(self, epoch):
+        for lap in count():
+            read = 0
+            for sample in self.split.read(self.rank, self.world_size, mix(self.seed, epoch, lap)):
+                read += 1
+                yield sample
+            if read == 0:
+                raise UserError(
+                    f"rank {self.rank} of {self.world_size} gets no pictures from this stream: it has too few files."
+                )
+
+
+@dataclass(frozen=True)
+class StreamedValidationPlan:
+    """Every picture once over all ranks, as the stream divides itself."""
+
+    num_samples: int
+    per_device_batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    split: StreamedSplit | None = None
+
+    @property
+    def updates_per_epoch(self) -> int:
+        share = -(-self.num_samples // self.world_size)
+        return -(-share // self.per_device_batch_size)
+
+    def requests(self, epoch: int = 0, start_update: int = 0) -> Iterator[BatchRequest]:
+        return read_ahead(self._requests(epoch, start_update))
+
+    def _requests(self, epoch, start_update):
+        samples = self.split.read(self.rank, self.world_size)
+        for batch in count():
+            chunk = list(islice(samples, self.per_device_batch_size))
+            if not chunk:
+                return
+            positions = batch * self.per_device_batch_size + np.arange(len(chunk))
+            indices = positions * self.world_size + self.rank
+            if batch >= start_update:
+                yield BatchRequest(epoch, batch * self.world_size + self.rank, indices, MicroBatchSplit(indices, chunk))
