@@ -46,18 +46,20 @@ class BadFiles:
         Raises:
             UserError: `strict`, or too many of them.
         """
+        files = [BadFile(_one_line(file.name), _one_line(file.reason)) for file in files]
         new = [file for file in files if file.name not in self._reasons]
         if not new:
             return []
         if self._strict:
             raise UserError(f"{new[0].name} {new[0].reason}; mend or remove it, or run without --strict.")
+        new = list({file.name: file for file in new}.values())
         self._read()
-        fresh = [file for file in dict(new).items() if file[0] not in self._reasons]
+        fresh = [file for file in new if file.name not in self._reasons]
         self._reasons.update(fresh)
         if self.path is not None and fresh:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8", errors="surrogateescape") as file:
-                file.write("".join(f"{_one_line(name)}\t{_one_line(reason)}\n" for name, reason in fresh))
+                file.write("".join(f"{name}\t{reason}\n" for name, reason in fresh))
         if self.count > self._limit:
             where = f" {self.path} lists them;" if self.path else ""
             raise UserError(

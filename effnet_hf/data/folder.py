@@ -76,7 +76,7 @@ def scan_tree(root: str | os.PathLike) -> Tree:
     loose, left_out, nested, empty = 0, [], 0, []
     ancestors = (_identity(root, tree.folders),)
     for entry in _entries(root):
-        if not entry.is_dir():
+        if not _is_folder(entry):
             loose += _is_picture(entry.name)
             continue
         paths = []
@@ -142,7 +142,7 @@ def _collect(folder: str, ancestors: tuple, paths: list, left_out: list, folders
                 name = entry.name
                 if name[0] == ".":
                     continue
-                if entry.is_dir():
+                if _is_folder(entry):
                     deeper += _collect(entry.path, (*ancestors, identity), paths, left_out, folders, depth + 1)
                 elif _is_picture(name):
                     paths.append(entry.path)
@@ -158,6 +158,13 @@ def _identity(folder: str, folders: dict) -> tuple[int, int]:
     status = os.stat(folder)
     folders[folder] = status.st_mtime_ns
     return status.st_dev, status.st_ino
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a symbolic link to itself
+        return False
 
 
 def _is_picture(name: str) -> bool:
