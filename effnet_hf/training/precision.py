@@ -32,6 +32,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         compilation = TorchDynamoPlugin(backend="inductor", use_regional_compilation=recipe.compile == "blocks")
     try:
         accelerator = Accelerator(
+            # Said aloud, because Accelerate otherwise takes `torchrun` on a machine without a GPU for single processes.
+            cpu=not torch.accelerator.is_available(),
             mixed_precision=mixed,
             kwargs_handlers=handlers,
             dynamo_plugin=compilation,

@@ -1,13 +1,17 @@
 """The same global batch as one process, as accumulation, and as two processes: are the losses the same?
 
-    python tests/training/compare_layouts.py FOLDER
+    python tests/training/compare_layouts.py FOLDER [--two_machines]
 
+`--two_machines` adds two `torchrun --nnodes 2` on loopback, one process each. (`accelerate launch` starts several
+processes without a GPU only through MPI.)
 Every layout sees the same micro-batches of 4 (batch norm's statistics are per micro-batch in all of them), so nothing
 needs to be switched off but what draws differently per process: dropout, stochastic depth, mixup.
 """
 
+import argparse
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -29,18 +33,42 @@ def figures(folder: Path) -> list[float]:
     return [row["train.loss"] for row in rows if row["type"] == "train"]
 
 
-def main(scratch: Path) -> int:
+def launch_two_machines(recipe, output_dir: Path) -> None:
+    """Two launchers that know each other only by address, as on two machines."""
+    document = output_dir.with_suffix(".yaml")
+    document.write_text(recipe.replace(output_dir=str(output_dir)).to_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    command += ["--master_addr", "127.0.0.1", "--master_port", "29511"]
+    script = [str(Path(__file__).parents[2] / "train.py"), "--config", str(document)]
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo"}
+    machines = [subprocess.Popen([*command, "--node_rank", str(rank), *script], env=environment) for rank in range(2)]
+    codes = [machine.wait() for machine in machines]
+    if any(codes):
+        raise SystemExit(f"the two machines failed with exit codes {codes}")
+
+
+def main(scratch: Path, two_machines: bool) -> int:
     data = write_squares(scratch / "data")
     recipe = small_recipe(data, scratch / "accumulated", **QUIET)
     debug_launcher(train, args=(recipe,), num_processes=1)
     debug_launcher(train, args=(recipe.replace(output_dir=str(scratch / "two")),), num_processes=2)
-    one, two = figures(scratch / "accumulated"), figures(scratch / "two")
-    print("1 process x 2 accumulated:", *(f"{loss:.6f}" for loss in one))
-    print("2 processes              :", *(f"{loss:.6f}" for loss in two))
-    difference = max(abs(a - b) / abs(a) for a, b in zip(one, two))
-    print(f"largest relative difference {difference:.2e}")
-    return int(len(one) != len(two) or difference > 1e-5)
+    layouts = {"1 process x 2 accumulated": "accumulated", "2 processes": "two"}
+    if two_machines:
+        launch_two_machines(recipe, scratch / "machines")
+        layouts["2 machines x 1 process"] = "machines"
+    losses = {name: figures(scratch / folder) for name, folder in layouts.items()}
+    reference = losses["1 process x 2 accumulated"]
+    worst = 0.0
+    for name, values in losses.items():
+        print(f"{name:<26}", *(f"{loss:.6f}" for loss in values))
+        worst = max([worst, *(abs(a - b) / abs(a) for a, b in zip(reference, values))])
+    print(f"largest relative difference {worst:.2e}")
+    return int(worst > 1e-5 or len({len(values) for values in losses.values()}) > 1)
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--two_machines", action="store_true")
+    arguments = parser.parse_args()
+    sys.exit(main(arguments.folder, arguments.two_machines))
