@@ -19,9 +19,13 @@ from ..errors import UserError
 from .pictures import Box
 
 
+def dali_is_installed() -> bool:
+    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
+
+
 def require_dali() -> None:
     """Raises `UserError` with the line to run when DALI is not installed."""
-    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+    if not dali_is_installed():
         raise UserError(
             "--loader dali-cpu and dali-gpu need NVIDIA DALI; run `pip install nvidia-dali-cuda130` (CUDA 13, or no GPU"
             " at all) or `pip install nvidia-dali-cuda120` (CUDA 12)."

@@ -105,6 +105,7 @@ class Speed:
     def __init__(self, pictures_per_update: int):
         self.pictures = pictures_per_update
         self.updates, self.waited, self.started = -self.WARMUP, 0.0, time.perf_counter()
+        self.epoch_waited, self.epoch_elapsed = 0.0, 0.0
 
     def watch(self, batches):
         """Passes batches through and adds up the time spent waiting for them."""
@@ -120,7 +121,7 @@ class Speed:
     def count_update(self) -> None:
         self.updates += 1
         if self.updates == 0:
-            self.waited, self.started = 0.0, time.perf_counter()
+            self._restart()
 
     def figures(self) -> dict[str, float]:
         """Per optimizer step since the last call; empty while warming up."""
@@ -134,5 +135,10 @@ class Speed:
             "train.data_time": self.waited / self.updates,
             "train.compute_time": computing / self.updates,
         }
-        self.updates, self.waited, self.started = 0, 0.0, time.perf_counter()
+        self.epoch_waited += self.waited
+        self.epoch_elapsed += elapsed
+        self._restart()
         return figures
+
+    def _restart(self) -> None:
+        self.updates, self.waited, self.started = 0, 0.0, time.perf_counter()

@@ -15,6 +15,9 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..data import build_loaders
+from ..data.dali import dali_is_installed
+from ..data.limits import limit_sentence
+from ..data.workers import local_processes, usable_cores
 from ..errors import UserError
 from ..files import atomic_write
 from ..hub import software_versions
@@ -22,6 +25,7 @@ from ..recipes import Recipe
 from .batches import BatchPlan, plan_batches
 from .checkpoint import Checkpoints, Progress
 from .ema import ModelEMA
+from .metrics import Speed
 from .model import build_model, build_processor, image_size_of
 from .optim import build_optimizer, peak_learning_rate
 from .precision import wants_channels_last
@@ -48,6 +52,7 @@ class Run:
     interruption: Interruption
     profiler: Profiler
     started: float = field(default_factory=time.monotonic)
+    limit_was_told: bool = False
 
     @property
     def bare_model(self):
@@ -92,6 +97,26 @@ class Run:
                 f"epoch {progress.epoch + 1:>3}/{self.recipe.epochs}  step {progress.update:>5}/"
                 f"{self.loaders.train.updates_per_epoch}  train.loss {loss:.4f}  lr {rate:.4g}{speed_text}"
             )
+
+    def tell_limit(self, speed: Speed) -> None:
+        """Says whether the loader or the device limits the run: once in the console, every epoch in the log."""
+        if not speed.epoch_elapsed:
+            return
+        workers = self.loaders.train.num_workers
+        sentence = limit_sentence(
+            speed.epoch_waited,
+            speed.epoch_elapsed - speed.epoch_waited,
+            loader=self.recipe.loader,
+            num_workers=workers,
+            free_cores=usable_cores() / local_processes() - 1 - workers,
+            device_type=self.accelerator.device.type,
+            dali_installed=dali_is_installed(),
+        )
+        values = {"limit": sentence, "train.data_share": speed.epoch_waited / speed.epoch_elapsed}
+        self.report.log("limit", self.progress.total_updates, values, epoch=self.progress.epoch)
+        if not self.limit_was_told:
+            self.report.line(sentence)
+            self.limit_was_told = True
 
     def log_epoch(self, train_loss: float, results: dict[str, dict]) -> None:
         progress, topk = self.progress, f"top{self.recipe.topk}"
@@ -202,6 +227,8 @@ def _introduce(run: Run, resume_from: Path | None) -> None:
         f" {len(run.loaders.class_names)} classes, {recipe.loader}"
     )
     report.line(f"batch    {run.plan}; {train.updates_per_epoch} steps per epoch, {recipe.epochs} epochs")
+    for note in run.loaders.notes:
+        report.line(f"         {note}")
     report.line(f"optimize {recipe.optimizer}, learning rate {peak:.4g}{scaled}, {recipe.lr_schedule}")
     report.line(f"device   {accelerator.num_processes} x {describe_device(accelerator.device)}, {precision}")
     if resume_from is not None:

@@ -54,6 +54,7 @@ def test_metrics_have_the_originals_names_and_honest_values(whole_run):
         assert epochs[epoch]["train.loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-6)
     rates = [row["train.lr"] for row in steps]
     assert rates == pytest.approx([0.00025, 0.0005, 0.00075, 0.001, 0.001, 0.000853553391, 0.0005, 0.000146446609])
+    assert all("limit" in row["limit"] for row in rows(whole_run, "limit")) and rows(whole_run, "limit")
     for row in rows(whole_run, "val") + rows(whole_run, "val_ema"):
         kind = row["type"]
         assert row[f"{kind}.n"] == 12 and 0 <= row[f"{kind}.top1"] <= row[f"{kind}.top5"] == 100

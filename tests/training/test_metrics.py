@@ -54,3 +54,15 @@ def test_speed_separates_waiting_from_computing():
     assert 0.018 < figures["train.data_time"] < 0.04 and 0.008 < figures["train.compute_time"] < 0.02
     assert figures["train.total_ips"] < figures["train.compute_ips"]
     assert speed.figures() == {}
+
+
+def test_speed_adds_windows_up_to_the_epoch():
+    speed = Speed(pictures_per_update=1)
+    windows = []
+    for step, _ in enumerate(speed.watch(range(8))):
+        time.sleep(0.001)
+        speed.count_update()
+        if step in (4, 7):
+            windows.append(speed.figures())
+    counted = 3 * windows[0]["train.data_time"] + 3 * windows[1]["train.data_time"]
+    assert speed.epoch_waited == pytest.approx(counted) and 0 < speed.epoch_waited < speed.epoch_elapsed
