@@ -1,7 +1,7 @@
 """Classify pictures with a checkpoint, through transformers' own pipeline.
 
-    python classify.py --model runs/b0 cat.jpg holiday/ 'shots/*.png'
-    find . -name '*.jpg' | python classify.py --model me/effnet-b4 --json -
+python classify.py --model runs/b0 cat.jpg holiday/ 'shots/*.png'
+find . -name '*.jpg' | python classify.py --model me/effnet-b4 --json -
 """
 
 import glob

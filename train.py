@@ -1,9 +1,9 @@
 """Train or fine-tune an EfficientNet.
 
-    accelerate launch train.py --config b0 --data_dir DIR
-    accelerate launch train.py --config b0 --data_dir DIR --model me/effnet-b0 --epochs 10
-    python train.py --benchmark train --loader synthetic --variant b0 --per_device_batch_size 32 --global_batch_size 32
-    python train.py --help
+accelerate launch train.py --config b0 --data_dir DIR
+accelerate launch train.py --config b0 --data_dir DIR --model me/effnet-b0 --epochs 10
+python train.py --benchmark train --loader synthetic --variant b0 --per_device_batch_size 32 --global_batch_size 32
+python train.py --help
 """
 
 from effnet_hf.cli import run
@@ -24,7 +24,9 @@ def main() -> int:
         print(recipe.to_yaml(), end="")
         return 0
     if not recipe.data_dir and not recipe.dataset_name and recipe.loader != "synthetic":
-        raise UserError("no data: give --data_dir DIR with train/<class>/… and val/<class>/…, or --dataset_name user/name.")
+        raise UserError(
+            "no data: give --data_dir DIR with train/<class>/… and val/<class>/…, or --dataset_name user/name."
+        )
     if arguments.steps < 1:
         raise UserError("--steps must be at least 1.")
     if arguments.benchmark:  # torch takes seconds to import, so it waits until the flags are known to be right

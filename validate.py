@@ -1,6 +1,6 @@
 """Measure a checkpoint on a folder of pictures: top-1, top-5, loss.
 
-    python validate.py --model runs/b0 --data_dir DIR          DIR/val/<class>/… or DIR/<class>/…
+python validate.py --model runs/b0 --data_dir DIR          DIR/val/<class>/… or DIR/<class>/…
 """
 
 import json
@@ -12,10 +12,14 @@ def main() -> None:
     parser = ArgumentParser(description="Measure a checkpoint on a folder of labelled pictures.")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--data_dir", required=True, help="folder with val/<class>/… or <class>/…")
-    parser.add_argument("--precision", choices=["fp32", "tf32", "fp16", "bf16"], default=None, help="arithmetic; fp32 if not given")
+    parser.add_argument(
+        "--precision", choices=["fp32", "tf32", "fp16", "bf16"], default=None, help="arithmetic; fp32 if not given"
+    )
     parser.add_argument("--per_device_batch_size", type=int, default=64, help="pictures at once")
     parser.add_argument("--num_workers", type=int, default=None, help="loader processes; from the machine by default")
-    parser.add_argument("--loader", choices=["imagefolder", "dali-cpu", "dali-gpu"], default="imagefolder", help="input pipeline")
+    parser.add_argument(
+        "--loader", choices=["imagefolder", "dali-cpu", "dali-gpu"], default="imagefolder", help="input pipeline"
+    )
     parser.add_argument("--topk", type=int, default=5, help="k of the second accuracy")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
@@ -35,7 +39,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(figures))
         return
-    print(f"top1 {figures['top1']:.2f} %   top{arguments.topk} {figures[f'top{arguments.topk}']:.2f} %   loss {figures['loss']:.4f}")
+    topk = f"top{arguments.topk}"
+    print(f"top1 {figures['top1']:.2f} %   {topk} {figures[topk]:.2f} %   loss {figures['loss']:.4f}")
     print(f"on {figures['n']:,} pictures, {figures['total_ips']:.1f} pictures/s")
 
 

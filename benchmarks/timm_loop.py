@@ -1,10 +1,10 @@
-"""The baseline of benchmarks/*-imagenette-*.md: timm's model, loaders, mixup, loss, schedule and EMA on the same recipe.
+"""The baseline of benchmarks/*-imagenette-*.md: timm's model, loaders, mixup, loss, schedule, EMA on our recipe.
 
     python benchmarks/timm_loop.py --config imagenette --data_dir imagenette --output_dir runs/imagenette-timm
 
 Reads our recipe and writes the same metrics.jsonl, so that `python -m effnet_hf.training.plots` overlays both. What
-stays timm's own: weight initialisation, per-picture stochastic depth, AutoAugment "v0r" (its "v0" asks Pillow 13 for 0 bits and dies), mixup
-with one lambda per batch, the EMA's constant decay.
+stays timm's own: weight initialisation, AutoAugment "v0r" (its "v0" asks Pillow 13 to posterize to 0 bits, and dies),
+mixup, the EMA's constant decay, weight decay on no bias.
 """
 
 import json

@@ -47,8 +47,8 @@ def workplace(tmp_path_factory):
     recipe = small_recipe(data, folder / "model", ema_decay=0.0, mixup=0.0, epochs=1)
     (folder / "squares.yaml").write_text(recipe.to_yaml())
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, ROOT / "train.py", "--config", folder / "squares.yaml"], check=True, env=environment,
-                   stdout=subprocess.DEVNULL)  # fmt: skip
+    line = [sys.executable, ROOT / "train.py", "--config", folder / "squares.yaml"]
+    subprocess.run(line, check=True, env=environment, stdout=subprocess.DEVNULL)
     return folder
 
 

@@ -25,10 +25,14 @@ class ModelOptions:
     image_size: int | None = option(None, "side of the square picture, pixels; the variant's by default")
     dropout_rate: float | None = option(None, "dropout before the classifier; the variant's by default")
     survival_prob: float | None = option(None, "stochastic depth, 1 is off; the variant's by default")
-    stochastic_depth_mode: Literal["batch", "row"] | None = option(None, "a draw per batch (NVIDIA, default) or picture")
+    stochastic_depth_mode: Literal["batch", "row"] | None = option(
+        None, "a draw per batch (NVIDIA, default) or picture"
+    )
     batch_norm_momentum: float | None = option(None, "PyTorch's meaning; 0.01 by default")
     batch_norm_eps: float | None = option(None, "0.001 by default")
-    conv_init: Literal["fan_in", "fan_out"] | None = option(None, "Kaiming mode of fresh convolutions, fan_in by default")
+    conv_init: Literal["fan_in", "fan_out"] | None = option(
+        None, "Kaiming mode of fresh convolutions, fan_in by default"
+    )
     sync_batch_norm: bool = option(False, "batch statistics over all processes (the original: each its own)")
     gradient_checkpointing: bool = option(False, "recompute block activations: less memory, about a third more time")
 
@@ -63,7 +67,9 @@ class OptimizationOptions:
     epochs: int = option(400, "passes over the training data; also the horizon of the learning-rate schedule")
     global_batch_size: int = option(4096, "pictures per optimizer step, over all devices and accumulation steps")
     per_device_batch_size: int | None = option(None, "pictures a device handles at once; accumulation is derived")
-    hardware: str | None = option(None, "preset of batch, precision and workers: t4, v100-16g, v100-32g, a100, h100, cpu")
+    hardware: str | None = option(
+        None, "preset of batch, precision and workers: t4, v100-16g, v100-32g, a100, h100, cpu"
+    )
     optimizer: Literal["rmsprop", "sgd", "adamw"] = option("rmsprop", "torch's own")
     learning_rate: float = option(0.08, "peak rate at a global batch of `lr_batch_size`")
     lr_batch_size: int = option(4096, "global batch that `learning_rate` is stated for")
@@ -107,7 +113,9 @@ class RunOptions:
     output_dir: str = option("runs/train", "where the model, checkpoints, metrics and plots go")
     overwrite: bool = option(False, "start afresh in an output_dir that holds another run")
     seed: int = option(42, "of weights, sample order and augmentation")
-    resume: str | None = option(None, "continue from a checkpoint folder, or `auto`: the newest one in output_dir if any")
+    resume: str | None = option(
+        None, "continue from a checkpoint folder, or `auto`: the newest one in output_dir if any"
+    )
     run_epochs: int = option(0, "stop after so many epochs of this launch (staged jobs), 0 is all of them")
     topk: int = option(5, "k of the second accuracy")
     log_every: int = option(20, "optimizer steps between two lines of metrics")

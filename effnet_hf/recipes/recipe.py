@@ -49,7 +49,7 @@ class Recipe(
                 raise UserError(f"--{name} must be {bound}, got {value}.")
         if self.epochs < self.warmup_epochs:
             raise UserError(
-                f"--warmup_epochs {self.warmup_epochs:g} is longer than --epochs {self.epochs}: the rate would never peak."
+                f"--warmup_epochs {self.warmup_epochs:g} is longer than --epochs {self.epochs}; shorten the warm-up."
             )
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise UserError("--nesterov needs --optimizer sgd with a momentum.")
@@ -154,13 +154,17 @@ def parse_recipe(argv: list[str] | None = None, description: str = "", extra_fla
     """
     parser = _RecipeParser(options.GROUPS, description=description, allow_abbrev=False)
     own = parser.add_argument_group("recipe")
-    own.add_argument("--config", default="b0", help=f"built-in recipe or YAML file; built in: {', '.join(available_recipes())}")
+    own.add_argument(
+        "--config", default="b0", help=f"built-in recipe or YAML file; built in: {', '.join(available_recipes())}"
+    )
     own.add_argument("--print_config", action="store_true", help="print the resulting recipe and stop")
     if extra_flags is not None:
         extra_flags(own)
     config = parser.peek(argv, "config")
     values = _read_values(config)
-    parser.set_defaults(**{name: value for name, value in dataclasses.asdict(Recipe(**values)).items() if name != "name"})
+    parser.set_defaults(
+        **{name: value for name, value in dataclasses.asdict(Recipe(**values)).items() if name != "name"}
+    )
     given, arguments = parser.parse(argv)
     preset = _hardware_preset({**values, **given}) if {**values, **given}.get("hardware") else {}
     if "learning_rate" in given and "lr_scaling" not in given:

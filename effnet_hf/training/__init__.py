@@ -6,4 +6,12 @@ from .metrics import TopKAccuracy
 from .model import build_model, build_processor, check_checkpoint
 
 
-__all__ = ["TopKAccuracy", "build_model", "build_processor", "check_checkpoint", "train", "validate", "validate_checkpoint"]
+__all__ = [
+    "TopKAccuracy",
+    "build_model",
+    "build_processor",
+    "check_checkpoint",
+    "train",
+    "validate",
+    "validate_checkpoint",
+]

@@ -21,7 +21,8 @@ class BatchPlan:
 
     def __str__(self) -> str:
         devices = f"{self.world_size} process{'es' if self.world_size > 1 else ''}"
-        return f"{self.global_batch_size} = {self.per_device} per device x {devices} x {self.accumulation_steps} accumulated"
+        parts = f"{self.per_device} per device x {devices} x {self.accumulation_steps} accumulated"
+        return f"{self.global_batch_size} = {parts}"
 
 
 def plan_batches(recipe: Recipe, world_size: int, device_type: str, image_size: int) -> BatchPlan:

@@ -110,7 +110,9 @@ class Checkpoints:
             return path
         nested = sorted(path.glob("checkpoints/update-*/progress.json"))
         if not nested:
-            raise UserError(f"--resume {resume}: no checkpoint there; name a folder like {self.folder}/update-00001250.")
+            raise UserError(
+                f"--resume {resume}: no checkpoint there; name a folder like {self.folder}/update-00001250."
+            )
         return nested[-1].parent
 
     def load(self, path: Path, num_samples: int) -> Progress:
@@ -127,9 +129,10 @@ class Checkpoints:
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"--resume {path} is not a checkpoint of this version: {error}") from None
         for name in ("seed", "global_batch_size", "variant"):
-            if getattr(then, name) != getattr(self.recipe, name):
+            old, new = getattr(then, name), getattr(self.recipe, name)
+            if old != new:
                 raise UserError(
-                    f"--resume {path} was trained with --{name} {getattr(then, name)}, not {getattr(self.recipe, name)};"
+                    f"--resume {path} was trained with --{name} {old}, not {new};"
                     " resume with its value, or start from its weights with --model."
                 )
         if progress.num_samples != num_samples:

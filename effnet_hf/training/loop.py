@@ -1,6 +1,6 @@
 """The training story: epochs, steps, validation. Read it top to bottom.
 
-    recipe -> accelerator -> loaders -> model -> for every epoch: steps, validation, checkpoint -> best model + card
+recipe -> accelerator -> loaders -> model -> for every epoch: steps, validation, checkpoint -> best model + card
 """
 
 import time

@@ -23,7 +23,9 @@ def check_checkpoint(name_or_path: str) -> EfficientNetNVConfig:
     Raises:
         UserError: it is not there, cannot be read, or belongs to another architecture.
     """
-    looks_local = os.path.exists(name_or_path) or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    looks_local = (
+        os.path.exists(name_or_path) or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    )
     if looks_local and not Path(name_or_path).is_dir():
         reason = "is a file; name the folder that holds it" if Path(name_or_path).is_file() else "does not exist"
         raise UserError(f"--model {name_or_path} {reason}.")

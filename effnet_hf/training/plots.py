@@ -1,6 +1,6 @@
 """Curves of one or several runs from their metrics.jsonl: loss, top-1, top-5, learning rate, throughput.
 
-    python -m effnet_hf.training.plots runs/a runs/b --output plots
+python -m effnet_hf.training.plots runs/a runs/b --output plots
 """
 
 import json
@@ -10,10 +10,10 @@ import matplotlib
 
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
+import matplotlib.pyplot as plt
 
-from ..cli import ArgumentParser, run  # noqa: E402
-from ..errors import UserError  # noqa: E402
+from ..cli import ArgumentParser, run
+from ..errors import UserError
 
 
 PANELS = (  # (title, y label, [(row type, metric, legend)])

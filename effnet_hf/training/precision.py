@@ -65,7 +65,9 @@ def allow_tf32(allowed: bool) -> None:
 
 
 def _has_tf32(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    return (
+        device.type == "cuda" and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def wants_channels_last(recipe: Recipe, accelerator: Accelerator) -> bool:

@@ -46,7 +46,11 @@ def finish(run: Run) -> int:
     _say(run, summary, plots)
     if recipe.push_to_hub:
         url = push_folder(
-            folder, recipe.hub_model_id, private=recipe.hub_private, revision=recipe.hub_revision, token=recipe.hub_token
+            folder,
+            recipe.hub_model_id,
+            private=recipe.hub_private,
+            revision=recipe.hub_revision,
+            token=recipe.hub_token,
         )
         report.line(f"pushed   {url}")
     return 0

@@ -63,7 +63,9 @@ class Report:
 
     def start_bar(self, description: str, total: int, initial: int = 0) -> None:
         if self.live:
-            self.bar = tqdm(total=total, initial=initial, desc=description, leave=False, dynamic_ncols=True, unit="step")
+            self.bar = tqdm(
+                total=total, initial=initial, desc=description, leave=False, dynamic_ncols=True, unit="step"
+            )
 
     def advance(self, **figures) -> None:
         if self.bar is not None:

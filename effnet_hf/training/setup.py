@@ -218,7 +218,11 @@ def _introduce(run: Run, resume_from: Path | None) -> None:
     train, config = run.loaders.train, run.bare_model.config
     precision = recipe.precision or {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     peak = peak_learning_rate(recipe)
-    scaled = f" ({recipe.learning_rate:g} at {recipe.lr_batch_size}, {recipe.lr_scaling})" if peak != recipe.learning_rate else ""
+    scaled = (
+        f" ({recipe.learning_rate:g} at {recipe.lr_batch_size}, {recipe.lr_scaling})"
+        if peak != recipe.learning_rate
+        else ""
+    )
     parameters = sum(p.numel() for p in run.bare_model.parameters())
     start = f"weights of {recipe.model}" if recipe.model else "fresh weights"
     report.line(f"model    {config.variant or 'custom'}, {parameters:,} parameters, {config.image_size} px, {start}")

@@ -92,7 +92,9 @@ def test_unknown_recipe_names_the_nearest():
 def test_flags_win_over_hardware_and_hardware_over_the_document():
     recipe, _ = parse_recipe(["--config", "b4", "--hardware", "a100"])
     assert (recipe.per_device_batch_size, recipe.precision, recipe.num_workers) == (128, "fp16", 16)
-    recipe, _ = parse_recipe(["--config", "b4", "--hardware", "a100", "--per_device_batch_size", "8", "--num_workers", "2"])
+    recipe, _ = parse_recipe(
+        ["--config", "b4", "--hardware", "a100", "--per_device_batch_size", "8", "--num_workers", "2"]
+    )
     assert (recipe.per_device_batch_size, recipe.num_workers) == (8, 2)
     recipe, _ = parse_recipe(["--config", "widese-b0", "--hardware", "v100-32g", "--precision", "fp32"])
     assert (recipe.per_device_batch_size, recipe.precision) == (128, "fp32")

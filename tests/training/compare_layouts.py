@@ -19,10 +19,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from accelerate import debug_launcher  # noqa: E402
-from workbench import small_recipe, write_squares  # noqa: E402
+from accelerate import debug_launcher
+from workbench import small_recipe, write_squares
 
-from effnet_hf.training import train  # noqa: E402
+from effnet_hf.training import train
 
 
 QUIET = {"survival_prob": 1.0, "dropout_rate": 0.0, "mixup": 0.0, "ema_decay": 0.0}

@@ -19,9 +19,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from workbench import fingerprint, small_recipe, write_squares  # noqa: E402
+from workbench import fingerprint, small_recipe, write_squares
 
-from effnet_hf.training import train  # noqa: E402
+from effnet_hf.training import train
 
 
 def in_child(recipe, kill_after: float | None = None) -> int | None:

@@ -23,7 +23,9 @@ def test_evaluate_metric_agrees_with_scikit_learn_offline():
     scores, labels = rng.normal(size=(50, 7)), rng.integers(0, 7, 50)
     for k in (1, 3):
         expected = top_k_accuracy_score(labels, scores, k=k, labels=range(7))
-        assert TopKAccuracy().compute(predictions=scores, references=labels, k=k) == {f"top{k}": pytest.approx(expected)}
+        assert TopKAccuracy().compute(predictions=scores, references=labels, k=k) == {
+            f"top{k}": pytest.approx(expected)
+        }
 
 
 def test_latency_meter_leaves_warm_up_out():

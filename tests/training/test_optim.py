@@ -145,7 +145,9 @@ def test_three_optimizer_steps_equal_a_float64_reimplementation(settings, refere
             gradient = rng.normal(size=parameter.shape)
             parameter.grad = torch.tensor(gradient, dtype=torch.float32)
             decay = 0.0 if name.startswith("1.") else 0.05
-            weights[name] = reference(states[name], weights[name], gradient.astype(np.float32).astype(float), rate, decay)
+            weights[name] = reference(
+                states[name], weights[name], gradient.astype(np.float32).astype(float), rate, decay
+            )
         optimizer.step()
     for name, parameter in model.named_parameters():
         np.testing.assert_allclose(parameter.detach().numpy(), weights[name], rtol=1e-5, atol=1e-6)
