@@ -41,7 +41,7 @@ class BadFiles:
         return list(self._reasons)
 
     def report(self, files: list[BadFile]) -> list[BadFile]:
-        """Adds files and returns those not seen before.
+        """Adds files and returns those that no process has seen before.
 
         Raises:
             UserError: `strict`, or too many of them.
@@ -67,14 +67,14 @@ class BadFiles:
                 f" {self._max_share:g} allows (the last: {new[-1].name} {new[-1].reason});{where} mend the data"
                 " or raise --max_bad_files."
             )
-        return new
+        return fresh
 
     def _read(self):
         try:
             text = self.path.read_text(encoding="utf-8", errors="surrogateescape") if self.path else ""
         except FileNotFoundError:
             return
-        for line in text.splitlines():
+        for line in filter(None, text.split("\n")):
             name, _, reason = line.partition("\t")
             self._reasons.setdefault(name, reason)
 

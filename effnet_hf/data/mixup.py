@@ -52,6 +52,6 @@ def draw_box(rng: np.random.Generator, height: int, width: int, lam: float) -> t
     ratio = (1 - lam) ** 0.5
     cut_height, cut_width = int(height * ratio), int(width * ratio)
     y, x = int(rng.integers(0, height)), int(rng.integers(0, width))
-    top, bottom = np.clip([y - cut_height // 2, y + cut_height // 2], 0, height)
-    left, right = np.clip([x - cut_width // 2, x + cut_width // 2], 0, width)
+    top, bottom = np.clip([y - cut_height // 2, y + (cut_height + 1) // 2], 0, height)
+    left, right = np.clip([x - cut_width // 2, x + (cut_width + 1) // 2], 0, width)
     return int(top), int(bottom), int(left), int(right)

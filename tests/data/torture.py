@@ -203,7 +203,11 @@ def _special_files(odd: Path) -> dict[str, str]:
         _replace(odd / "link.jpg", lambda path: path.symlink_to("good_000.jpg"))
         _replace(odd / "dangling_link.jpg", lambda path: path.symlink_to("nowhere.jpg"))
         _replace(odd / "link_to_itself.jpg", lambda path: path.symlink_to("link_to_itself.jpg"))
-        fate |= {"train/odd/link.jpg": "fine", "train/odd/dangling_link.jpg": "bad", "train/odd/link_to_itself.jpg": "bad"}
+        fate |= {
+            "train/odd/link.jpg": "fine",
+            "train/odd/dangling_link.jpg": "bad",
+            "train/odd/link_to_itself.jpg": "bad",
+        }
     if hasattr(os, "mkfifo"):
         _replace(odd / "pipe.jpg", os.mkfifo)
         fate["train/odd/pipe.jpg"] = "bad"

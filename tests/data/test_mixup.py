@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from effnet_hf.data.mixup import BatchMixer, draw_box
+from effnet_hf.data.sampler import BatchRequest
+
+
+def request(slot=0, epoch=0):
+    return BatchRequest(epoch, slot, np.arange(8))
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(8, 3, 16, 12, generator=generator), torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+
+
+def test_mixup_is_one_weight_and_one_permutation_of_the_batch(batch):
+    pixels, labels = batch[0], torch.arange(8)  # every picture its own class: soft labels show who was mixed
+    for slot in range(10):
+        mixed, soft = BatchMixer(8, seed=0, mixup=0.2)(pixels, labels, request(slot))
+        others = soft - torch.diag(soft.diagonal())
+        order = torch.where(others.sum(1) > 0, others.argmax(1), labels)
+        assert sorted(order.tolist()) == list(range(8))
+        moved = order != labels
+        weight = soft.diagonal()[moved][0]
+        assert torch.equal(soft.diagonal()[moved], weight.expand(int(moved.sum())))
+        assert torch.allclose(mixed, pixels * weight + pixels[order] * (1 - weight), atol=1e-6)
+        assert torch.allclose(soft.sum(1), torch.ones(8))
+
+
+def test_it_is_a_function_of_seed_epoch_and_slot(batch):
+    pixels, labels = batch
+
+    def first(seed=0, epoch=0, slot=0):
+        return BatchMixer(5, seed=seed, mixup=0.2)(pixels, labels, request(slot, epoch))[1]
+
+    assert torch.equal(first(), first())
+    others = [first(seed=1), first(epoch=1), first(slot=1)]
+    assert not any(torch.equal(first(), other) for other in others)
+
+
+def test_the_process_wide_generators_are_left_alone(batch):
+    np.random.seed(0)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    BatchMixer(5, seed=0, mixup=0.2, cutmix=1.0)(*batch, request())
+    assert torch.equal(before[0], torch.get_rng_state()) and np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_the_weight_follows_the_beta_distribution_unfolded():
+    labels = torch.tensor([0, 1])
+    weights = []
+    for slot in range(2000):
+        _, soft = BatchMixer(2, seed=3, mixup=0.2)(torch.zeros(2, 3, 1, 1), labels, request(slot))
+        weights.append(float(soft[0, 0]))
+    # A permutation of two leaves them in place half the time (weight 1): look at the others.
+    moved = [weight for weight in weights if weight < 1]
+    assert 800 < len(moved) < 1200
+    assert stats.kstest(moved, stats.beta(0.2, 0.2).cdf).pvalue > 0.01
+
+
+def test_cutmix_swaps_a_rectangle_and_weighs_labels_by_its_area(batch):
+    pixels, labels = batch
+    for slot in range(20):
+        mixed, soft = BatchMixer(5, seed=0, cutmix=1.0)(pixels, labels, request(slot))
+        changed = (mixed != pixels).any(1)
+        partner_share = changed.float().mean((1, 2))
+        for i in range(8):
+            if not changed[i].any():
+                continue
+            rows, columns = changed[i].any(1).nonzero(), changed[i].any(0).nonzero()
+            box = (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+            assert changed[i].sum() == box
+            assert abs(float(soft[i, labels[i]]) - (1 - float(partner_share[i]))) < 1e-6 or soft[i].max() == 1
+    assert torch.allclose(soft.sum(1), torch.ones(8))
+
+
+def test_cutmix_boxes_are_timms():
+    timm = pytest.importorskip("timm.data.mixup")
+    for seed in range(50):
+        lam = seed / 50
+        ours = draw_box(np.random.default_rng(seed), 40, 60, lam)
+        with pytest.MonkeyPatch.context() as patch:  # timm draws from numpy itself: give it our numbers
+            own = np.random.default_rng(seed)
+            patch.setattr(timm.np.random, "randint", lambda low, high, size=None, own=own: int(own.integers(low, high)))
+            theirs = timm.rand_bbox((1, 3, 40, 60), lam)
+        assert ours == tuple(int(x) for x in theirs)
+
+
+def test_both_kinds_take_turns(batch):
+    pixels, labels = batch
+    mixer = BatchMixer(5, seed=0, mixup=0.2, cutmix=1.0)
+    cut = 0
+    for slot in range(100):
+        mixed, _ = mixer(pixels, labels, request(slot))
+        values = set(pixels.flatten().tolist())
+        cut += set(mixed.flatten().tolist()) <= values
+    assert 30 < cut < 70
+
+
+def test_memory_format_is_kept(batch):
+    pixels = batch[0].contiguous(memory_format=torch.channels_last)
+    for options in ({"mixup": 0.2}, {"cutmix": 1.0}):
+        mixed, _ = BatchMixer(5, seed=0, **options)(pixels, batch[1], request())
+        assert mixed.is_contiguous(memory_format=torch.channels_last)
