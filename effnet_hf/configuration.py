@@ -265,7 +265,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
     # What follows is derived, never stored.
 
     def round_width(self, channels: int) -> int:
-        """Scaled width: nearest multiple of `depth_divisor`, not more than 10 % below `channels * width_coefficient`."""
+        """Scaled width: nearest multiple of `depth_divisor`, at most 10 % below `channels * width_coefficient`."""
         scaled, divisor = channels * self.width_coefficient, self.depth_divisor
         rounded = max(divisor, int(scaled + divisor / 2) // divisor * divisor)
         return rounded + divisor if rounded < 0.9 * scaled else rounded

@@ -104,8 +104,8 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         do_rescale: bool = True,
         rescale_factor: float = 1 / 255,
         do_normalize: bool = True,
-        image_mean: list[float] | None = None,
-        image_std: list[float] | None = None,
+        image_mean: list[float] | float | None = None,
+        image_std: list[float] | float | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -117,8 +117,8 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         self.do_rescale = do_rescale
         self.rescale_factor = rescale_factor
         self.do_normalize = do_normalize
-        self.image_mean = list(image_mean or IMAGENET_MEAN)
-        self.image_std = list(image_std or IMAGENET_STD)
+        self.image_mean = _per_channel("image_mean", IMAGENET_MEAN if image_mean is None else image_mean)
+        self.image_std = _per_channel("image_std", IMAGENET_STD if image_std is None else image_std)
 
     @classmethod
     def for_image_size(cls, image_size: int, margin: int = RESIZE_MARGIN, **kwargs) -> "EfficientNetNVImageProcessor":
@@ -197,6 +197,15 @@ def _is_channels_first(image, shape: tuple[int, ...], input_data_format) -> bool
     first, last = shape[0] in (1, 3, 4), shape[-1] in (1, 3, 4)
     # A shape that reads both ways is read as its kind usually is: tensors (C, H, W), arrays (H, W, C).
     return first and (not last or is_torch_tensor(image))
+
+
+def _per_channel(name: str, value) -> list[float]:
+    values = [value] * 3 if isinstance(value, (int, float)) else list(value)
+    if len(values) != 3 or not all(isinstance(entry, (int, float)) for entry in values):
+        raise ValueError(f"{name} must be a number or a list of three, one per colour, got {value!r}.")
+    if name == "image_std" and not all(values):
+        raise ValueError(f"image_std must not contain 0, got {value!r}.")
+    return values
 
 
 def _shortest_edge(size) -> dict[str, int]:

@@ -284,7 +284,7 @@ def _frozen_statistics(block: MBConv):
 
 
 class EfficientNetNVModel(EfficientNetNVPreTrainedModel):
-    """Features without a classifier: `last_hidden_state` (N, hidden_dim, S/32, S/32), `pooler_output` (N, hidden_dim)."""
+    """Features, no classifier: `last_hidden_state` (N, hidden_dim, S/32, S/32), `pooler_output` (N, hidden_dim)."""
 
     _auto_class = "AutoModel"
 
@@ -349,7 +349,7 @@ class EfficientNetNVForImageClassification(EfficientNetNVPreTrainedModel):
 
 
 class EfficientNetNVBackbone(BackboneMixin, EfficientNetNVPreTrainedModel):
-    """Feature maps for detectors and segmenters. Stages `stem`, `stage1`…`stage7` at strides 2, 2, 4, 8, 16, 16, 32, 32.
+    """Feature maps for detectors and segmenters: `stem`, `stage1`…`stage7` at strides 2, 2, 4, 8, 16, 16, 32, 32.
 
     The original's `extract_features` calls stage n `layer{n}`.
     """

@@ -4,8 +4,26 @@ import os
 # Nothing here may reach for the network; both libraries read this when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import pytest
+import torch
+
+
+# Carried by transformers' own tests, which test_common.py runs against our classes.
+_TRANSFORMERS_MARKERS = (
+    "accelerate_tests",
+    "bitsandbytes",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "flash_attn_test",
+    "order",
+    "torch_compile_test",
+    "torch_export_test",
+)
+
+
+def pytest_configure(config):
+    for marker in _TRANSFORMERS_MARKERS:
+        config.addinivalue_line("markers", f"{marker}: of transformers' own tests")
 
 
 @pytest.fixture(autouse=True)

@@ -207,11 +207,11 @@ def test_class_names_need_to_be_given_only_once():
         {"out_features": ["stem", "stage2", "stage7"]},
         {"out_indices": [1, 3, 5]},
         {"out_indices": (-3, -1)},
-        {"kernel_sizes": (3, 5), "strides": (1, 2), "num_block_repeats": (1, 2), "expand_ratios": (1, 6), "out_channels": (8, 16)},
+        {name: (1, 3) for name in ("kernel_sizes", "strides", "num_block_repeats", "expand_ratios", "out_channels")},
         {"se_ratio": 0, "padding": "same", "scale_stem_and_head": False, "conv_init": "fan_out"},
     ],
     ids=lambda settings: "+".join(settings) or "defaults",
-)  # fmt: skip
+)
 def test_round_trips_lose_nothing(settings, tmp_path):
     config = EfficientNetNVConfig(**settings)
     state = config.to_dict()

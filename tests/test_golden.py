@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_weights import golden_input, golden_state_dict, original_name
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification
+
+from .golden_weights import golden_input, golden_state_dict, original_name
 
 
 GOLDEN = json.loads((Path(__file__).parent / "fixtures" / "nvidia_golden.json").read_text())

@@ -124,6 +124,7 @@ def test_each_step_can_be_switched_off():
     mean, std = np.array([[[1.0]], [[2]], [[3]]]), np.array([[[4.0]], [[5]], [[6]]])
     normalized = process(do_normalize=True, image_mean=[1, 2, 3], image_std=[4, 5, 6])
     np.testing.assert_allclose(normalized, (raw - mean) / std, atol=1e-5)
+    np.testing.assert_array_equal(process(do_normalize=True, image_mean=0, image_std=1), raw)
 
 
 # Any file a user may have -------------------------------------------------------------------------------------------
@@ -308,6 +309,11 @@ def test_the_callers_picture_is_left_alone():
         ({"crop_size": {"height": 3}}, "crop_size must be a positive number of pixels or {'height', 'width'}"),
         ({"crop_size": -1}, "crop_size must be a positive number of pixels"),
         ({"resample": 17}, "17 is not a valid Resampling"),
+        (
+            {"image_mean": [0.5, 0.5]},
+            r"image_mean must be a number or a list of three, one per colour, got \[0.5, 0.5\]",
+        ),
+        ({"image_std": [1, 1, 0]}, "image_std must not contain 0"),
     ],
 )
 def test_bad_settings_are_refused_with_a_sentence(settings, sentence):
