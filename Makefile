@@ -15,7 +15,7 @@ demo: $(VENV)/.ready
 	    --data_dir demo/digits --output_dir demo/model --overwrite true
 	$(PY) validate.py --model demo/model --data_dir demo/digits
 	$(PY) classify.py --model demo/model --top_k 3 --save_plot demo/classified.png \
-	    demo/digits/val/three/0013.png demo/digits/val/seven/*7.png
+	    demo/digits/val/three/0003.png demo/digits/val/seven/0007.png demo/digits/val/nine/0009.png
 
 test: lint test-main test-common test-transformers5
 
@@ -35,10 +35,11 @@ test-common: $(VENV)/.ready $(VENV)/.transformers5
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	if [ -x $(VENV)/bin/hadolint ]; then $(VENV)/bin/hadolint Dockerfile; fi
 
 $(VENV)/.ready: setup.cfg requirements/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint requirements/constraints.txt --editable '.[dev,dali,quant,onnx,optimum,tracking]'
+	$(VENV)/bin/pip install --quiet --constraint requirements/constraints.txt --editable '.[dev,dali,jpeg,onnx,optimum,tracking]'
 	touch $@
 
 $(VENV)/.transformers5: requirements/transformers5.txt $(VENV)/.ready
