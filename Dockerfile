@@ -6,6 +6,7 @@
 FROM nvcr.io/nvidia/pytorch:26.10-py3
 
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /workspace/effnet_hf
 COPY --chown=1000:1000 . .
 # The image's own torch, torchvision and DALI stay: pip would replace them with builds for another CUDA.
