@@ -1,6 +1,7 @@
 """The default backend: workers read, decode and transform; whole uint8 micro-batches leave them."""
 
 import signal
+import time
 from collections.abc import Iterator
 
 import torch
@@ -135,13 +136,21 @@ class WorkerPool:
         self._requests.current = requests
         try:
             yield from self._loader
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if not self._a_worker_died():
                 raise
             raise UserError(
                 f"a loader process died ({str(error).splitlines()[0]}); usually memory ran out: lower --num_workers or"
                 " --prefetch_factor, or give a container more shared memory (docker run --shm-size=8g)."
             ) from error
+
+    def _a_worker_died(self) -> bool:
+        workers = getattr(self._loader._iterator, "_workers", [])
+        for _ in range(20):  # its connections close a moment before it counts as dead
+            if any(not worker.is_alive() for worker in workers):
+                return True
+            time.sleep(0.1)
+        return False
 
     def close(self):
         """Ends the workers."""

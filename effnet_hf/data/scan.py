@@ -3,12 +3,12 @@
 Every file is opened and decoded in full, as training would. Ends with exit code 1 when a file is unreadable.
 """
 
-import multiprocessing
 import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .. import cli
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num_workers", type=int, default=None, help="processes; the free cores by default")
     parser.add_argument("--output", default=None, help="write the unreadable files to this text file, one per line")
     arguments = parser.parse_args(argv)
-    workers = arguments.num_workers if arguments.num_workers is not None else max(1, int(usable_cores()))
+    workers = arguments.num_workers if arguments.num_workers is not None else int(usable_cores())
     train, validation = find_splits(arguments.folder)
     bad = []
     for folder in filter(None, (train, validation)):
@@ -69,12 +69,20 @@ def inspect(path: str) -> tuple[tuple[int, int] | None, str, str | None]:
         return None, "", str(error)
 
 
+class _Inspections(Dataset):
+    def __init__(self, paths: list[str]):
+        self._paths = paths
+
+    def __len__(self):
+        return len(self._paths)
+
+    def __getitem__(self, index):
+        return inspect(self._paths[index])
+
+
 def _inspected(paths: list[str], workers: int):
-    if workers <= 1:
-        yield from map(inspect, paths)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
-        yield from pool.imap(inspect, paths, chunksize=16)
+    loader = DataLoader(_Inspections(paths), batch_size=16, num_workers=workers, collate_fn=list)
+    return (result for batch in loader for result in batch)
 
 
 def _summary(folder, classes, labels, sizes, kinds, bad, notes) -> str:

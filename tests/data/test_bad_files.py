@@ -1,0 +1,155 @@
+import os
+from collections import Counter
+
+import pytest
+import torch
+
+from effnet_hf.data import BadFile, BadFiles, build_loaders
+from effnet_hf.data.source import DataSource
+from effnet_hf.errors import UserError
+
+from . import torture
+
+
+@pytest.fixture(scope="module")
+def tortured(tmp_path_factory):
+    """A torture folder that fills whole batches of 8, so that an epoch meets every file, and each file's fate."""
+    folder = tmp_path_factory.mktemp("torture")
+    fate = torture.write(folder)
+    count = 48 + sum(kind != "ignored" for kind in fate.values())
+    for i in range(-count % 8):
+        (folder / "train" / "plain" / f"more_{i}.jpg").write_bytes(torture.encode(torture.photo(i), "JPEG"))
+    return folder, fate
+
+
+def train(loaders, epochs=2):
+    """A classifier of mean colours: enough to go through every batch the way a run does."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, len(loaders.class_names))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for epoch in range(epochs):
+        for batch in loaders.train.epoch(epoch):
+            loss = torch.nn.functional.cross_entropy(model(batch["pixel_values"].mean((2, 3))), batch["labels"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            assert len(batch["index"]) == 8 and torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("loader, workers", [("imagefolder", 0), ("imagefolder", 2), ("dali-cpu", 0), ("dali-cpu", 1)])
+def test_the_torture_folder_trains_to_the_end_with_each_file_accounted_for(tortured, recipe, tmp_path, loader, workers):
+    if loader == "dali-cpu":
+        pytest.importorskip("nvidia.dali")
+    folder, fate = tortured
+    assert sum(kind == "bad" for kind in fate.values()) >= 40
+    options = {"loader": loader, "num_workers": workers, "augmentation": "autoaugment", "max_bad_files": 1.0}
+    with build_loaders(recipe(data_dir=str(folder), **options), image_size=32, per_device_batch_size=8) as ours:
+        train(ours)
+        found = {os.path.relpath(name, folder) for name in ours.train.bad_files.names}
+    bad = {name for name, kind in fate.items() if kind == "bad"}
+    assert found == bad and ours.train.num_samples % 8 == 0
+    lines = (tmp_path / "run" / "bad_files.txt").read_text().splitlines()
+    assert {os.path.relpath(line.split("\t")[0], folder) for line in lines} == bad and len(lines) == len(bad)
+    assert all(line.split("\t")[1] for line in lines)
+
+
+def test_a_replacement_has_the_label_of_its_class_and_the_number_of_the_missing_one(tortured, recipe):
+    folder, fate = tortured
+    split = DataSource.from_folder(str(folder)).train
+    with build_loaders(recipe(data_dir=str(folder), max_bad_files=1.0), image_size=32, per_device_batch_size=8) as ours:
+        batches = list(ours.train.epoch(0))
+        again = list(ours.train.epoch(0))
+    for batch in batches:
+        assert batch["labels"].tolist() == [split.label(i) for i in batch["index"].tolist()]
+    assert all(torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(batches, again))
+
+
+def test_validation_leaves_bad_files_out(tortured, recipe, caplog):
+    folder, fate = tortured
+    options = recipe(data_dir=str(folder / "train"), max_bad_files=1.0)
+    with build_loaders(options, image_size=32, per_device_batch_size=8, train=False) as ours:
+        seen = Counter(i for batch in ours.val.epoch() for i in batch["index"].tolist())
+        bad = sum(kind == "bad" for kind in fate.values())
+        assert ours.val.bad_files.count == bad
+        assert len(seen) == ours.val.num_samples - bad and set(seen.values()) == {1}
+        # Each is named once, however often it is met.
+        assert len(caplog.records) == bad
+        list(ours.val.epoch())
+        assert len(caplog.records) == bad and "is truncated" in caplog.text
+
+
+def test_strict_stops_at_the_first(tortured, recipe):
+    with build_loaders(recipe(data_dir=str(tortured[0]), strict=True), image_size=32, per_device_batch_size=8) as ours:
+        with pytest.raises(
+            UserError, match=r"train/odd/.* (is|cannot|has) .*; mend or remove it, or run without --strict"
+        ):
+            list(ours.train.epoch(0))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_stop_the_run(tortured, recipe, workers):
+    options = recipe(data_dir=str(tortured[0]), num_workers=workers, max_bad_files=0.05)
+    with build_loaders(options, image_size=32, per_device_batch_size=8) as ours:
+        with pytest.raises(
+            UserError, match=r"\d+ of \d+ pictures are unreadable, more than --max_bad_files 0.05 allows"
+        ):
+            list(ours.train.epoch(0))
+
+
+def test_files_that_vanish_in_the_middle_of_a_run_are_replaced(tmp_path, recipe):
+    torture.write(tmp_path / "data")
+    for name in torture.bad_files():
+        (tmp_path / "data" / "train" / "odd" / name).unlink()
+    options = recipe(data_dir=str(tmp_path / "data"), max_bad_files=1.0)
+    with build_loaders(options, image_size=32, per_device_batch_size=8) as ours:
+        list(ours.train.epoch(0))
+        before = ours.train.bad_files.count
+        for i in range(5):
+            (tmp_path / "data" / "train" / "plain" / f"good_00{i}.jpg").unlink()
+        batches = list(ours.train.epoch(1)) + list(ours.train.epoch(2))
+    assert ours.train.bad_files.count == before + 5
+    assert all(len(batch["index"]) == 8 for batch in batches)
+
+
+def test_a_class_without_a_readable_file_borrows_from_the_others(tmp_path, recipe):
+    torture.write(tmp_path / "data")
+    for path in (tmp_path / "data" / "train" / "plain").iterdir():
+        path.write_bytes(b"")
+    options = recipe(data_dir=str(tmp_path / "data"), max_bad_files=1.0)
+    with build_loaders(options, image_size=32, per_device_batch_size=8) as ours:
+        labels = torch.cat([batch["labels"] for batch in ours.train.epoch(0)])
+    assert labels.unique().tolist() == [0]
+
+
+def test_when_nothing_can_be_read_the_run_stops(pictures, tmp_path, recipe):
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for i in range(8):
+                (tmp_path / "data" / split / name / f"{i}.jpg").write_bytes(b"")
+    with build_loaders(recipe(data_dir=str(tmp_path / "data")), image_size=32, per_device_batch_size=8) as ours:
+        with pytest.raises(UserError, match="of 16 pictures are unreadable"):
+            list(ours.train.epoch(0))
+
+
+def test_the_list_is_shared_between_processes_and_survives_a_restart(tmp_path):
+    path = tmp_path / "run" / "bad_files.txt"
+    first, second = (BadFiles(path, 1000) for _ in range(2))
+    assert first.report([BadFile("a", "is truncated"), BadFile("a", "is truncated")]) == [BadFile("a", "is truncated")]
+    assert second.report([BadFile("a", "is truncated"), BadFile("b\nc\td", "is empty")]) == [
+        BadFile("b c d", "is empty")
+    ]
+    assert first.report([BadFile("b\nc\td", "is empty")]) == []
+    assert path.read_text() == "a\tis truncated\nb c d\tis empty\n"
+    restarted = BadFiles(path, 1000)
+    assert restarted.report([BadFile("e", "is empty")]) == [BadFile("e", "is empty")] and restarted.count == 3
+
+
+def test_the_limit_is_a_share_of_the_pictures():
+    files = [BadFile(str(i), "is empty") for i in range(11)]
+    BadFiles(None, 1000, 0.01).report(files[:10])
+    with pytest.raises(UserError, match="11 of 1000"):
+        BadFiles(None, 1000, 0.01).report(files)
+    with pytest.raises(UserError, match="1 of 50"):
+        BadFiles(None, 50, 0.01).report(files[:1])
+    BadFiles(None, 50, 1.0).report(files)

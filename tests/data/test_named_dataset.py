@@ -1,0 +1,189 @@
+import datasets
+import numpy as np
+import pytest
+import torch
+
+from effnet_hf.data import named_dataset
+from effnet_hf.data.named_dataset import open_named
+from effnet_hf.errors import UserError
+
+from .torture import encode, photo
+
+
+CARD = """---
+dataset_info:
+  features:
+  - name: image
+    dtype: image
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': bird
+          '1': cat
+          '2': dog
+  splits:
+  - name: train
+    num_examples: 36
+    num_bytes: 1
+  - name: validation
+    num_examples: 11
+    num_bytes: 1
+---
+"""
+LABELS = datasets.ClassLabel(names=["bird", "cat", "dog"])
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    datasets.disable_progress_bars()
+    yield
+    datasets.enable_progress_bars()
+
+
+def rows(start, count):
+    for i in range(start, start + count):
+        yield {"image": {"bytes": encode(photo(i, 50, 40), "JPEG"), "path": f"{i}.jpg"}, "label": i % 3}
+
+
+def write_parquet(root, card=CARD, label=LABELS, validation=True, files=3):
+    (root / "data").mkdir(parents=True)
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    for i in range(files):
+        part = datasets.Dataset.from_list(list(rows(12 * i, 36 // files)), features=features)
+        part.to_parquet(root / "data" / f"train-{i:05}-of-{files:05}.parquet")
+    if validation:
+        part = datasets.Dataset.from_list(list(rows(100, 11)), features=features)
+        part.to_parquet(root / "data" / "validation-00000-of-00001.parquet")
+    if card:
+        (root / "README.md").write_text(card)
+    return str(root)
+
+
+@pytest.fixture(scope="module")
+def name(tmp_path_factory):
+    return write_parquet(tmp_path_factory.mktemp("named"))
+
+
+def pixels(batches):
+    return [(batch["index"].tolist(), batch["pixel_values"]) for batch in batches]
+
+
+def same(a, b):
+    return len(a) == len(b) and all(i == j and torch.equal(x, y) for (i, x), (j, y) in zip(a, b))
+
+
+def test_it_trains_from_a_data_set_by_name(loaders, name):
+    ours = loaders({"data_dir": None, "dataset_name": name})
+    assert ours.class_names == ["bird", "cat", "dog"]
+    seen = [(i, label) for b in ours.train.epoch(0) for i, label in zip(b["index"].tolist(), b["labels"].tolist())]
+    assert sorted(i for i, _ in seen) == list(range(36)) and all(label == i % 3 for i, label in seen)
+    assert sorted(i for b in ours.val.epoch() for i in b["index"].tolist()) == list(range(11))
+
+
+def test_val_fraction_splits_what_has_no_validation(tmp_path):
+    source = open_named(write_parquet(tmp_path / "set", card=None, validation=False), val_fraction=0.25)
+    assert np.bincount(source.train.labels).tolist() == [9, 9, 9]
+    assert np.bincount(source.val.labels).tolist() == [3, 3, 3]
+
+
+@pytest.mark.parametrize("kind", ["int64", "string"])
+def test_labels_may_be_numbers_or_words(tmp_path, kind):
+    root = write_parquet(tmp_path / "set", card=None, label=datasets.Value(kind), validation=False)
+    source = open_named(root, val_fraction=0.25)
+    assert source.class_names == ["0", "1", "2"] and sorted(set(source.train.labels)) == [0, 1, 2]
+
+
+def test_problems_are_one_sentence_each(tmp_path, name):
+    with pytest.raises(UserError, match=r"--dataset_name nobody/nothing cannot be loaded: [^\n]*$"):
+        open_named("nobody/nothing")
+    with pytest.raises(UserError, match="--dataset_name .*cannot be loaded: .*'other' not found"):
+        open_named(name, "other")
+    bare = write_parquet(tmp_path / "bare", card=None, validation=False)
+    with pytest.raises(UserError, match=r"has none of the splits val, validation, test; .*--val_fraction 0.1"):
+        open_named(bare)
+    unknown_size = write_parquet(tmp_path / "unknown", card=None)
+    with pytest.raises(UserError, match="does not say how many pictures its split train has"):
+        open_named(unknown_size, streaming=True)
+    with pytest.raises(UserError, match="has classes that training does not know: bird and 1 more"):
+        open_named(name, class_names=["dog", "fish"])
+
+
+def test_columns_that_are_missing_are_named(tmp_path):
+    (tmp_path / "words").mkdir()
+    table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
+    for split in ("train", "validation"):
+        table.to_parquet(tmp_path / "words" / f"{split}.parquet")
+    with pytest.raises(UserError, match=r"has no Image column; it has text \(Value\), label \(Value\)"):
+        open_named(str(tmp_path / "words"))
+
+
+def test_streams_give_the_same_batches_with_any_number_of_workers(loaders, name):
+    options = {"data_dir": None, "dataset_name": name, "streaming": True, "augmentation": "autoaugment"}
+    runs = {}
+    for workers in (0, 1, 2):
+        ours = loaders({**options, "num_workers": workers}, steps_per_update=2)
+        assert ours.train.updates_per_epoch == 4
+        runs[workers] = pixels(ours.train.epoch(3))
+        assert len(runs[workers]) == 8
+    assert same(runs[0], runs[1]) and same(runs[0], runs[2])
+
+
+def test_streams_resume_in_the_middle_and_shuffle_by_epoch(loaders, name):
+    ours = loaders({"data_dir": None, "dataset_name": name, "streaming": True})
+    whole = pixels(ours.train.epoch(1))
+    assert same(whole[5:], pixels(ours.train.epoch(1, start_update=5)))
+    assert not same(whole, pixels(ours.train.epoch(2)))
+    assert same(whole, pixels(ours.train.epoch(1)))
+
+
+def test_two_ranks_share_a_stream_and_validate_each_picture_once(loaders, name):
+    options = {"data_dir": None, "dataset_name": name, "streaming": True}
+    ranks = [loaders(options, rank=rank, world_size=2) for rank in (0, 1)]
+    trained = [[i for b in rank.train.epoch(0) for i in b["index"].tolist()] for rank in ranks]
+    assert len(trained[0]) == len(trained[1]) == 16 and not set(trained[0]) & set(trained[1])
+    validated = [b["pixel_values"] for rank in ranks for b in rank.val.epoch()]
+    whole = torch.cat([b["pixel_values"] for b in loaders(options).val.epoch()])
+    assert sorted(map(hash_of, torch.cat(validated))) == sorted(map(hash_of, whole))
+
+
+def hash_of(picture):
+    return picture.numpy().tobytes()
+
+
+def test_a_rank_that_runs_dry_starts_over(tmp_path, loaders):
+    root = write_parquet(tmp_path / "set", files=3)  # two ranks, three files: one of them gets 24 pictures, one 12
+    ours = loaders({"data_dir": None, "dataset_name": root, "streaming": True}, rank=1, world_size=2)
+    split = ours.train._plan.split
+
+    class Short:
+        def __len__(self):
+            return 36
+
+        def read(self, rank, world_size, seed):
+            yield from list(split.read(rank, world_size, seed))[:3]
+
+    plan = named_dataset.StreamedTrainingPlan(36, 4, 0, 1, 2, 1, split=Short())
+    assert [len(request.indices) for request in plan.requests(0)] == [4] * 4
+
+    class Empty(Short):
+        def read(self, *_):
+            return iter(())
+
+    with pytest.raises(UserError, match="rank 1 of 2 gets no pictures from this stream"):
+        list(named_dataset.StreamedTrainingPlan(36, 4, 0, 1, 2, 1, split=Empty()).requests(0))
+
+
+def test_a_bad_picture_of_a_stream_is_replaced_from_its_micro_batch(tmp_path, loaders):
+    root = write_parquet(tmp_path / "set")
+    features = datasets.Features({"image": datasets.Image(), "label": LABELS})
+    table = [row for i, row in enumerate(rows(0, 36)) if i != 7]
+    table.append({"image": {"bytes": b"nonsense", "path": "seven.jpg"}, "label": 1})
+    for path in (tmp_path / "set" / "data").glob("train*"):
+        path.unlink()
+    datasets.Dataset.from_list(table, features=features).to_parquet(
+        tmp_path / "set" / "data" / "train-00000-of-00001.parquet"
+    )
+    ours = loaders({"data_dir": None, "dataset_name": root, "streaming": True, "max_bad_files": 1})
+    batches = list(ours.train.epoch(0))
+    assert ours.train.bad_files.names == ["seven.jpg"] and all(len(b["index"]) == 4 for b in batches)

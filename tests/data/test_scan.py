@@ -1,0 +1,53 @@
+import os
+
+import pytest
+
+from effnet_hf import cli
+from effnet_hf.data import scan
+from effnet_hf.errors import UserError
+
+from . import torture
+
+
+def test_a_clean_folder_is_summed_up(pictures, capsys):
+    assert scan.main([str(pictures), "--num_workers", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "train: 60 pictures in 3 classes, 0 unreadable" in text and "val: 21 pictures in 3 classes" in text
+    assert "per class: 20 (bird) to 20 (bird), median 20" in text and "bird 20, cat 20, dog 20" in text
+    assert "size: median 107 x 71, short side 52 to 80 pixels" in text and "JPEG RGB 51, PNG L 9" in text
+
+
+def test_bad_files_are_listed_and_counted(tmp_path, capsys):
+    fate = torture.write(tmp_path / "data")
+    bad = {name for name, kind in fate.items() if kind == "bad"}
+    assert scan.main([str(tmp_path / "data"), "--num_workers", "2", "--output", str(tmp_path / "bad.txt")]) == 1
+    text = capsys.readouterr().out
+    assert f"{len(bad)} unreadable" in text and "note: 2 files under" in text
+    for name in bad:
+        assert os.path.basename(name) in text
+    assert len((tmp_path / "bad.txt").read_text().splitlines()) == len(bad)
+
+
+def test_a_long_list_is_cut(tmp_path, capsys):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(40):
+            (tmp_path / name / f"{i}.jpg").write_bytes(b"")
+    assert scan.main([str(tmp_path), "--num_workers", "1"]) == 1
+    assert "… and 30 more; --output FILE lists them all" in capsys.readouterr().out
+
+
+def test_unknown_validation_classes_are_named(tmp_path):
+    data = torture.encode(torture.photo(0), "JPEG")
+    for name in ("train/a", "train/b", "val/x"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "1.jpg").write_bytes(data)
+    with pytest.raises(UserError, match=r"val has classes that .*train does not know: x\."):
+        scan.main([str(tmp_path), "--num_workers", "1"])
+
+
+def test_the_command_ends_with_one_line_for_a_missing_folder(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.run(lambda: scan.main([str(tmp_path / "nothing")]))
+    text = capsys.readouterr().err
+    assert ended.value.code == 2 and text.count("\n") == 1 and "--data_dir" in text and "does not exist" in text
