@@ -117,8 +117,10 @@ def _or_user_error(path: Path, function, *args, **kwargs):
 
 
 def _sync_tree(folder: Path) -> None:
+    readers = folder.stat().st_mode & 0o666  # what the umask leaves; safetensors makes files that only we could read
     for root, _, names in os.walk(folder):
         for name in names:
+            os.chmod(Path(root, name), os.stat(Path(root, name)).st_mode | readers)
             _sync(Path(root, name))
         _sync(Path(root))
 

@@ -1,0 +1,125 @@
+"""Converts EfficientNet checkpoints: any in, ours out; ours in, any out; B0 from Lite0.
+
+    python convert.py SRC --to DIR                                  to a folder that from_pretrained and pipeline open
+    python convert.py SRC --to timm --output PATH                   to timm, torchvision, nvidia, transformers, …
+    python convert.py lite0 --warm_start b0 --images DIR --to DIR   a B0 to fine-tune
+
+SRC is a file (.pth, .pth.tar, .safetensors), a folder, a Hub id such as timm/efficientnet_b0.ra_in1k, an NGC path such
+as nvidia/efficientnet_b0_pyt_amp:20.12.0, or lite0. docs/conversion.md has the whole story.
+"""
+
+import argparse
+import shlex
+import sys
+
+from effnet_hf.cli import ArgumentParser, run
+from effnet_hf.conversion import DIALECTS, FOREIGN, load_foreign, warm_start, write_folder, write_foreign
+from effnet_hf.errors import UserError
+from effnet_hf.hub import push_folder
+
+
+def parse() -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="SRC", help="file, folder, Hub id, NGC path, or lite0")
+    parser.add_argument(
+        "--to",
+        required=True,
+        metavar="DIR|DIALECT",
+        help=f"a folder to write, or one of {', '.join(FOREIGN)} (a folder of that name: ./timm)",
+    )
+    parser.add_argument("--output", metavar="PATH", help="with --to DIALECT: file (.pth, .safetensors) or folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument(
+        "--force", action="store_true", help="also write what is not the same function; the card says so"
+    )
+
+    reading = parser.add_argument_group("what names and shapes do not tell")
+    reading.add_argument("--from", dest="dialect", default="auto", choices=["auto", *DIALECTS], help="default: auto")
+    reading.add_argument("--ema", action="store_true", help="the averaged weights of a training checkpoint")
+    reading.add_argument("--arch", help="e.g. tf_efficientnet_b0.ap_in1k, where timm's names fit two architectures")
+    reading.add_argument(
+        "--image_size", type=int, metavar="PIXELS", help="instead of the checkpoint's or the variant's"
+    )
+    reading.add_argument("--batch_norm_eps", type=float, metavar="EPS", help="instead of the dialect's")
+    reading.add_argument("--revision", help="of SRC on the Hub")
+
+    warm = parser.add_argument_group("warm start")
+    warm.add_argument("--warm_start", metavar="VARIANT", help="make this variant (b0, widese-b0) from a Lite SRC")
+    warm.add_argument("--images", metavar="DIR", help="pictures to measure batch norm statistics on")
+    warm.add_argument("--padding", default="symmetric", choices=["symmetric", "same"], help="default: symmetric")
+    warm.add_argument("--num_images", type=int, default=200, metavar="N", help="how many of them; default: 200")
+
+    hub = parser.add_argument_group("upload")
+    hub.add_argument("--push_to_hub", action="store_true", help="upload the folder when it is written")
+    hub.add_argument("--hub_model_id", metavar="ME/X", help="repository, created if it does not exist")
+    hub.add_argument("--hub_private", action="store_true", default=None, help="make a new repository private")
+    hub.add_argument("--hub_revision", metavar="BRANCH")
+    hub.add_argument("--hub_token", help="default: the one `hf auth login` stored, or HF_TOKEN")
+    args = parser.parse_args()
+    check(args)
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    """Flags that need each other; before anything is read."""
+    foreign = args.to in FOREIGN
+    if foreign and not args.output:
+        raise UserError(f"--to {args.to} needs --output PATH; for a folder called {args.to} write --to ./{args.to}")
+    if args.output and not foreign:
+        raise UserError(f"--output goes with --to {'|'.join(FOREIGN)}; --to {args.to} is itself the folder to write.")
+    if args.push_to_hub and (foreign or not args.hub_model_id):
+        missing = "a folder of ours (--to DIR)" if foreign else "--hub_model_id ME/X"
+        raise UserError(f"--push_to_hub needs {missing}.")
+    if args.hub_model_id and not args.push_to_hub:
+        raise UserError("--hub_model_id does nothing without --push_to_hub.")
+    if args.warm_start and not args.images:
+        raise UserError("--warm_start needs --images DIR, pictures to measure batch norm statistics on.")
+    if args.images and not args.warm_start:
+        raise UserError("--images does nothing without --warm_start.")
+
+
+def main() -> None:
+    args = parse()
+    converted = load_foreign(
+        args.source,
+        args.dialect,
+        ema=args.ema,
+        arch=args.arch,
+        image_size=args.image_size,
+        batch_norm_eps=args.batch_norm_eps,
+        revision=args.revision,
+        token=args.hub_token,
+    )
+    if args.warm_start:
+        converted = warm_start(
+            converted, args.warm_start, args.images, num_images=args.num_images, padding=args.padding
+        )
+    config = converted.config
+    print(
+        f"{converted.path.name}: {converted.dialect} names, {config.variant or 'custom shape'}, "
+        f"{config.num_labels} classes, {config.image_size} x {config.image_size} pixels, "
+        + ("the same function" if converted.exact else f"NOT the same function: differs by {converted.difference}")
+    )
+    for note in converted.notes:
+        print(f"  {note}")
+    if args.to in FOREIGN:
+        how = write_foreign(converted, args.to, args.output, force=args.force, overwrite=args.overwrite)
+        print(f"wrote  {args.output}\nopen   {how}")
+        return
+    secret = [f"--hub_token={args.hub_token}", args.hub_token]
+    command = shlex.join(
+        ["python", "convert.py", *(word for word in sys.argv[1:] if word not in (*secret, "--hub_token"))]
+    )
+    write_folder(
+        converted, args.to, force=args.force, overwrite=args.overwrite, command=command, model_id=args.hub_model_id
+    )
+    print(f'wrote  {args.to}\nopen   AutoModelForImageClassification.from_pretrained("{args.to}")')
+    if args.push_to_hub:
+        url = push_folder(
+            args.to, args.hub_model_id, private=args.hub_private, revision=args.hub_revision, token=args.hub_token
+        )
+        print(f"pushed {url}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,269 @@
+"""From any checkpoint to our configuration and weights: which dialect, which variant, which function."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ..configuration import VARIANTS, EfficientNetNVConfig
+from ..errors import UserError
+from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from .dialect import HEAD, STEM, Dialect, expected_shapes, weight_shapes
+from .lukemelas import LUKEMELAS
+from .nvidia import NVIDIA
+from .ours import OURS
+from .source import Source, open_source
+from .timm import TIMM
+from .torchvision import TORCHVISION
+from .trainer_state import TrainerState, read_trainer_state
+from .transformers import TRANSFORMERS
+
+
+DIALECTS: dict[str, Dialect] = {
+    dialect.name: dialect for dialect in (NVIDIA, TIMM, TORCHVISION, TRANSFORMERS, LUKEMELAS, OURS)
+}
+# A file whose best variant leaves more than this share of the layers unmatched is some other network.
+_TOO_DIFFERENT = 0.3
+AMAX_FILE = "quantizer_amax.safetensors"
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A checkpoint in our terms.
+
+    Attributes:
+        config, state_dict: of `EfficientNetNVForImageClassification`.
+        processor: the evaluation preprocessing that belongs to the weights.
+        dialect: the name of the dialect it came in; `source`: what the user called it; `path`: the weight file.
+        difference: how the foreign model differs from ours; `None` when both are the same function (see `exact`).
+        notes: one sentence each, for the terminal and the model card.
+        quantizer_amax: calibrated ranges of a quantized checkpoint, by `module.argument` (see `nvidia.py`).
+        trainer_state: epoch, best accuracy and optimizer of a training checkpoint.
+        origin: Hub id, if it came from there; `license`: as the Hub or timm states it.
+    """
+
+    config: EfficientNetNVConfig
+    state_dict: dict[str, torch.Tensor]
+    processor: EfficientNetNVImageProcessor
+    dialect: str
+    source: str
+    path: Path
+    difference: str | None = None
+    notes: tuple[str, ...] = ()
+    quantizer_amax: dict[str, torch.Tensor] = field(default_factory=dict)
+    trainer_state: TrainerState | None = None
+    origin: str | None = None
+    license: str | None = None
+
+    @property
+    def exact(self) -> bool:
+        return self.difference is None
+
+    def model(self) -> EfficientNetNVForImageClassification:
+        """The model with these weights, in evaluation mode."""
+        with torch.device("meta"):  # every tensor is replaced, so drawing initial values would be wasted
+            model = EfficientNetNVForImageClassification(self.config)
+        model.load_state_dict(self.state_dict, strict=True, assign=True)
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+        return model.eval()
+
+
+def find_dialect(tensors: Mapping[str, torch.Tensor]) -> Dialect:
+    """The dialect whose names a state dict uses.
+
+    Raises:
+        UserError: none of them, or more than one; the message lists the candidates.
+    """
+    found = [dialect for dialect in DIALECTS.values() if dialect.matches({dialect.respell(key) for key in tensors})]
+    if len(found) == 1:
+        return found[0]
+    keys = list(tensors)
+    shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
+    if found:
+        names = ", ".join(dialect.name for dialect in found)
+        raise UserError(f"The names fit several dialects ({names}): {shown}. Choose one with --from.")
+    known = "; ".join(f"{dialect.name} {dialect.layers[STEM]}.weight" for dialect in DIALECTS.values())
+    raise UserError(f"No EfficientNet that we know: no stem or head under a known name ({known}), but {shown}.")
+
+
+def find_variant(tensors: Mapping[str, torch.Tensor], dialect: Dialect, where: str) -> str:
+    """The named variant whose convolutions and linear layers have these names and shapes.
+
+    Raises:
+        UserError: the weights fit none, or several equally well.
+    """
+    channels = _dimension(tensors, dialect, STEM, 1, 3)
+    weights = sum(key.endswith(".weight") and tensor.dim() > 1 for key, tensor in tensors.items()) - 1  # classifier
+    distances = {}
+    for variant in VARIANTS:
+        config = EfficientNetNVConfig.from_variant(variant, num_channels=channels)
+        names = dialect.module_names(config)
+        expected = {f"{names[module]}.weight": shape for module, shape in weight_shapes(config)}
+        fitting = sum(key in tensors and tuple(tensors[key].shape[:2]) == shape for key, shape in expected.items())
+        distances[variant] = max(len(expected), weights) - fitting
+    best = min(distances.values())
+    found = [variant for variant, distance in distances.items() if distance == best]
+    if best > _TOO_DIFFERENT * weights:
+        raise UserError(
+            f"{where} has {dialect.title} names but not the shapes of an EfficientNet we know; nearest is {found[0]}, "
+            f"where {best} of {weights} layers differ. Known: {', '.join(VARIANTS)}."
+        )
+    if len(found) > 1:
+        raise UserError(f"{where} fits {' and '.join(found)} equally badly ({best} layers differ).")
+    return found[0]
+
+
+def load_foreign(
+    source: str | Path,
+    dialect: str = "auto",
+    *,
+    ema: bool = False,
+    arch: str | None = None,
+    image_size: int | None = None,
+    batch_norm_eps: float | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> Converted:
+    """Opens any EfficientNet checkpoint and brings it into our terms; see [`open_source`] for what `source` may be.
+
+    Args:
+        dialect: `"auto"` or a key of `DIALECTS`.
+        ema: take the averaged weights of a training checkpoint.
+        arch: settles what names and shapes leave open: a timm architecture, with its tag where the preprocessing
+            depends on it (`"tf_efficientnet_b0.ap_in1k"`), or one of our variants.
+        image_size: side of the picture in pixels, instead of the checkpoint's own or the variant's.
+        batch_norm_eps: instead of the dialect's; the weights do not tell it.
+        revision, token: for the Hub.
+
+    Raises:
+        UserError: it cannot be opened, is ambiguous, or is not a whole EfficientNet. The `difference` of a checkpoint
+            whose model is another function is reported, not raised.
+    """
+    opened = open_source(source, ema=ema, revision=revision, token=token)
+    where = opened.path.name
+    spoken = find_dialect(opened.tensors) if dialect == "auto" else DIALECTS[dialect]
+    tensors = {spoken.respell(key): tensor for key, tensor in opened.tensors.items()}
+    amax = {key: tensors.pop(key) for key in list(tensors) if spoken is NVIDIA and key.endswith("._amax")}
+    config, processor = _described(opened, spoken, tensors, arch)
+    config = _overridden(config, image_size=image_size, batch_norm_eps=batch_norm_eps)
+    if processor is None:
+        processor = spoken.processor(config, opened, arch)
+    state = spoken.read(tensors, config, where)
+    if spoken is NVIDIA:
+        quantizer_amax = NVIDIA.read_quantizers(amax, config, where)
+    else:
+        quantizer_amax = _amax_beside(opened.path)
+    keys = {theirs: ours for ours, theirs in spoken.key_names(config).items()}
+    trainer_state, trainer_notes = read_trainer_state(opened.extras, list(tensors), keys, expected_shapes(config))
+    return Converted(
+        config=config,
+        state_dict=state,
+        processor=processor,
+        dialect=spoken.name,
+        source=opened.name,
+        path=opened.path,
+        difference=spoken.read_difference(config, opened),
+        notes=(*opened.notes, *spoken.notes(config, opened), *trainer_notes),
+        quantizer_amax=quantizer_amax,
+        trainer_state=trainer_state,
+        origin=opened.origin,
+        license=(opened.config.get("pretrained_cfg") or {}).get("license"),
+    )
+
+
+def _described(
+    source: Source, dialect: Dialect, tensors: Mapping, arch: str | None
+) -> tuple[EfficientNetNVConfig, EfficientNetNVImageProcessor | None]:
+    """Our configuration (and processor, if we wrote one down) of the weights."""
+    if source.header:
+        config = _from_dict(source.header.get("config"), source)
+        return config, EfficientNetNVImageProcessor.from_dict(source.header.get("processor") or {})
+    if source.config.get("model_type") == EfficientNetNVConfig.model_type:
+        return _from_dict(source.config, source), None
+    variant = find_variant(tensors, dialect, source.path.name)
+    if arch is not None and arch in VARIANTS and arch != variant:
+        raise UserError(f"{source.name} is a {variant}, not a {arch}.")
+    labels = _labels(source, _dimension(tensors, dialect, "classifier", 0, 1000))
+    channels = _dimension(tensors, dialect, STEM, 1, 3)
+    fields = {**dialect.fields(variant, source, arch), **labels, "num_channels": channels}
+    try:
+        return EfficientNetNVConfig.from_variant(variant, **fields), None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{source.name}: config.json does not describe an EfficientNet: {error}") from error
+
+
+def _from_dict(fields, source: Source) -> EfficientNetNVConfig:
+    try:
+        return EfficientNetNVConfig.from_dict({key: value for key, value in fields.items() if key != "auto_map"})
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{source.name}: its configuration is damaged: {error}") from error
+
+
+def _overridden(config: EfficientNetNVConfig, **fields) -> EfficientNetNVConfig:
+    for name, value in fields.items():
+        if value is not None:
+            setattr(config, name, value)
+    try:
+        config.check()
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return config
+
+
+def _labels(source: Source, num_labels: int) -> dict:
+    """Class names: the source's own, or ImageNet's for 1000 classes."""
+    names = source.config.get("id2label") or source.config.get("label_names")
+    if isinstance(names, dict):
+        names = [names.get(key, f"LABEL_{key}") for key in sorted(names, key=int)]
+    if names and source.config.get("label_descriptions"):
+        names = [source.config["label_descriptions"].get(name, name) for name in names]
+    generic = not names or list(names) == [f"LABEL_{i}" for i in range(len(names))]
+    if generic and num_labels == 1000:
+        names, generic = imagenet_names(), False
+    if generic or len(names) != num_labels:
+        return {"num_labels": num_labels}
+    return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+
+
+def imagenet_names() -> list[str]:
+    """ImageNet-1k's 1000 class names in the usual order, each once (there are two cranes).
+
+    Raises:
+        UserError: timm, which carries them, is not installed.
+    """
+    try:
+        from timm.data import ImageNetInfo
+    except ImportError as error:
+        raise UserError("ImageNet's class names come with timm: pip install timm") from error
+    info = ImageNetInfo("imagenet-1k")
+    names = [info.index_to_description(i) for i in range(1000)]
+    return [
+        name if names.count(name) == 1 else info.index_to_description(i, detailed=True) for i, name in enumerate(names)
+    ]
+
+
+def _dimension(tensors: Mapping, dialect: Dialect, module: str, dimension: int, default: int) -> int:
+    weight = tensors.get(f"{dialect.layers[module]}.weight")
+    return default if weight is None or weight.dim() <= dimension else weight.shape[dimension]
+
+
+def _amax_beside(path: Path) -> dict[str, torch.Tensor]:
+    """The quantizer ranges of a folder we wrote."""
+    file = path.with_name(AMAX_FILE)
+    return load_file(file) if file.is_file() else {}
+
+
+__all__ = [
+    "AMAX_FILE",
+    "DIALECTS",
+    "HEAD",
+    "Converted",
+    "find_dialect",
+    "find_variant",
+    "imagenet_names",
+    "load_foreign",
+]

@@ -1,0 +1,160 @@
+"""Writing a converted checkpoint: as a folder of ours, or in a foreign dialect."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save as safetensors_bytes
+from safetensors.torch import save_file
+
+from ..configuration import EfficientNetNVConfig
+from ..errors import UserError
+from ..files import atomic_folder, atomic_write
+from ..hub import CardFacts, describe_preprocessing, render_card, software_versions
+from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from .load import AMAX_FILE, DIALECTS, Converted
+from .nvidia import NVIDIA
+from .source import HEADER_KEY
+from .timm import TIMM
+from .transformers import TRANSFORMERS
+
+
+TRAINER_FILE = "trainer_state.pt"
+FOREIGN = tuple(name for name in DIALECTS if name != "effnet_hf")
+_FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar")
+
+
+def to_foreign(
+    model: EfficientNetNVForImageClassification, dialect: str, quantizer_amax: Mapping[str, torch.Tensor] | None = None
+) -> dict[str, torch.Tensor]:
+    """The model's state dict under a dialect's names and in its shapes, bit for bit.
+
+    Whether the foreign model computes the same is another question: `DIALECTS[dialect].difference(model.config)`.
+
+    Args:
+        quantizer_amax: calibrated ranges, for the one dialect that has a place for them (`"nvidia"`).
+    """
+    state = DIALECTS[dialect].write(model.state_dict(), model.config)
+    if quantizer_amax and dialect == NVIDIA.name:
+        state.update(NVIDIA.write_quantizers(quantizer_amax, model.config))
+    return {key: tensor.contiguous() for key, tensor in state.items()}
+
+
+def write_folder(
+    converted: Converted,
+    folder: str | Path,
+    *,
+    force: bool = False,
+    overwrite: bool = False,
+    command: str | None = None,
+    model_id: str | None = None,
+) -> None:
+    """Writes a checkpoint folder that `from_pretrained` opens: configuration, weights, image processor, model card,
+    modelling code; and `quantizer_amax.safetensors` and `trainer_state.pt` where the source had such things.
+
+    Args:
+        force: also when the source's model is another function; the card then says so.
+        overwrite: replace an existing folder.
+        command, model_id: for the model card.
+
+    Raises:
+        UserError: the source's model is another function and `force` is False, or the folder cannot be written.
+    """
+    _refuse(converted.difference, converted.source, force)
+    with atomic_folder(folder, overwrite) as temporary:
+        model = converted.model()
+        model.config.architectures = [type(model).__name__]
+        model.save_pretrained(temporary)
+        converted.processor.save_pretrained(temporary)
+        if converted.quantizer_amax:
+            save_file(converted.quantizer_amax, temporary / AMAX_FILE, metadata={"format": "pt"})
+        if converted.trainer_state:
+            torch.save(dataclasses.asdict(converted.trainer_state), temporary / TRAINER_FILE)
+        card = render_card(_facts(converted, command, model_id))
+        (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+def write_foreign(
+    converted: Converted, dialect: str, output: str | Path, *, force: bool = False, overwrite: bool = False
+) -> str:
+    """Writes the weights in a dialect, as a file (`.safetensors`, `.pth`) or, for timm and transformers, a folder that
+    their own loaders open, and returns the line that opens it there.
+
+    Args:
+        force: also when no model of theirs is the same function.
+        overwrite: replace what is there.
+
+    Raises:
+        UserError: no model of theirs is the same function and `force` is False, or it cannot be written.
+    """
+    spoken, config, output = DIALECTS[dialect], converted.config, Path(output)
+    difference = converted.difference or spoken.difference(config)
+    _refuse(difference, converted.source, force)
+    state = to_foreign(converted.model(), dialect, converted.quantizer_amax)
+    if output.name.endswith(_FILE_SUFFIXES):
+        if output.exists() and not overwrite:
+            raise UserError(f"{output} already exists; name another file, or add --overwrite.")
+        with atomic_write(output, "wb") as handle:
+            if output.suffix == ".safetensors":
+                handle.write(safetensors_bytes(state, metadata=_header(converted)))
+            else:
+                torch.save(state, handle)
+    elif spoken in (TIMM, TRANSFORMERS):
+        with atomic_folder(output, overwrite) as folder:
+            if spoken is TIMM:
+                described = TIMM.folder_config(config, converted.processor)
+                (folder / "config.json").write_text(json.dumps(described, indent=2))
+            else:
+                TRANSFORMERS.folder_config(config).save_pretrained(folder)
+                TRANSFORMERS.folder_processor(converted.processor).save_pretrained(folder)
+            save_file(state, folder / "model.safetensors", metadata=_header(converted))
+    else:
+        raise UserError(f"--output {output}: {dialect} weights are one file; end its name in .pth or .safetensors.")
+    return spoken.loading(config, str(output)) if difference is None else f"no {dialect} model is this function"
+
+
+def _refuse(difference: str | None, source: str, force: bool) -> None:
+    if difference is not None and not force:
+        raise UserError(f"{source} refused: differs by {difference}. --force writes it all the same.")
+
+
+def _header(converted: Converted) -> dict[str, str]:
+    """Our configuration and preprocessing for the header of a safetensors file, so that it converts back exactly."""
+    ours = {"config": _described(converted.config), "processor": converted.processor.to_dict()}
+    return {"format": "pt", HEADER_KEY: json.dumps(ours)}
+
+
+def _described(config: EfficientNetNVConfig) -> dict:
+    return {key: value for key, value in config.to_diff_dict().items() if key not in ("auto_map", "architectures")}
+
+
+def _facts(converted: Converted, command: str | None, model_id: str | None) -> CardFacts:
+    config, dialect = converted.config, DIALECTS[converted.dialect]
+    with open(converted.path, "rb") as handle:
+        digest = (
+            hashlib.file_digest(handle, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(handle.read())
+        )
+    if converted.exact:
+        verdict = f"Converted from {dialect.title} names; the same function as the original."
+    else:
+        verdict = f"Converted from {dialect.title} names, but NOT the same function: differs by {converted.difference}."
+    notes = [verdict, *converted.notes]
+    if converted.quantizer_amax:
+        notes.append(f"{AMAX_FILE} holds the calibrated ranges of {len(converted.quantizer_amax)} quantizers.")
+    return CardFacts(
+        name=f"EfficientNet {config.variant or 'of a custom shape'}, converted from {converted.path.name}",
+        model_id=model_id,
+        variant=config.variant or "custom",
+        num_labels=config.num_labels,
+        image_size=config.image_size,
+        preprocessing=describe_preprocessing(converted.processor),
+        base_model=converted.origin or f"{converted.path.name} (sha256 {digest.hexdigest()})",
+        license=converted.license,
+        command=command,
+        versions=software_versions("effnet-hf", "timm", "safetensors"),
+        notes=notes,
+        tags=["converted"],
+    )

@@ -1,0 +1,117 @@
+"""A B0 with squeeze-excite and SiLU from the weights of EfficientNet-Lite0, which has neither.
+
+Lite0's convolutions, batch norms and classifier have exactly B0's shapes. What B0 has besides starts neutral: the gate
+of every squeeze-excite is sigmoid(4) = 0.982 for any input. SiLU for ReLU6 moves every feature map's mean and variance,
+so batch norm's running statistics are measured again on a few hundred pictures. The result is a start for fine-tuning,
+"B0 warm-started from Lite0", and no ImageNet B0.
+"""
+
+import dataclasses
+import random
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import nn
+
+from ..configuration import EfficientNetNVConfig
+from ..errors import UserError
+from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from .load import Converted
+
+
+GATE_BIAS = 4.0
+_BATCH = 40
+
+
+def warm_start(
+    lite: Converted,
+    variant: str,
+    images: str | Path,
+    *,
+    num_images: int = 200,
+    padding: str = "symmetric",
+    seed: int = 0,
+) -> Converted:
+    """A model of `variant` with every tensor of `lite` in it, and batch norm statistics measured on `images`.
+
+    Args:
+        lite: a Lite model, e.g. `load_foreign("lite0")`.
+        variant: one whose layers have the same shapes, for Lite0 `"b0"` or `"widese-b0"`.
+        images: a folder of pictures, searched with everything below it; `num_images` of them are drawn with `seed`.
+        padding: the new model's.
+
+    Raises:
+        UserError: the shapes do not fit, or the folder does not hold enough pictures.
+    """
+    if not str(lite.config.variant).startswith("lite"):
+        raise UserError(f"--warm_start begins from a Lite model, {lite.source} is a {lite.config.variant}.")
+    labels = {"id2label": lite.config.id2label, "label2id": lite.config.label2id}
+    try:
+        config = EfficientNetNVConfig.from_variant(variant, padding=padding, **labels)
+    except ValueError as error:
+        raise UserError(f"--warm_start {variant}: {error}") from error
+    paths = _draw(images, num_images, seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # the squeeze layers keep their random initial values
+        model = EfficientNetNVForImageClassification(config)
+    fresh = {key: tensor for key, tensor in model.state_dict().items() if ".se." in key}
+    problems = [
+        key
+        for key, tensor in model.state_dict().items()
+        if key not in fresh and getattr(lite.state_dict.get(key), "shape", None) != tensor.shape
+    ]
+    if problems or not fresh:
+        raise UserError(f"--warm_start {variant}: {lite.config.variant} has other shapes; lite0 fits b0 and widese-b0.")
+    model.load_state_dict({**fresh, **lite.state_dict}, strict=True)
+    for block in (block for stage in model.efficientnet.encoder.stages for block in stage.blocks):
+        nn.init.zeros_(block.se.expand.weight)
+        nn.init.constant_(block.se.expand.bias, GATE_BIAS)
+    processor = EfficientNetNVImageProcessor.for_image_size(config.image_size)
+    _measure_batch_norm(model, processor, paths)
+    notes = (
+        f"{variant.upper()} with {padding} padding, warm-started from {lite.config.variant} ({lite.path.name}).",
+        f"Squeeze-excite gates start at sigmoid({GATE_BIAS:g}); batch norm's statistics are of {len(paths)} pictures.",
+        "A start for fine-tuning, not an ImageNet model.",
+    )
+    return dataclasses.replace(
+        lite, config=model.config, state_dict=model.state_dict(), processor=processor, difference=None, notes=notes
+    )
+
+
+def _draw(folder: str | Path, count: int, seed: int) -> list[Path]:
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"--images {folder} is not a folder.")
+    readable = Image.registered_extensions()
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in readable)
+    if len(paths) < count:
+        raise UserError(f"--images {folder} holds {len(paths)} pictures, {count} are needed; lower --num_images.")
+    return random.Random(seed).sample(paths, count)
+
+
+@torch.no_grad()
+def _measure_batch_norm(model: nn.Module, processor: EfficientNetNVImageProcessor, paths: list[Path]) -> None:
+    """Replaces every running mean and variance by the average over batches of the pictures."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momentum = norms[0].momentum
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's cumulative average
+        norm.train()
+    for start in range(0, len(paths), _BATCH):
+        pictures = [_open(path) for path in paths[start : start + _BATCH]]
+        model(**processor(pictures, return_tensors="pt"))
+    for norm in norms:
+        norm.momentum = momentum
+        norm.eval()
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            return picture.convert("RGB")
+    except (OSError, UnidentifiedImageError, ValueError) as error:
+        raise UserError(f"{path} is no picture that can be read: {error}") from error

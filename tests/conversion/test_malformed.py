@@ -1,0 +1,287 @@
+"""Forty ways to hand over something that is not an EfficientNet: one clear line, exit code 2, nothing written."""
+
+import argparse
+import gzip
+import importlib.util
+import io
+import json
+import pickle
+import struct
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import random_state
+from safetensors.torch import save, save_file
+
+from effnet_hf import EfficientNetNVConfig
+from effnet_hf.cli import run
+from effnet_hf.conversion.nvidia import NVIDIA
+from effnet_hf.conversion.timm import TIMM
+
+
+ROOT = Path(__file__).parents[2]
+CONFIG = EfficientNetNVConfig.from_variant("b0", num_labels=3)
+
+
+@pytest.fixture(scope="module")
+def convert():
+    spec = importlib.util.spec_from_file_location("convert_script", ROOT / "convert.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def state():
+    return NVIDIA.write(random_state(CONFIG), CONFIG)
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this ran",))
+
+
+def raw(content: bytes):
+    return lambda path, state: path.write_bytes(content)
+
+
+def pickled(change):
+    """A .pth of what `change` makes of a good state dict."""
+
+    def write(path, state):
+        torch.save(change(dict(state)), path)
+
+    return write
+
+
+def safetensors(change):
+    def write(path, state):
+        path.write_bytes(change(save({key: tensor.contiguous() for key, tensor in state.items()})))
+
+    return write
+
+
+def lying_header(content: bytes) -> bytes:
+    """One tensor claims to end a million bytes further than the file does."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + length])
+    name = next(name for name in header if name != "__metadata__")
+    header[name]["data_offsets"][1] += 1_000_000
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+
+
+def truncated_zip(path, state):
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    path.write_bytes(buffer.getvalue()[:-200_000])
+
+
+def other_zip(path, state):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+
+
+def tar(path, state):
+    with tarfile.open(path, "w") as archive:
+        info = tarfile.TarInfo("weights.bin")
+        info.size = 5
+        archive.addfile(info, io.BytesIO(b"12345"))
+
+
+def folder(**files):
+    """A folder of text files, and of weights where a value is None."""
+
+    def write(path, state):
+        path.mkdir()
+        for name, content in files.items():
+            name = name.replace("__", ".")
+            if content is None:
+                save_file({key: tensor.contiguous() for key, tensor in state.items()}, path / name)
+            else:
+                (path / name).write_text(content)
+
+    return write
+
+
+def without(*names):
+    return pickled(lambda state: {key: tensor for key, tensor in state.items() if key not in names})
+
+
+def renamed(old, new):
+    return pickled(lambda state: {key.replace(old, new): tensor for key, tensor in state.items()})
+
+
+def with_(**tensors):
+    return pickled(lambda state: {**state, **{key.replace("__", "."): tensor for key, tensor in tensors.items()}})
+
+
+def timm_names(path, state):
+    torch.save(TIMM.write(random_state(CONFIG), CONFIG), path)
+
+
+def timm_folder(config):
+    def write(path, state):
+        path.mkdir()
+        save_file(TIMM.write(random_state(CONFIG), CONFIG), path / "model.safetensors")
+        (path / "config.json").write_text(json.dumps(config))
+
+    return write
+
+
+NAN = torch.full((32, 3, 3, 3), float("nan"))
+GOOD = pickled(lambda state: state)
+
+# name: (how to write the source, its file name, flags, words of the message)
+CASES = {
+    "no such file": (lambda path, state: None, "x.pth", (), "No file or folder"),
+    "0 bytes": (raw(b""), "x.pth", (), "empty (0 bytes)"),
+    "html": (raw(b"\n<!DOCTYPE html><html><body>403</body></html>"), "x.pth", (), "a web page"),
+    "xml error": (raw(b'<?xml version="1.0"?><Error/>'), "x.safetensors", (), "a web page"),
+    "json": (raw(b'{"error": "not found"}'), "x.pth", (), "a JSON text"),
+    "git lfs pointer": (
+        raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "x.pth",
+        (),
+        "git lfs pull",
+    ),
+    "text": (raw(b"these are no weights at all"), "x.pth", (), "neither a PyTorch file nor a safetensors file"),
+    "binary noise": (raw(bytes(range(7, 200))), "x.pth", (), "neither a PyTorch file nor a safetensors file"),
+    "gzip": (raw(gzip.compress(b"x" * 100)), "x.pth", (), "gzip archive"),
+    "tar": (tar, "x.pth.tar", (), "tar archive"),
+    "hdf5": (raw(b"\x89HDF\r\n\x1a\n" + b"\0" * 100), "x.h5", (), "HDF5 file"),
+    "truncated zip": (truncated_zip, "x.pth", (), "damaged or cut short"),
+    "another zip": (other_zip, "x.pth", (), "damaged or cut short"),
+    "pickled code": (raw(pickle.dumps(Evil())), "x.pth", (), "refused"),
+    "pickled code in a torch file": (pickled(lambda state: {**state, "x": Evil()}), "x.pth", (), "refused"),
+    "pickled namespace": (
+        pickled(lambda state: {"state_dict": state, "args": argparse.Namespace(lr=1)}),
+        "x.pth",
+        (),
+        "argparse.Namespace",
+    ),
+    "whole module": (pickled(lambda state: torch.nn.Linear(1, 1)), "x.pth", (), "refused"),
+    "truncated pickle": (raw(pickle.dumps({"a": 1})[:-3]), "x.pth", (), "x.pth"),
+    "list": (pickled(lambda state: list(state.values())), "x.pth", (), "a list, not a dictionary"),
+    "tensor": (pickled(lambda state: torch.zeros(3)), "x.pth", (), "a Tensor, not a dictionary"),
+    "empty dictionary": (pickled(lambda state: {}), "x.pth", (), "it is empty"),
+    "numbers": (pickled(lambda state: {"epoch": 1, "lr": 0.1}), "x.pth", (), "epoch is a int"),
+    "safetensors cut short": (safetensors(lambda content: content[:-1000]), "x.safetensors", (), "damaged safetensors"),
+    "safetensors header lies": (safetensors(lying_header), "x.safetensors", (), "damaged safetensors"),
+    "safetensors header too long": (
+        safetensors(lambda content: struct.pack("<Q", 2**62) + content[8:]),
+        "x.safetensors",
+        (),
+        "damaged safetensors",
+    ),
+    "safetensors header no JSON": (
+        safetensors(lambda content: content[:9] + b"#" + content[10:]),
+        "x.safetensors",
+        (),
+        "damaged safetensors",
+    ),
+    "another network": (
+        pickled(lambda state: {"conv1.weight": torch.zeros(64, 3, 7, 7), "fc.weight": torch.zeros(10, 512)}),
+        "x.pth",
+        (),
+        "No EfficientNet that we know",
+    ),
+    "torchvision's MobileNet": (
+        pickled(lambda state: {f"features.{i}.0.weight": torch.zeros(32, 3, 3, 3) for i in range(12)}),
+        "x.pth",
+        (),
+        "not the shapes of an EfficientNet",
+    ),
+    "missing tensor": (without("stem.bn.running_mean"), "x.pth", (), "1 missing stem.bn.running_mean"),
+    "no classifier": (
+        without("classifier.fc.weight", "classifier.fc.bias"),
+        "x.pth",
+        (),
+        "2 missing classifier.fc.weight, classifier.fc.bias",
+    ),
+    "renamed keys": (
+        renamed("layer3.block1.proj", "layer3.block1.project"),
+        "x.pth",
+        (),
+        "6 unexpected layer3.block1.project.conv.weight",
+    ),
+    "extra tensor": (with_(extra__weight=torch.zeros(3)), "x.pth", (), "1 unexpected extra.weight"),
+    "wrong shape": (
+        with_(stem__bn__weight=torch.zeros(31)),
+        "x.pth",
+        (),
+        "stem.bn.weight is (31,), should be (32,)",
+    ),
+    "NaN": (with_(stem__conv__weight=NAN), "x.pth", (), "stem.conv.weight holds NaN"),
+    "integers": (with_(stem__conv__weight=torch.zeros(32, 3, 3, 3, dtype=torch.int8)), "x.pth", (), "torch.int8"),
+    "complex numbers": (
+        with_(classifier__fc__weight=torch.zeros(3, 1280, dtype=torch.complex64)),
+        "x.pth",
+        (),
+        "not a plain tensor",
+    ),
+    "empty folder": (folder(), "x", (), "there are none"),
+    "folder without weights": (folder(config__json="{}"), "x", (), "there are none"),
+    "folder with two files": (
+        folder(a__safetensors=None, b__safetensors=None),
+        "x",
+        (),
+        "a.safetensors, b.safetensors",
+    ),
+    "damaged config.json": (folder(model__safetensors=None, config__json="{"), "x", (), "config.json is not JSON"),
+    "config.json is a list": (folder(model__safetensors=None, config__json="[]"), "x", (), "not a list"),
+    "config.json of ours with nonsense": (
+        folder(model__safetensors=None, config__json='{"model_type": "efficientnet_nv", "se_ratio": "many"}'),
+        "x",
+        (),
+        "se_ratio",
+    ),
+    "timm names alone": (timm_names, "x.pth", (), "--arch efficientnet_b0 (symmetric padding) or --arch tf_eff"),
+    "timm names, wrong architecture": (timm_names, "x.pth", ("--arch", "efficientnet_b4"), "does not fit the weights"),
+    "timm folder of another network": (timm_folder({"architecture": "resnet50"}), "x", (), "resnet50 does not fit"),
+    "timm folder with other layers": (
+        timm_folder({"architecture": "efficientnet_b0", "model_args": {"act_layer": "gelu"}}),
+        "x",
+        (),
+        "builds efficientnet_b0 with act_layer",
+    ),
+    "variant that it is not": (GOOD, "x.pth", ("--arch", "b4"), "is a b0, not a b4"),
+    "dialect that it is not": (GOOD, "x.pth", ("--from", "timm"), "not the shapes of an EfficientNet"),
+    "averaged weights that are not there": (GOOD, "x.pth", ("--ema",), "no averaged (EMA) weights"),
+    "image size of 0": (GOOD, "x.pth", ("--image_size", "0"), "image_size"),
+    "negative epsilon": (GOOD, "x.pth", ("--batch_norm_eps", "-1"), "batch_norm_eps"),
+    "warm start from no Lite": (GOOD, "x.pth", ("--warm_start", "b0", "--images", "."), "begins from a Lite model"),
+}
+
+
+def test_there_are_forty_cases():
+    assert len(CASES) >= 40
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_malformed_input(name, convert, state, tmp_path, capsys, monkeypatch):
+    write, file, flags, words = CASES[name]
+    write(tmp_path / file, state)
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(sys, "argv", ["convert.py", str(tmp_path / file), "--to", str(tmp_path / "out"), *flags])
+    with pytest.raises(SystemExit) as stop:
+        run(convert.main)
+    out, error = capsys.readouterr()
+    assert stop.value.code == 2
+    assert error.startswith("convert.py: error: ") and error.count("\n") == 1 and words in error, error
+    assert len(error) < 700, error
+    assert "this ran" not in out and out == ""
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_good_one_passes(convert, state, tmp_path, capsys, monkeypatch):
+    GOOD(tmp_path / "x.pth", state)
+    monkeypatch.setattr(sys, "argv", ["convert.py", str(tmp_path / "x.pth"), "--to", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stop:
+        run(convert.main)
+    assert stop.value.code == 0 and "the same function" in capsys.readouterr().out
+    assert (tmp_path / "out" / "config.json").is_file()
