@@ -107,8 +107,7 @@ def quiet_build():
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(record=True):  # "ignore" would not do: DALI sets its own filter
             yield
     finally:
         os.dup2(saved, 2)

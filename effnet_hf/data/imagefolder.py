@@ -146,10 +146,13 @@ class WorkerPool:
 
     def _a_worker_died(self) -> bool:
         workers = getattr(self._loader._iterator, "_workers", [])
-        for _ in range(20):  # its connections close a moment before it counts as dead
-            if any(not worker.is_alive() for worker in workers):
-                return True
-            time.sleep(0.1)
+        try:
+            for _ in range(20):  # its connections close a moment before it counts as dead
+                if any(not worker.is_alive() for worker in workers):
+                    return True
+                time.sleep(0.1)
+        except RuntimeError:  # torch's signal handler says the same, now
+            return True
         return False
 
     def close(self):

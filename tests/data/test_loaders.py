@@ -1,3 +1,6 @@
+import threading
+import time
+
 import pytest
 import torch
 from PIL import Image
@@ -161,10 +164,13 @@ def test_problems_are_named_with_their_flag(loaders):
 
 def test_a_dead_worker_is_one_sentence(loaders):
     ours = loaders({"num_workers": 1})
+    pool = ours.train._backend
+    prepare = pool._dataset.prepare
+    pool._dataset.prepare = lambda picture, seed: time.sleep(0.2) or prepare(picture, seed)
     iterator = ours.train.epoch(0)
     next(iterator)
-    for process in ours.train._backend._loader._iterator._workers:
-        process.kill()
+    (worker,) = pool._loader._iterator._workers
+    threading.Timer(0.3, worker.kill).start()  # while we wait for the next batch
     with pytest.raises(UserError, match=r"a loader process died .*--num_workers.*--shm-size"):
         list(iterator)
 
