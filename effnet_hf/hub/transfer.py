@@ -62,6 +62,8 @@ def push_folder(
     folder, api = Path(folder), HfApi(token=token)
     try:
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if private and not api.model_info(repo_id).private:
+            raise ValueError("it exists and is public, which its settings page can change")
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
         commit = api.upload_folder(
@@ -71,7 +73,7 @@ def push_folder(
             commit_message=commit_message,
             ignore_patterns=_LOCAL_ONLY,
         )
-    except (*_FAILURES, ValueError) as error:
+    except Exception as error:  # of the HTTP library, the storage client or the disk: the way out is the same
         again = ["hf", "upload", repo_id, str(folder), ".", "--exclude", "checkpoints/*"]
         again += (["--revision", revision] if revision else []) + (["--private"] if private else [])
         raise UserError(
@@ -95,5 +97,4 @@ def _reason(error: Exception, revision: str | None) -> str:
         return "HF_HUB_OFFLINE is set."
     if isinstance(error, LocalEntryNotFoundError):
         return "no connection, and it is not in the cache."
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].strip().rstrip(".") + "."
+    return " ".join(str(error or type(error).__name__).split()).rstrip(".") + "."

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import random_state
+from random_weights import random_state
 from safetensors.torch import save, save_file
 
 from effnet_hf import EfficientNetNVConfig

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import assert_same, random_state
+from random_weights import assert_same, random_state
 
 from effnet_hf import EfficientNetNVConfig
 from effnet_hf.configuration import VARIANTS
