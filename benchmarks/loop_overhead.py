@@ -76,9 +76,8 @@ def main() -> None:
         ours.report.close()
     medians = {name: statistics.median(times) for name, times in wall.items()}
     cpu_medians = {name: statistics.median(times) for name, times in cpu.items()}
-    print(
-        f"{describe_device(accelerator.device)}, {recipe.variant}, {config.image_size} px, batch {recipe.global_batch_size}"
-    )
+    setting = f"{recipe.variant}, {config.image_size} px, batch {recipe.global_batch_size}"
+    print(f"{describe_device(accelerator.device)}, {setting}")
     for name in variants:
         print(
             f"{name:<5} {1e3 * medians[name]:8.1f} ms  {medians[name] / medians['bare']:.3f} x bare"

@@ -9,7 +9,7 @@ from PIL import Image, UnidentifiedImageError
 from transformers import pipeline
 
 from .errors import UserError
-from .image_processing_efficientnet_nv import to_rgb
+from .image_processing_efficientnet_nv import EfficientNetNVImageProcessor, to_rgb
 from .training.model import check_checkpoint
 
 
@@ -45,7 +45,10 @@ class Classifier:
         if device == "cpu" and precision == "fp16":
             raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16.")
         try:
-            self.pipeline = pipeline("image-classification", model=model, device=device, dtype=DTYPES[precision])
+            processor = EfficientNetNVImageProcessor.from_pretrained(model)
+            self.pipeline = pipeline(
+                "image-classification", model=model, image_processor=processor, device=device, dtype=DTYPES[precision]
+            )
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(f"--model {model} cannot be used: {str(error).strip().splitlines()[0]}") from None
 

@@ -300,3 +300,40 @@ def test_checkpointing_leaves_frozen_batch_norm_frozen(tiny_config, pixels):
     outcome = freeze_and_step(checkpointed)
     assert_equal_to_the_bit(freeze_and_step(plain), outcome)
     assert outcome["efficientnet.head.bn.num_batches_tracked"] == 0
+
+
+# Other people's loops -----------------------------------------------------------------------------------------------
+
+
+def test_transformers_trainer_trains_it_with_checkpointing(tiny_config, tmp_path):
+    from transformers import Trainer, TrainingArguments
+
+    model = EfficientNetNVForImageClassification(tiny_config(survival_prob=0.8))
+    before = copy.deepcopy(model.state_dict())
+    rows = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 5} for i in range(8)]
+    arguments = TrainingArguments(
+        tmp_path,
+        max_steps=2,
+        per_device_train_batch_size=4,
+        gradient_checkpointing=True,
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        dataloader_pin_memory=False,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    assert trainer.predict(rows).predictions.shape == (8, 5)
+    after = model.state_dict()
+    unchanged = [name for name in before if torch.equal(before[name], after[name].cpu())]
+    assert not unchanged
+    assert after["efficientnet.head.bn.num_batches_tracked"] == 2
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_it_traces_as_one_graph(tiny_config, pixels, training):
+    model = EfficientNetNVForImageClassification(tiny_config(dropout_rate=0.0)).train(training)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(compiled(pixels).logits, twin(pixels).logits)

@@ -96,6 +96,8 @@ class Timm(Dialect):
         return {} if config.batch_norm_eps == eps else {"bn_eps": config.batch_norm_eps}
 
     def loading(self, config: EfficientNetNVConfig, path: str) -> str:
+        if not path.endswith((".pth", ".pt", ".pth.tar", ".safetensors")):  # a folder says the rest itself
+            return f'timm.create_model("local-dir:{path}", pretrained=True)'
         arguments = "".join(f", {name}={value:g}" for name, value in self.arguments(config).items())
         if config.num_labels != 1000:
             arguments += f", num_classes={config.num_labels}"

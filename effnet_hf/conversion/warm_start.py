@@ -86,6 +86,8 @@ def _draw(folder: str | Path, count: int, seed: int) -> list[Path]:
         raise UserError(f"--images {folder} is not a folder.")
     readable = Image.registered_extensions()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in readable)
+    if count < 1:
+        raise UserError(f"--num_images {count}: batch norm statistics need at least one picture.")
     if len(paths) < count:
         raise UserError(f"--images {folder} holds {len(paths)} pictures, {count} are needed; lower --num_images.")
     return random.Random(seed).sample(paths, count)

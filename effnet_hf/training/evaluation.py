@@ -1,8 +1,7 @@
 """A checkpoint on a folder of labelled pictures, through the loaders and arithmetic of training."""
 
-from transformers import AutoImageProcessor
-
 from ..data import build_loaders
+from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..recipes import Recipe
 from .loop import validate
@@ -28,7 +27,7 @@ def validate_checkpoint(
         UserError: no such checkpoint or folder, or the classes cannot be matched.
     """
     config = check_checkpoint(model)
-    processor = AutoImageProcessor.from_pretrained(model)
+    processor = EfficientNetNVImageProcessor.from_pretrained(model)
     crop = processor.crop_size["height"]
     recipe = Recipe(
         model=model,

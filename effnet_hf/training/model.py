@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig
 
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
@@ -48,7 +48,7 @@ def build_processor(recipe: Recipe, image_size: int) -> EfficientNetNVImageProce
     processor = EfficientNetNVImageProcessor()
     if recipe.model:
         try:
-            processor = AutoImageProcessor.from_pretrained(recipe.model)
+            processor = EfficientNetNVImageProcessor.from_pretrained(recipe.model)
         except (OSError, ValueError):  # weights without a preprocessor file: ImageNet's statistics
             pass
     return EfficientNetNVImageProcessor.for_image_size(

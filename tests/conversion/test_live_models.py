@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from random_weights import filled, normalised, pictures, random_state
 from PIL import Image
+from random_weights import filled, normalised, pictures, random_state
 
 from effnet_hf import EfficientNetNVConfig
 from effnet_hf.conversion import Converted, load_foreign, write_foreign
