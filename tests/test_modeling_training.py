@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification
 from effnet_hf.modeling_efficientnet_nv import StochasticDepth
@@ -306,8 +307,7 @@ def test_checkpointing_leaves_frozen_batch_norm_frozen(tiny_config, pixels):
 
 
 def test_transformers_trainer_trains_it_with_checkpointing(tiny_config, tmp_path):
-    from transformers import Trainer, TrainingArguments
-
+    new_name = hasattr(TrainingArguments, "activation_checkpointing")  # transformers >= 5
     model = EfficientNetNVForImageClassification(tiny_config(survival_prob=0.8))
     before = copy.deepcopy(model.state_dict())
     rows = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 5} for i in range(8)]
@@ -315,7 +315,7 @@ def test_transformers_trainer_trains_it_with_checkpointing(tiny_config, tmp_path
         tmp_path,
         max_steps=2,
         per_device_train_batch_size=4,
-        gradient_checkpointing=True,
+        **{"activation_checkpointing" if new_name else "gradient_checkpointing": True},
         report_to=[],
         save_strategy="no",
         use_cpu=True,
@@ -333,7 +333,9 @@ def test_transformers_trainer_trains_it_with_checkpointing(tiny_config, tmp_path
 
 @pytest.mark.parametrize("training", [False, True])
 def test_it_traces_as_one_graph(tiny_config, pixels, training):
-    model = EfficientNetNVForImageClassification(tiny_config(dropout_rate=0.0)).train(training)
+    model = EfficientNetNVForImageClassification(tiny_config(survival_prob=0.5)).train(training)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    twin = copy.deepcopy(model)
-    torch.testing.assert_close(compiled(pixels).logits, twin(pixels).logits)
+    torch.manual_seed(1)
+    logits = compiled(pixels).logits
+    torch.manual_seed(1)
+    torch.testing.assert_close(logits, model(pixels).logits)

@@ -61,6 +61,7 @@ def timm_widese(width: float, depth: float) -> nn.Module:
         ("lite0", lambda: timm.create_model("tf_efficientnet_lite0", bn_eps=1e-3), (96, 98)),
         ("lite4", lambda: timm.create_model("tf_efficientnet_lite4", bn_eps=1e-3), (97, 130)),
     ],
+    ids=["b0", "b0-odd", "b4-odd", "widese-b0", "widese-b4", "lite0-even", "lite4-odd"],
 )
 def test_timm_gives_the_same_logits_for_the_same_weights(variant, build, size):
     ours = EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant(variant)).eval()
