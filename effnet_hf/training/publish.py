@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ..files import atomic_write
 from ..hub import CardFacts, describe_preprocessing, push_folder, render_card, software_versions
-from .plots import draw
 from .setup import Run, describe_device
 
 
@@ -40,6 +39,8 @@ def finish(run: Run) -> int:
     report.log("summary", progress.total_updates, summary)
     with atomic_write(folder / "summary.json") as file:
         json.dump(summary, file, indent=1)
+    from .plots import draw  # `python -m effnet_hf.training.plots` must not find itself imported already
+
     plots = draw({folder.name: folder}, folder / "plots")
     with atomic_write(folder / "README.md") as file:
         file.write(render_card(_facts(run, summary)))

@@ -1,0 +1,338 @@
+"""How many pictures per second one core prepares: our loaders beside timm's, torchvision's and `datasets`'.
+
+    python benchmark.py data --data_dir FOLDER
+
+Every row turns the same JPEGs into normalised float32 batches in this process, without workers, with one thread. Speed
+is pictures per second of CPU time, which a busy machine disturbs less than wall time does; the rows take turns within
+every round, so that ratios compare like with like.
+"""
+
+import os
+import platform
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from itertools import count
+from pathlib import Path
+
+import torch
+
+from .. import cli
+from ..data import auto_augment, build_loaders
+from ..data.dali import require_dali
+from ..data.folder import open_folder, scan_tree
+from ..errors import UserError
+from ..hub import software_versions
+from ..image_processing_efficientnet_nv import IMAGENET_MEAN, IMAGENET_STD
+from ..recipes import load_recipe
+from .report import write_report
+
+
+BASELINES = ("timm create_loader", "torchvision reference")
+COPIES = 4  # links to each picture, so that a small folder fills whole batches
+
+
+def add_flags(parser) -> None:
+    parser.add_argument("--data_dir", required=True, help="folder of class folders with JPEGs")
+    parser.add_argument("--image_size", type=int, default=224, help="side of the training crop")
+    parser.add_argument("--batch_size", type=int, default=32, help="pictures per batch")
+    parser.add_argument("--batches", type=int, default=4, help="batches per row and round")
+    parser.add_argument("--rounds", type=int, default=9, help="measured rounds, after one that is not counted")
+    parser.add_argument("--augmentation", nargs="+", choices=["none", "autoaugment"], default=["none", "autoaugment"])
+    parser.add_argument(
+        "--tree_classes", type=int, default=0, help="also time opening a tree of this many classes x 300"
+    )
+    parser.add_argument("--output", default=None, help="write the figures to this JSON file as well")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.ArgumentParser(prog="benchmark.py data", description=__doc__.splitlines()[0])
+    add_flags(parser)
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    figures = {
+        "date": date.today().isoformat(),
+        "hardware": describe_cpu(),
+        "versions": software_versions("torchvision", "timm", "datasets", "pillow", "simplejpeg", "nvidia-dali-cuda130"),
+        "settings": {key: value for key, value in vars(arguments).items() if key not in ("output", "data_dir")},
+        "throughput": measure_throughput(arguments),
+    }
+    if arguments.tree_classes:
+        figures["opening"] = measure_opening(arguments.tree_classes)
+    write_report(figures, arguments.output)
+    return 0
+
+
+def measure_throughput(arguments) -> list[dict]:
+    """One dictionary per row: `name`, `augmentation`, `ips` (median pictures per CPU second), `ratio` and their range.
+
+    `ratio` is to the faster of `BASELINES` in the same round, its median over the rounds.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        root = _linked_tree(Path(arguments.data_dir), Path(scratch))
+        sources, loaders = {}, []
+        for augmentation in arguments.augmentation:
+            for name, make in _rows().items():
+                try:
+                    iterator = make(root, arguments, augmentation, loaders)
+                except ImportError as error:
+                    print(f"left out: {name} ({error})")
+                    continue
+                sources[name, augmentation] = iterator
+        seconds = _take_turns(sources, arguments.batches, arguments.rounds)
+        for each in loaders:
+            each.close()
+    return _table(seconds, arguments.batches * arguments.batch_size)
+
+
+def _take_turns(sources: dict, batches: int, rounds: int) -> dict[tuple, list[float]]:
+    seconds: dict[tuple, list[float]] = {key: [] for key in sources}
+    order = list(sources)
+    for turn in range(rounds + 1):
+        random.Random(turn).shuffle(order)
+        for key in order:
+            started = time.process_time()
+            for _ in range(batches):
+                pixels = next(sources[key])
+                if pixels.dtype != torch.float32:
+                    raise AssertionError(f"{key} gives {pixels.dtype}")
+            if turn:
+                seconds[key].append(time.process_time() - started)
+    return seconds
+
+
+def _table(seconds: dict[tuple, list[float]], pictures: int) -> list[dict]:
+    rows = []
+    for (name, augmentation), own in seconds.items():
+        baselines = [seconds[key] for key in seconds if key[0] in BASELINES and key[1] == augmentation]
+        best = [min(round_) for round_ in zip(*baselines)] if baselines else own
+        ratios = [b / s for b, s in zip(best, own)]
+        speeds = [pictures / s for s in own]
+        rows.append(
+            {
+                "name": name,
+                "augmentation": augmentation,
+                "ips": statistics.median(speeds),
+                "ips_range": [min(speeds), max(speeds)],
+                "ratio": statistics.median(ratios),
+                "ratio_range": [min(ratios), max(ratios)],
+                "rounds": len(own),
+            }
+        )
+    return rows
+
+
+def _rows() -> dict[str, Callable]:
+    return {
+        "timm create_loader": _timm,
+        "torchvision reference": _torchvision,
+        "torchvision v2 on tensors": _torchvision_tensors,
+        "datasets set_transform": _datasets,
+        "effnet_hf imagefolder": _ours("imagefolder"),
+        "effnet_hf dali-cpu": _ours("dali-cpu"),
+        "effnet_hf imagefolder, Pillow only": _pillow_only,
+        "effnet_hf dali-gpu's graph on the CPU": _dali_graph,
+    }
+
+
+class PolicyTransform:
+    """Our AutoAugment as a torchvision transform: every row runs the same policy."""
+
+    def __init__(self):
+        self._rng = random.Random(0)
+
+    def __call__(self, image):
+        return auto_augment.auto_augment(image, self._rng)
+
+
+def _ours(loader: str) -> Callable:
+    def make(root, arguments, augmentation, loaders) -> Iterator[torch.Tensor]:
+        if loader != "imagefolder":
+            try:
+                require_dali()
+            except UserError as error:
+                raise ImportError(error) from None
+        recipe = load_recipe("b0", data_dir=str(root), loader=loader, num_workers=0, augmentation=augmentation, mixup=0)
+        ours = build_loaders(recipe, image_size=arguments.image_size, per_device_batch_size=arguments.batch_size)
+        loaders.append(ours)
+        return (batch["pixel_values"] for epoch in count() for batch in ours.train.epoch(epoch))
+
+    return make
+
+
+def _pillow_only(root, arguments, augmentation, loaders):
+    from ..data import pictures
+
+    def batches():
+        ours = _ours("imagefolder")(root, arguments, augmentation, loaders)
+        while True:
+            decoder, pictures.simplejpeg = pictures.simplejpeg, None
+            try:
+                batch = next(ours)
+            finally:
+                pictures.simplejpeg = decoder
+            yield batch
+
+    return batches()
+
+
+def _dali_graph(root, arguments, augmentation, loaders):
+    from ..data.dali_augment import DaliPolicy
+    from ..data.dali_pipeline import DaliPipeline, EncodedBatches, TrainPlanner
+    from ..data.prefetch import DeviceStage
+    from ..data.sampler import TrainingPlan
+    from ..data.source import DataSource
+
+    try:
+        require_dali()
+    except UserError as error:
+        raise ImportError(error) from None
+    split = DataSource.from_folder(str(root)).train
+    policy = None if augmentation == "none" else DaliPolicy(augmentation, arguments.image_size)
+    files = EncodedBatches(split, TrainPlanner(arguments.image_size, 0.08, 0.5, policy), 0, True)
+    pipeline = DaliPipeline(files, 0, 2, "bicubic", arguments.batch_size, torch.device("cpu"), num_threads=1)
+    loaders.append(pipeline)
+    plan = TrainingPlan(len(split), arguments.batch_size)
+    stage = DeviceStage("cpu", IMAGENET_MEAN, IMAGENET_STD)
+    return (batch["pixel_values"] for e in count() for batch in stage(pipeline.batches(plan.requests(e))))
+
+
+def _timm(root, arguments, augmentation, loaders):
+    from timm.data import create_dataset, create_loader
+
+    dataset = create_dataset("", root=str(root / "train"))
+    loader = create_loader(
+        dataset, input_size=(3, arguments.image_size, arguments.image_size), batch_size=arguments.batch_size,
+        is_training=True, use_prefetcher=False, interpolation="bicubic", color_jitter=None, num_workers=0,
+        persistent_workers=False, device=torch.device("cpu"),
+    )  # fmt: skip
+    if augmentation != "none":
+        dataset.transform.transforms.insert(2, PolicyTransform())  # after crop and flip
+    return (pixels for _ in count() for pixels, _ in loader)
+
+
+def _torchvision(root, arguments, augmentation, loaders):
+    from torchvision.datasets import ImageFolder
+
+    return _loaded(ImageFolder(root / "train", _reference_transform(arguments, augmentation)), arguments)
+
+
+def _torchvision_tensors(root, arguments, augmentation, loaders):
+    """The reference's `--backend tensor --use-v2`; with a policy by way of Pillow, which ours is written for."""
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    policy = [] if augmentation == "none" else [v2.ToPILImage(), PolicyTransform(), v2.PILToTensor()]
+    transform = v2.Compose(
+        [
+            v2.PILToTensor(),
+            v2.RandomResizedCrop(arguments.image_size, interpolation=v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.RandomHorizontalFlip(0.5),
+            *policy,
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    return _loaded(ImageFolder(root / "train", transform), arguments)
+
+
+def _datasets(root, arguments, augmentation, loaders):
+    from datasets import Image
+
+    transform = _reference_transform(arguments, augmentation)
+    dataset = open_folder(root / "train", use_cache=False)[0].cast_column("image", Image())
+    dataset.set_transform(
+        lambda rows: {"image": [transform(image.convert("RGB")) for image in rows["image"]], "label": rows["label"]}
+    )
+    return (batch["image"] for batch in _loaded(dataset, arguments, whole=True))
+
+
+def _reference_transform(arguments, augmentation):
+    """`ClassificationPresetTrain` of torchvision's training reference."""
+    from torchvision import transforms
+
+    return transforms.Compose(
+        [
+            transforms.RandomResizedCrop(
+                arguments.image_size, interpolation=transforms.InterpolationMode.BICUBIC, antialias=True
+            ),
+            transforms.RandomHorizontalFlip(0.5),
+            *([] if augmentation == "none" else [PolicyTransform()]),
+            transforms.PILToTensor(),
+            transforms.ConvertImageDtype(torch.float32),
+            transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+
+
+def _loaded(dataset, arguments, whole: bool = False) -> Iterator:
+    loader = torch.utils.data.DataLoader(dataset, batch_size=arguments.batch_size, shuffle=True, drop_last=True)
+    return (batch if whole else batch[0] for _ in count() for batch in loader)
+
+
+def measure_opening(classes: int) -> list[dict]:
+    """Seconds to open a tree of `classes` x 300 hard-linked files: `name`, `seconds`, `pictures`."""
+    import datasets
+    from PIL import Image
+    from torchvision.datasets import ImageFolder
+
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        root, cache = Path(scratch, "tree"), Path(scratch, "cache")
+        for label in range(classes):
+            folder = root / f"n{label:08}"
+            folder.mkdir(parents=True)
+            if label % 200 == 0:  # a file can have 65,000 links on ext4
+                source = Path(scratch, f"{label}.jpg")
+                Image.new("RGB", (8, 8)).save(source)
+            for i in range(300):
+                os.link(source, folder / f"{i:04}.jpg")
+        for folder in (root, *root.iterdir()):
+            os.utime(folder, (time.time() - 100,) * 2)
+        saved, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, cache
+        try:
+            for name, function in {
+                "effnet_hf, first open": lambda: open_folder(root),
+                "effnet_hf, second open": lambda: open_folder(root),
+                "effnet_hf, scan alone": lambda: scan_tree(root),
+                "torchvision ImageFolder": lambda: ImageFolder(root),
+                "datasets imagefolder": lambda: datasets.load_dataset(
+                    "imagefolder", data_dir=str(root), cache_dir=str(cache), split="train"
+                ),
+            }.items():
+                started = time.perf_counter()
+                function()
+                rows.append({"name": name, "seconds": time.perf_counter() - started, "pictures": classes * 300})
+                print(f"{name}: {rows[-1]['seconds']:.2f} s", flush=True)
+        finally:
+            datasets.config.HF_DATASETS_CACHE = saved
+    return rows
+
+
+def describe_cpu() -> str:
+    """Processor and the cores this process may use."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores"
+
+
+def _linked_tree(source: Path, scratch: Path) -> Path:
+    """`train/` with each picture of `source` linked `COPIES` times, and a `val/` of one link each."""
+    tree = scan_tree(source)
+    if len(tree.classes) < 2:
+        raise UserError(f"--data_dir {source} needs at least two class folders.")
+    for split, copies in (("train", COPIES), ("val", 1)):
+        for number, (path, label) in enumerate(zip(tree.paths, tree.labels)):
+            folder = scratch / split / tree.classes[label]
+            folder.mkdir(parents=True, exist_ok=True)
+            for copy in range(copies):
+                (folder / f"{copy}_{number}{Path(path).suffix}").symlink_to(Path(path).resolve())
+    return scratch
