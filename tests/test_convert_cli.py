@@ -120,8 +120,8 @@ def test_what_is_another_function_is_refused_and_forced(convert, checkpoint, tmp
     convert("checkpoint.pth.tar --to ours")
     code, _, error = convert("ours --to transformers --output stock")
     assert code == 2 and error == (
-        "convert.py: error: ours refused: differs by padding (symmetric here, TensorFlow's SAME there). --force writes it "
-        "all the same.\n"
+        "convert.py: error: ours refused: differs by padding (symmetric here, TensorFlow's SAME there). --force writes "
+        "it all the same.\n"
     )
     assert not (tmp_path / "stock").exists()
     code, out, _ = convert("ours --to transformers --output stock --force")

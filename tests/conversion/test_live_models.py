@@ -39,8 +39,11 @@ def ours(config, side=64) -> Converted:
     return dataclasses.replace(converted, state_dict=state)
 
 
+SIZES = ["b0", *(pytest.param(size, marks=pytest.mark.slow) for size in ("b1", "b2", "b3")), "b4"]
+
+
 @pytest.mark.parametrize("prefix", ["efficientnet_", "tf_efficientnet_"])
-@pytest.mark.parametrize("size", ["b0", "b1", "b2", "b3", "b4", "lite0", "lite4"])
+@pytest.mark.parametrize("size", [*SIZES, "lite0", pytest.param("lite4", marks=pytest.mark.slow)])
 def test_from_timm(prefix, size, tmp_path):
     side = 65 if prefix == "tf_efficientnet_" else 64
     theirs = filled(timm.create_model, prefix + size, num_classes=11, side=side)
@@ -50,7 +53,7 @@ def test_from_timm(prefix, size, tmp_path):
     assert_equal_logits(found.model(), theirs, side)
 
 
-@pytest.mark.parametrize("size", ["b0", "b1", "b2", "b3", "b4"])
+@pytest.mark.parametrize("size", SIZES)
 def test_from_torchvision(size, tmp_path):
     theirs = filled(torchvision.models.get_model, f"efficientnet_{size}", num_classes=11)
     torch.save(theirs.state_dict(), tmp_path / "x.pth")

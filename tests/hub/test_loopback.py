@@ -44,7 +44,7 @@ def folder(tmp_path, tiny_config):
     return folder
 
 
-def session(hub, what: str, argument: Path, home: Path, with_package: bool = True) -> dict:
+def session(hub, what: str, argument: Path, home: Path, with_package: bool = True, python: str | None = None) -> dict:
     path = [entry for entry in sys.path if entry and (with_package or not (Path(entry) / "effnet_hf").exists())]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment.update(
@@ -56,7 +56,9 @@ def session(hub, what: str, argument: Path, home: Path, with_package: bool = Tru
     )
     if what == "open_remote":
         environment["HF_TOKEN"] = "hf_reader"
-    command = [sys.executable, str(HERE / "hub_session.py"), what, str(argument)]
+    if python:
+        del environment["PYTHONPATH"]
+    command = [python or sys.executable, str(HERE / "hub_session.py"), what, str(argument)]
     done = subprocess.run(command, env=environment, cwd=home.parent, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -110,12 +112,13 @@ def test_interrupted_upload_is_continued_and_loses_nothing(hub, folder, tmp_path
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_pushed_folder_opens_by_its_name_without_our_package(hub, folder, tmp_path):
+def open_by_name(hub, folder, tmp_path, **options) -> None:
+    """The pushed folder gives a process without our package what it gives us."""
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     hub.add("me/x", files, private=True)
     noise = np.random.default_rng(0).integers(0, 255, (50, 60, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "picture.png")
-    answers = session(hub, "open_remote", tmp_path, tmp_path / "home", with_package=False)
+    answers = session(hub, "open_remote", tmp_path, tmp_path / "home", with_package=False, **options)
 
     model = EfficientNetNVForImageClassification.from_pretrained(folder).eval()
     pixels = EfficientNetNVImageProcessor.from_pretrained(folder)(Image.fromarray(noise), return_tensors="pt")
@@ -125,3 +128,25 @@ def test_pushed_folder_opens_by_its_name_without_our_package(hub, folder, tmp_pa
     scores = {row["label"]: row["score"] for row in answers["pipeline"]}
     expected = {f"class {i}": value for i, value in enumerate(logits.softmax(0).tolist())}
     assert scores == pytest.approx(expected, abs=1e-6)
+
+
+def test_pushed_folder_opens_by_its_name_without_our_package(hub, folder, tmp_path):
+    open_by_name(hub, folder, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("transformers", ["transformers==4.57.6", "transformers>=5,<6"])
+def test_pushed_folder_opens_in_a_fresh_environment(hub, folder, tmp_path, transformers):
+    """A virtual environment with torch, torchvision, transformers and pillow, made here: minutes, and 6 GB of disk.
+
+    EFFNET_HF_CLEAN_VENV names a folder to make it in and to find it in again.
+    """
+    environment = Path(os.environ.get("EFFNET_HF_CLEAN_VENV") or tmp_path / "venv")
+    python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+    install = [str(python), "-m", "pip", "install", "-q", "torch", "torchvision", "pillow", transformers]
+    subprocess.run(install, check=True, cwd=tmp_path)
+    listed = subprocess.run([str(python), "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout
+    assert "transformers" in listed and not {"timm", "accelerate", "datasets", "effnet-hf"} & set(listed.split())
+    open_by_name(hub, folder, tmp_path, python=str(python))
