@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from random_weights import filled, normalised, pictures, random_state
 
 from effnet_hf import EfficientNetNVConfig
 from effnet_hf.conversion import Converted, load_foreign, write_foreign
+from effnet_hf.conversion.source import Source
+from effnet_hf.conversion.transformers import TRANSFORMERS
 from effnet_hf.image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 
 
@@ -198,6 +201,29 @@ def test_widese_in_timm_names_is_timms_builder_with_three_halves_squeezed(tmp_pa
     )
     timm.models.load_checkpoint(theirs, str(tmp_path / "x.safetensors"))
     assert_equal_logits(converted.model(), theirs.eval())
+
+
+# image size and depthwise_padding of google/efficientnet-b*: transformers' convert_efficientnet_to_pytorch.py
+GOOGLE = {
+    "b0": (224, []),
+    "b1": (240, [16]),
+    "b2": (260, [5, 8, 16]),
+    "b3": (300, [5, 18]),
+    "b4": (380, [6]),
+    "b5": (456, [13, 27]),
+    "b6": (528, [31]),
+    "b7": (600, [18]),
+}
+
+
+@pytest.mark.parametrize("size", GOOGLE)
+def test_googles_checkpoints_are_the_same_function(size):
+    image_size, padding = GOOGLE[size]
+    config = EfficientNetNVConfig.from_variant(size, padding="same")
+    assert config.image_size == image_size
+    source = Source("google", Path("x"), {}, config={"image_size": image_size, "depthwise_padding": padding})
+    assert TRANSFORMERS.read_difference(config, source) is None
+    assert TRANSFORMERS.folder_config(config).depthwise_padding == padding
 
 
 @pytest.mark.parametrize("include_top", [True, False])
