@@ -20,11 +20,11 @@ demo: $(VENV)/.ready
 test: lint test-main test-common test-transformers5
 
 test-main: $(VENV)/.ready
-	$(PY) -m pytest -n 2 tests
+	$(PY) -m pytest -n 2 --dist loadfile tests
 
 # What touches transformers, on its newest version, laid over the environment instead of installing torch twice.
 test-transformers5: $(VENV)/.transformers5
-	PYTHONPATH=$(abspath $(VENV))/transformers5 $(PY) -m pytest -n 2 tests/test_*.py tests/hub
+	PYTHONPATH=$(abspath $(VENV))/transformers5 $(PY) -m pytest -n 2 --dist loadfile tests/test_*.py tests/hub
 
 # transformers' own tests of any model, backbone, configuration and image processor, run against our classes.
 test-common: $(VENV)/.ready $(VENV)/.transformers5
