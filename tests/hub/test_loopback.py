@@ -145,8 +145,9 @@ def test_pushed_folder_opens_in_a_fresh_environment(hub, folder, tmp_path, trans
     python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    install = [str(python), "-m", "pip", "install", "-q", "torch", "torchvision", "pillow", transformers]
+    # -I: an inherited PYTHONPATH must not count as installed
+    install = [str(python), "-I", "-m", "pip", "install", "-q", "torch", "torchvision", "pillow", transformers]
     subprocess.run(install, check=True, cwd=tmp_path)
-    listed = subprocess.run([str(python), "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run([str(python), "-I", "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout
     assert "transformers" in listed and not {"timm", "accelerate", "datasets", "effnet-hf"} & set(listed.split())
     open_by_name(hub, folder, tmp_path, python=str(python))
