@@ -10,6 +10,7 @@ from transformers import pipeline
 
 from .errors import UserError
 from .image_processing_efficientnet_nv import EfficientNetNVImageProcessor, to_rgb
+from .modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from .training.model import check_checkpoint
 
 
@@ -45,10 +46,10 @@ class Classifier:
         if device == "cpu" and precision == "fp16":
             raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16.")
         try:
+            # Handed over ready-made: given a name, transformers 5 asks whether to run the code saved beside the weights.
+            network = EfficientNetNVForImageClassification.from_pretrained(model, dtype=DTYPES[precision])
             processor = EfficientNetNVImageProcessor.from_pretrained(model)
-            self.pipeline = pipeline(
-                "image-classification", model=model, image_processor=processor, device=device, dtype=DTYPES[precision]
-            )
+            self.pipeline = pipeline("image-classification", model=network, image_processor=processor, device=device)
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(f"--model {model} cannot be used: {str(error).strip().splitlines()[0]}") from None
 

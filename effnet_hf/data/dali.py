@@ -61,7 +61,8 @@ class DaliDecoder:
         except RuntimeError:  # a JPEG that DALI refuses; the pipeline is broken for good
             self._pipeline = None
             return []
-        return [torch.from_numpy(np.array(regions[i])).permute(2, 0, 1) for i in range(len(jpegs))]
+        # Views into DALI's buffers: good until the next call, by which time the micro-batch is finished.
+        return [torch.from_numpy(np.asarray(regions[i])).permute(2, 0, 1) for i in range(len(jpegs))]
 
 
 def _decoding_pipeline(max_batch_size: int):

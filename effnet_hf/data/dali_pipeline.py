@@ -111,18 +111,27 @@ class DaliPipeline:
         interpolation: "bilinear" or "bicubic", antialiased.
         max_batch_size: pictures in a micro-batch.
         num_threads: DALI's own, for the part of JPEG decoding that stays on the CPU.
+        queue_depth: batches that DALI prepares ahead, 1 is none.
     """
 
     def __init__(
-        self, files: EncodedBatches, num_workers: int, prefetch_factor: int, interpolation: str, max_batch_size: int,
-        device: torch.device, num_threads: int = 2,
-    ):  # fmt: skip
+        self,
+        files: EncodedBatches,
+        num_workers: int,
+        prefetch_factor: int,
+        interpolation: str,
+        max_batch_size: int,
+        device: torch.device,
+        num_threads: int = 2,
+        queue_depth: int = 2,
+    ):
         self._files = files
         self._pool = WorkerPool(files, num_workers, prefetch_factor)
         self._interpolation = interpolation
         self._max_batch_size = max_batch_size
         self._device = device
         self._num_threads = num_threads
+        self._queue_depth = queue_depth
         self._pipeline = None
         self._source: Iterator[dict] = iter(())
         self._under_way: deque[dict] = deque()  # handed to DALI, not yet come back
@@ -200,6 +209,7 @@ class DaliPipeline:
             num_threads=self._num_threads,
             device_id=(self._device.index or 0) if cuda else None,
             enable_conditionals=True,
+            prefetch_queue_depth=self._queue_depth,
         )
         def graph():
             encoded, start, shape, resized, crop, flip, *draws = fn.external_source(
