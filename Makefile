@@ -17,7 +17,7 @@ demo: $(VENV)/.ready
 	$(PY) classify.py --model demo/model --top_k 3 --save_plot demo/classified.png \
 	    demo/digits/val/three/0003.png demo/digits/val/seven/0007.png demo/digits/val/nine/0009.png
 
-test: lint test-main test-common test-transformers5
+test: test-main test-common test-transformers5
 
 test-main: $(VENV)/.ready
 	$(PY) -m pytest -n 2 --dist loadfile tests
