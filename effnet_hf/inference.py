@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from PIL import Image, UnidentifiedImageError
 from transformers import pipeline
-from transformers.utils import logging
 
 from .errors import UserError
 from .image_processing_efficientnet_nv import EfficientNetNVImageProcessor, to_rgb
 from .modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from .quiet import no_progress_bars
 from .training.model import check_checkpoint
 
 
@@ -46,10 +46,10 @@ class Classifier:
             raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu.")
         if device == "cpu" and precision == "fp16":
             raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16.")
-        logging.disable_progress_bar()  # a bar of one second for one small file
         try:
             # Handed over ready-made: given a name, transformers 5 asks whether to run the code saved with the weights.
-            network = EfficientNetNVForImageClassification.from_pretrained(model, dtype=DTYPES[precision])
+            with no_progress_bars():
+                network = EfficientNetNVForImageClassification.from_pretrained(model, dtype=DTYPES[precision])
             processor = EfficientNetNVImageProcessor.from_pretrained(model)
             self.pipeline = pipeline("image-classification", model=network, image_processor=processor, device=device)
         except (RuntimeError, OSError, ValueError) as error:

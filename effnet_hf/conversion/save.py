@@ -15,6 +15,7 @@ from ..errors import UserError
 from ..files import atomic_folder, atomic_write
 from ..hub import CardFacts, describe_preprocessing, render_card, software_versions
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..quiet import no_progress_bars
 from .load import AMAX_FILE, DIALECTS, Converted
 from .nvidia import NVIDIA
 from .source import HEADER_KEY
@@ -64,7 +65,7 @@ def write_folder(
         UserError: the source's model is another function and `force` is False, or the folder cannot be written.
     """
     _refuse(converted.difference, converted.source, force)
-    with atomic_folder(folder, overwrite) as temporary:
+    with atomic_folder(folder, overwrite) as temporary, no_progress_bars():
         model = converted.model()
         model.config.architectures = [type(model).__name__]
         model.save_pretrained(temporary)

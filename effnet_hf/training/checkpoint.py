@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 
 from ..errors import UserError
 from ..files import atomic_folder, atomic_write
+from ..quiet import no_progress_bars
 from ..recipes import Recipe
 
 
@@ -81,7 +82,7 @@ class Checkpoints:
     def save_best(self, model) -> None:
         """Writes `best/`, the model that validates best so far."""
         if self.accelerator.is_main_process:
-            with atomic_folder(self.folder / "best", overwrite=True) as folder:
+            with atomic_folder(self.folder / "best", overwrite=True) as folder, no_progress_bars():
                 model.save_pretrained(folder)
                 self.processor.save_pretrained(folder)
 
@@ -174,7 +175,8 @@ class Checkpoints:
         while weights:
             weights.pop()
             if self.accelerator.is_main_process:
-                self.accelerator.unwrap_model(models[0], keep_torch_compile=False).save_pretrained(output_dir)
+                with no_progress_bars():
+                    self.accelerator.unwrap_model(models[0], keep_torch_compile=False).save_pretrained(output_dir)
 
     def _load_weights(self, models, input_dir):
         if (Path(input_dir) / "model.safetensors").is_file():

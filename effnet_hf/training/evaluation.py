@@ -3,6 +3,7 @@
 from ..data import build_loaders
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..quiet import no_progress_bars
 from ..recipes import Recipe
 from .loop import validate
 from .model import FILTERS, check_checkpoint
@@ -54,7 +55,8 @@ def validate_checkpoint(
         channels_last=wants_channels_last(recipe, accelerator),
         class_names=[config.id2label[i] for i in range(config.num_labels)],
     )
-    network = EfficientNetNVForImageClassification.from_pretrained(model).to(accelerator.device)
+    with no_progress_bars():
+        network = EfficientNetNVForImageClassification.from_pretrained(model).to(accelerator.device)
     try:
         figures = validate(network, loaders.val, accelerator, topk)
     finally:

@@ -11,6 +11,7 @@ from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..quiet import no_progress_bars
 from ..recipes import Recipe
 
 
@@ -83,9 +84,10 @@ def build_model(recipe: Recipe, class_names: list[str]) -> EfficientNetNVForImag
     known = [config.id2label[i] for i in sorted(config.id2label)]
     unnamed = known == [f"LABEL_{i}" for i in range(len(class_names))]
     try:
-        model = EfficientNetNVForImageClassification.from_pretrained(
-            recipe.model, ignore_mismatched_sizes=True, **labels, **recipe.architecture_overrides()
-        )
+        with no_progress_bars():
+            model = EfficientNetNVForImageClassification.from_pretrained(
+                recipe.model, ignore_mismatched_sizes=True, **labels, **recipe.architecture_overrides()
+            )
     except (OSError, ValueError) as error:
         raise UserError(f"--model {recipe.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
     if known != class_names and not unnamed:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..files import atomic_write
 from ..hub import CardFacts, describe_preprocessing, push_folder, render_card, software_versions
+from ..quiet import no_progress_bars
 from .setup import Run, describe_device
 
 
@@ -18,7 +19,8 @@ def finish(run: Run) -> int:
         return 0
     folder = Path(recipe.output_dir)
     if run.ema is not None:
-        run.ema.model.save_pretrained(folder / "ema")
+        with no_progress_bars():
+            run.ema.model.save_pretrained(folder / "ema")
         run.processor.save_pretrained(folder / "ema")
     seconds = progress.seconds + time.monotonic() - run.started
     summary = {
