@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo test test-main test-transformers5 test-common lint clean
+.PHONY: demo imagenette test test-main test-transformers5 test-common lint clean
 
 demo: $(VENV)/.ready
 	$(PY) examples/write_digits.py demo/digits
@@ -16,6 +16,20 @@ demo: $(VENV)/.ready
 	$(PY) validate.py --model demo/model --data_dir demo/digits
 	$(PY) classify.py --model demo/model --top_k 3 --save_plot demo/classified.png \
 	    demo/digits/val/three/0003.png demo/digits/val/seven/0007.png demo/digits/val/nine/0009.png
+
+# The real models that quantization and export are measured on: B0 and WideSE-B0 warm-started from Lite0, fine-tuned.
+# DATA holds train/<class>/ and val/<class>/, e.g. Imagenette's; half an hour on two CPU cores.
+imagenette: checkpoints/b0-imagenette/config.json checkpoints/widese-b0-imagenette/config.json
+
+.PRECIOUS: checkpoints/%-lite0/config.json
+checkpoints/%-lite0/config.json: | $(VENV)/.ready
+	$(PY) convert.py lite0 --warm_start $* --images $(or $(DATA),$(error name a folder: make imagenette DATA=DIR))/train \
+	    --to $(@D)
+
+checkpoints/%-imagenette/config.json: checkpoints/%-lite0/config.json
+	$(PY) train.py --config imagenette-finetune --variant $* --model checkpoints/$*-lite0 \
+	    --data_dir $(or $(DATA),$(error name a folder: make imagenette DATA=DIR)) \
+	    --output_dir $(@D) --resume auto
 
 test: test-main test-common test-transformers5
 
