@@ -117,9 +117,10 @@ def end_epoch(run: Run) -> None:
     if run.ema is not None:
         results["val_ema"] = validate(run.ema.model, run.loaders.val, run.accelerator, recipe.topk)
 
-    kind, figures = max(results.items(), key=lambda item: item[1]["top1"])
+    kind, figures = max(results.items(), key=lambda item: (item[1]["top1"], -item[1]["loss"]))
     progress.epochs_since_best += 1
-    if figures["top1"] > progress.best_top1:
+    # Small validation sets often tie on top-1; the loss then says which model is surer of it.
+    if (figures["top1"], -figures["loss"]) > (progress.best_top1, -progress.best_loss):
         progress.best_top1, progress.best_loss, progress.best_topk = (
             figures[name] for name in ("top1", "loss", f"top{recipe.topk}")
         )
