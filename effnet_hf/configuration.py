@@ -7,6 +7,7 @@ Convolutional Neural Networks" (arXiv:1905.11946, tables 1 and 8) as NVIDIA's "E
 WideSE and the B4 survival probability are NVIDIA's own.
 """
 
+import copy
 import difflib
 import inspect
 import math
@@ -43,6 +44,19 @@ _LITE_SIZES = {
     "lite4": (1.4, 1.8, 300, 0.3, 1.0),
 }
 _LITE_SETTINGS = {"se_ratio": 0.0, "hidden_act": "relu6", "padding": "same", "scale_stem_and_head": False}
+
+# What `quantization` may say, with its defaults.
+QUANTIZATION = {
+    "engine": "modelopt",
+    "placement": "nvidia",  # or "cpu"; a table in quantization_efficientnet_nv.py
+    "num_bits": 8,
+    "narrow_range": False,  # True: -127 to 127 (NVIDIA's published checkpoints), False: -128 to 127 (what int8 has)
+    "calibration_method": "percentile",  # of activations: "percentile", "entropy" or "max"; weights: max per channel
+    "calibration_percentile": 99.99,
+    "calibration_pictures": 0,  # how many the ranges were taken from
+    "batch_norm": "train",  # in fine-tuning: "train", "frozen" (statistics stay), "folded" (into the convolutions)
+    "float_layers": [],  # modules left without quantizers, by name; shell wildcards
+}
 
 VARIANTS = (*_SIZES, *(f"widese-{size}" for size in _SIZES), *_LITE_SIZES)
 
@@ -92,6 +106,8 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         hidden_act (`str`): activation, a key of `transformers.activations.ACT2FN`.
         padding (`str`): `"symmetric"` pads `(k - 1) // 2` on both sides (NVIDIA, timm `efficientnet_*`, torchvision);
             `"same"` pads like TensorFlow (timm `tf_efficientnet_*`, Lite).
+        quantization (`dict`, *optional*): the model carries quantizers; the keys and their values are in
+            `QUANTIZATION`. `None` is a float model.
         variant (`str`, *optional*): the name this configuration was made from; a label, nothing is derived from it.
         out_features, out_indices (`list`, *optional*): stages that [`EfficientNetNVBackbone`] returns.
 
@@ -127,6 +143,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         conv_init: str = "fan_in",
         hidden_act: str = "silu",
         padding: str = "symmetric",
+        quantization: dict | None = None,
         variant: str | None = None,
         out_features: list[str] | None = None,
         out_indices: list[int] | None = None,
@@ -156,6 +173,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         self.conv_init = conv_init
         self.hidden_act = hidden_act
         self.padding = padding
+        self.quantization = _completed(quantization)
         self.variant = variant
         self.check()
 
@@ -251,6 +269,8 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
             raise ValueError(
                 f"hidden_act {self.hidden_act!r} is not an activation of transformers, e.g. 'silu', 'relu'."
             )
+        if self.quantization is not None:
+            _check_quantization(self.quantization)
         table = ("kernel_sizes", "strides", "num_block_repeats", "expand_ratios", "out_channels")
         for field in table:
             if not isinstance(getattr(self, field), list):
@@ -357,6 +377,35 @@ def _check_range(config, low: float, high: float | None, *fields: str, exclusive
             raise ValueError(f"{field} must be a number {wanted}, got {value!r}.")
 
 
+def _completed(quantization):
+    if not isinstance(quantization, dict):
+        return quantization  # None, or refused by `check`
+    return copy.deepcopy({key: _as_list(value) for key, value in (QUANTIZATION | quantization).items()})
+
+
+def _check_quantization(section) -> None:
+    if not isinstance(section, dict) or section.keys() != QUANTIZATION.keys():
+        raise ValueError(f"quantization must be a dict with the keys {', '.join(QUANTIZATION)}, got {section!r}.")
+    for key, allowed in (
+        ("engine", ("modelopt",)),
+        ("placement", ("nvidia", "cpu")),
+        ("num_bits", range(2, 9)),
+        ("narrow_range", (False, True)),
+        ("calibration_method", ("percentile", "entropy", "max")),
+        ("batch_norm", ("train", "frozen", "folded")),
+    ):
+        if section[key] not in allowed:
+            choices = " or ".join(map(repr, allowed))
+            raise ValueError(f"quantization: {key} must be {choices}, got {section[key]!r}.")
+    percentile, layers = section["calibration_percentile"], section["float_layers"]
+    if not (_is_number(percentile) and 0 < percentile <= 100):
+        raise ValueError(f"quantization: calibration_percentile must be a number in (0, 100], got {percentile!r}.")
+    if not _is_integer(section["calibration_pictures"], 0):
+        raise ValueError(f"quantization: calibration_pictures must count, got {section['calibration_pictures']!r}.")
+    if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
+        raise ValueError(f"quantization: float_layers must be a list of names, got {layers!r}.")
+
+
 def _complete_labels(kwargs: dict) -> dict:
     """Checks `num_labels`, `id2label` and `label2id` against each other and derives the map that is missing."""
     num_labels, names, indices = (kwargs.get(field) for field in ("num_labels", "id2label", "label2id"))
@@ -375,4 +424,4 @@ def _complete_labels(kwargs: dict) -> dict:
     return {**kwargs, "id2label": names, "label2id": indices or {name: index for index, name in names.items()}}
 
 
-__all__ = ["EfficientNetNVConfig", "StageSpec", "VARIANTS"]
+__all__ = ["EfficientNetNVConfig", "QUANTIZATION", "StageSpec", "VARIANTS"]

@@ -38,6 +38,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .configuration import EfficientNetNVConfig, StageSpec
+from .quantization_efficientnet_nv import ResidualAdd, ScaleByGate, insert_quantizers, uncalibrated
 
 
 try:  # transformers >= 5
@@ -87,20 +88,6 @@ class ConvNormAct(nn.Module):
             x = self.pad(x)
         x = self.bn(self.conv(x))
         return x if self.act is None else self.act(x)
-
-
-class ScaleByGate(nn.Module):
-    """`gate * x`: gate (N, C, 1, 1), x (N, C, H, W)."""
-
-    def forward(self, gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        return gate * x
-
-
-class ResidualAdd(nn.Module):
-    """`branch + identity`, both (N, C, H, W)."""
-
-    def forward(self, branch: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
-        return branch + identity
 
 
 class SqueezeExcite(nn.Module):
@@ -234,11 +221,20 @@ class EfficientNetNVPreTrainedModel(PreTrainedModel):
         config.check()  # fields may have been set since the configuration was made
         super().__init__(config, *args, **kwargs)
 
+    def post_init(self):
+        quantizers = insert_quantizers(self, self.config.quantization)
+        super().post_init()
+        # Ranges keep their precision whatever dtype the weights are loaded in. (Not as a class attribute: transformers
+        # then looks for the modules among the parameters only.)
+        self._keep_in_fp32_modules_strict = quantizers or None
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Kaiming normal for convolutions, PyTorch's own defaults for linear layers, 1 and 0 for batch norm."""
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode=self.config.conv_init, nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             module.reset_parameters()
         elif isinstance(module, nn.BatchNorm2d):
@@ -246,6 +242,18 @@ class EfficientNetNVPreTrainedModel(PreTrainedModel):
                 nn.init.ones_(tensor)
             for tensor in (module.bias, module.running_mean, module.num_batches_tracked):
                 nn.init.zeros_(tensor)
+        elif hasattr(module, "_amax"):
+            nn.init.constant_(module._amax, float("nan"))
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As in transformers, but a quantized model without the ranges of its quantizers is refused."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        missing = uncalibrated(model) if model.config.quantization else []
+        if missing:
+            raise ValueError(f"{len(missing)} quantizers of this checkpoint have no range, e.g. {missing[0]}.")
+        return loaded
 
     def _set_gradient_checkpointing(self, enable=True, gradient_checkpointing_func=checkpoint, **kwargs):
         """Recomputes a block without updating batch norm's running statistics a second time."""

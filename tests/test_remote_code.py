@@ -19,7 +19,12 @@ from effnet_hf import (
 
 
 HERE = Path(__file__).parent
-CODE = {"configuration.py", "modeling_efficientnet_nv.py", "image_processing_efficientnet_nv.py"}
+CODE = {
+    "configuration.py",
+    "modeling_efficientnet_nv.py",
+    "quantization_efficientnet_nv.py",
+    "image_processing_efficientnet_nv.py",
+}
 DOORS = {
     "AutoConfig": "configuration.EfficientNetNVConfig",
     "AutoModel": "modeling_efficientnet_nv.EfficientNetNVModel",

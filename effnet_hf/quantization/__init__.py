@@ -1,0 +1,20 @@
+"""Quantization-aware training: insert quantizers, calibrate their ranges, fine-tune; start with `prepare.py`.
+
+Where quantizers stand is `effnet_hf/quantization_efficientnet_nv.py`, a model file: it travels with every checkpoint.
+"""
+
+from ..quantization_efficientnet_nv import PLACEMENTS, fold_batch_norm, quantizers
+from .calibrate import Calibration, calibrate, calibrate_weights
+from .insert import quantize, set_quantizers
+
+
+__all__ = [
+    "PLACEMENTS",
+    "Calibration",
+    "calibrate",
+    "calibrate_weights",
+    "fold_batch_norm",
+    "quantize",
+    "quantizers",
+    "set_quantizers",
+]
