@@ -9,10 +9,8 @@ as nvidia/efficientnet_b0_pyt_amp:20.12.0, or lite0. docs/conversion.md has the 
 """
 
 import argparse
-import shlex
-import sys
 
-from effnet_hf.cli import ArgumentParser, run
+from effnet_hf.cli import ArgumentParser, add_upload_flags, check_upload_flags, command_line, run
 from effnet_hf.conversion import DIALECTS, FOREIGN, load_foreign, warm_start, write_folder, write_foreign
 from effnet_hf.errors import UserError
 from effnet_hf.hub import push_folder
@@ -49,12 +47,7 @@ def parse() -> argparse.Namespace:
     warm.add_argument("--padding", default="symmetric", choices=["symmetric", "same"], help="default: symmetric")
     warm.add_argument("--num_images", type=int, default=200, metavar="N", help="how many of them; default: 200")
 
-    hub = parser.add_argument_group("upload")
-    hub.add_argument("--push_to_hub", action="store_true", help="upload the folder when it is written")
-    hub.add_argument("--hub_model_id", metavar="ME/X", help="repository, created if it does not exist")
-    hub.add_argument("--hub_private", action="store_true", default=None, help="make a new repository private")
-    hub.add_argument("--hub_revision", metavar="BRANCH")
-    hub.add_argument("--hub_token", help="default: the one `hf auth login` stored, or HF_TOKEN")
+    add_upload_flags(parser)
     args = parser.parse_args()
     check(args)
     return args
@@ -67,11 +60,9 @@ def check(args: argparse.Namespace) -> None:
         raise UserError(f"--to {args.to} needs --output PATH; for a folder called {args.to} write --to ./{args.to}")
     if args.output and not foreign:
         raise UserError(f"--output goes with --to {'|'.join(FOREIGN)}; --to {args.to} is itself the folder to write.")
-    if args.push_to_hub and (foreign or not args.hub_model_id):
-        missing = "a folder of ours (--to DIR)" if foreign else "--hub_model_id ME/X"
-        raise UserError(f"--push_to_hub needs {missing}.")
-    if args.hub_model_id and not args.push_to_hub:
-        raise UserError("--hub_model_id does nothing without --push_to_hub.")
+    if args.push_to_hub and foreign:
+        raise UserError("--push_to_hub needs a folder of ours (--to DIR).")
+    check_upload_flags(args)
     if args.warm_start and not args.images:
         raise UserError("--warm_start needs --images DIR, pictures to measure batch norm statistics on.")
     if args.images and not args.warm_start:
@@ -106,12 +97,13 @@ def main() -> None:
         how = write_foreign(converted, args.to, args.output, force=args.force, overwrite=args.overwrite)
         print(f"wrote  {args.output}\nopen   {how}")
         return
-    secret = [f"--hub_token={args.hub_token}", args.hub_token]
-    command = shlex.join(
-        ["python", "convert.py", *(word for word in sys.argv[1:] if word not in (*secret, "--hub_token"))]
-    )
     write_folder(
-        converted, args.to, force=args.force, overwrite=args.overwrite, command=command, model_id=args.hub_model_id
+        converted,
+        args.to,
+        force=args.force,
+        overwrite=args.overwrite,
+        command=command_line(args),
+        model_id=args.hub_model_id,
     )
     print(f'wrote  {args.to}\nopen   AutoModelForImageClassification.from_pretrained("{args.to}")')
     if args.push_to_hub:

@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
@@ -33,6 +34,30 @@ class ArgumentParser(OneLineErrors, argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(*args, **kwargs)
+
+
+def add_upload_flags(parser: argparse.ArgumentParser) -> None:
+    """`--push_to_hub` and what goes with it; `check_upload_flags` refuses what makes no sense."""
+    hub = parser.add_argument_group("upload")
+    hub.add_argument("--push_to_hub", action="store_true", help="upload the folder when it is written")
+    hub.add_argument("--hub_model_id", metavar="ME/X", help="repository, created if it does not exist")
+    hub.add_argument("--hub_private", action="store_true", default=None, help="make a new repository private")
+    hub.add_argument("--hub_revision", metavar="BRANCH", help="branch to push to")
+    hub.add_argument("--hub_token", metavar="TOKEN", help="default: the one `hf auth login` stored, or HF_TOKEN")
+
+
+def check_upload_flags(args: argparse.Namespace) -> None:
+    if args.push_to_hub and not args.hub_model_id:
+        raise UserError("--push_to_hub needs --hub_model_id ME/X.")
+    if args.hub_model_id and not args.push_to_hub:
+        raise UserError("--hub_model_id does nothing without --push_to_hub.")
+
+
+def command_line(args: argparse.Namespace) -> str:
+    """The command as it was typed, for a model card: without the token."""
+    secret = (f"--hub_token={args.hub_token}", args.hub_token, "--hub_token")
+    script = os.path.basename(sys.argv[0])
+    return shlex.join(["python", script, *(word for word in sys.argv[1:] if word not in secret)])
 
 
 def run(main: Callable[[], int | None]) -> None:

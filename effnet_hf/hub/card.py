@@ -53,6 +53,8 @@ class CardFacts:
         limits: one sentence each, for the last section.
         tables: (title, header, rows), e.g. of latencies or of INT8 against FP32.
         plots, onnx_files: names of files in the folder.
+        library: the Hub's name of the library that opens the folder.
+        usage: Markdown, instead of how a folder of PyTorch weights is used.
     """
 
     name: str
@@ -77,6 +79,8 @@ class CardFacts:
     plots: Sequence[str] = ()
     onnx_files: Sequence[str] = ()
     tags: Sequence[str] = ()
+    library: str = "transformers"
+    usage: str | None = None
 
     def __post_init__(self):
         if self.metrics and not self.dataset:
@@ -146,7 +150,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
     ]
     return ModelCardData(
         license=facts.license,
-        library_name="transformers",
+        library_name=facts.library,
         pipeline_tag="image-classification",
         tags=list(dict.fromkeys(["image-classification", "efficientnet", facts.variant, *facts.tags])),
         datasets=[facts.dataset_id] if facts.dataset_id else None,

@@ -1,0 +1,117 @@
+"""What an export can be asked for, and which requests are refused before anything is read or written."""
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import UserError
+
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FORMATS = {"onnx": "model.onnx", "openvino": "openvino_model.xml", "pt2": "model.pt2"}
+# What each exporter of torch.onnx can write. 18 is the first opset whose Resize antialiases as Pillow does.
+OPSETS = {"torchscript": range(17, 21), "dynamo": range(18, 24)}
+DEFAULT_OPSET, FIRST_BF16_OPSET = 18, 22
+INT8_TARGETS = ("tensorrt", "ort-cpu")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """How a checkpoint is written.
+
+    Args:
+        format: `"onnx"`, `"openvino"` (OpenVINO IR) or `"pt2"` (a `torch.export` program).
+        dtype: arithmetic and storage inside the graph: `"fp32"`, `"fp16"`, `"bf16"`; inputs and outputs stay float32.
+        opset: ONNX operator set, 17 to 20 (`exporter="torchscript"`) or 18 to 23 (`"dynamo"`); by default 18, and for
+            bf16 the first that knows such convolutions, 22.
+        exporter: which of torch.onnx's two exporters draws the graph; by default the one that knows the opset.
+        with_softmax: `probabilities` (N, classes) instead of `logits`.
+        with_preprocessing: `image` uint8 (N, height, width, 3) of any size in, `probabilities` out; resizing,
+            cropping and normalising are part of the graph.
+        dynamic_image_size: height and width of `pixel_values` are free, too.
+        int8: `"tensorrt"` or `"ort-cpu"`, from a quantized checkpoint.
+
+    Raises:
+        UserError: the options exclude each other, or need a package that is not installed.
+    """
+
+    format: str = "onnx"
+    dtype: str = "fp32"
+    opset: int | None = None
+    exporter: str | None = None
+    with_softmax: bool = False
+    with_preprocessing: bool = False
+    dynamic_image_size: bool = False
+    int8: str | None = None
+
+    def __post_init__(self):
+        bf16 = self.dtype == "bf16" and self.format != "pt2"
+        if self.opset is None:
+            object.__setattr__(self, "opset", FIRST_BF16_OPSET if bf16 else DEFAULT_OPSET)
+        if self.exporter is None:
+            known = self.opset in OPSETS["torchscript"] or self.opset < 17
+            object.__setattr__(self, "exporter", "torchscript" if known else "dynamo")
+        for field, allowed in (
+            ("format", FORMATS),
+            ("dtype", DTYPES),
+            ("exporter", OPSETS),
+            ("int8", (None, *INT8_TARGETS)),
+        ):
+            if getattr(self, field) not in allowed:
+                names = ", ".join(name for name in allowed if name)
+                raise UserError(f"--{field} {getattr(self, field)}: there are {names}.")
+        opsets = OPSETS[self.exporter]
+        if self.opset not in opsets:
+            raise UserError(
+                f"--opset {self.opset}: --exporter {self.exporter} writes {opsets.start} to {opsets.stop - 1}."
+            )
+        if bf16 and self.opset < FIRST_BF16_OPSET:
+            raise UserError(f"--dtype bf16 needs --opset {FIRST_BF16_OPSET} or newer, with --exporter dynamo.")
+        if self.with_preprocessing:
+            if self.opset < 18:
+                raise UserError("--with_preprocessing needs --opset 18 or newer: older ones cannot resize like Pillow.")
+            if self.dynamic_image_size:
+                raise UserError("--with_preprocessing crops to one size; leave out --dynamic_image_size.")
+            if self.format != "onnx":
+                raise UserError(f"--with_preprocessing goes with --format onnx, not {self.format}.")
+        if self.int8:
+            if self.format != "onnx" or self.dtype != "fp32" or self.exporter != "torchscript":
+                raise UserError("--int8 goes with --format onnx, --dtype fp32 and --exporter torchscript.")
+            if self.dynamic_image_size:
+                raise UserError("--int8 was calibrated for one picture size; leave out --dynamic_image_size.")
+        if self.format != "pt2":
+            require("onnx", extra="onnx")
+            require("onnxruntime", extra="onnx")
+            require("onnxscript", extra="onnx")
+        if self.format == "openvino":
+            require("openvino", extra="openvino")
+
+    @property
+    def input_name(self) -> str:
+        return "image" if self.with_preprocessing else "pixel_values"
+
+    @property
+    def output_name(self) -> str:
+        return "probabilities" if self.softmax else "logits"
+
+    @property
+    def softmax(self) -> bool:
+        return self.with_softmax or self.with_preprocessing
+
+    @property
+    def file_name(self) -> str:
+        return FORMATS[self.format]
+
+
+def require(package: str, extra: str) -> None:
+    """Raises `UserError` when a package of one of our extras is not installed."""
+    if not installed(package):
+        raise UserError(f"{package} is not installed; pip install 'effnet-hf[{extra}]' brings it.")
+
+
+def installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # a parent package is missing
+        return False

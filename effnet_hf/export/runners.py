@@ -1,0 +1,87 @@
+"""One callable per runtime, arrays in and arrays out, so that everything that can run a model is checked alike."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .options import ExportOptions
+
+
+Runner = Callable[[np.ndarray], np.ndarray]
+
+
+def torch_runner(model: torch.nn.Module, softmax: bool = False) -> Runner:
+    """The checkpoint itself in PyTorch, float32."""
+    model.eval()
+
+    @torch.inference_mode()
+    def run(pixel_values: np.ndarray) -> np.ndarray:
+        logits = model(torch.from_numpy(pixel_values)).logits
+        return (logits.softmax(-1) if softmax else logits).numpy()
+
+    return run
+
+
+def onnxruntime_runner(path: str | Path, threads: int | None = None) -> Runner:
+    """ONNX Runtime on the CPU.
+
+    Args:
+        threads: by default what ONNX Runtime chooses, or OMP_NUM_THREADS.
+    """
+    session = onnxruntime_session(path, threads)
+    name = session.get_inputs()[0].name
+    return lambda array: session.run(None, {name: array})[0]
+
+
+def onnxruntime_session(model: str | Path | bytes, threads: int | None = None, providers=("CPUExecutionProvider",)):
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 3  # errors; it warns about every initializer that it folds away
+    if threads or torch.get_num_threads() == 1:
+        settings.intra_op_num_threads = threads or 1
+    source = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, settings, providers=list(providers))
+
+
+def openvino_runner(path: str | Path, threads: int | None = None) -> Runner:
+    """OpenVINO on the CPU, float32 where the file does not say otherwise; opens its own IR and ONNX files."""
+    import openvino
+
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads or torch.get_num_threads() == 1:
+        settings["INFERENCE_NUM_THREADS"] = threads or 1
+    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    return lambda array: compiled(array)[0]
+
+
+def pt2_runner(path: str | Path) -> Runner:
+    """A saved `torch.export` program."""
+    module = torch.export.load(str(path)).module()
+
+    @torch.inference_mode()
+    def run(pixel_values: np.ndarray) -> np.ndarray:
+        return module(torch.from_numpy(pixel_values)).numpy()
+
+    return run
+
+
+def runner_for(path: Path, options: ExportOptions) -> tuple[str, Runner]:
+    """What runs a written file here: its name for a sentence, and the callable."""
+    if options.format == "pt2":
+        return f"torch {torch.__version__}", pt2_runner(path)
+    if options.format == "openvino":
+        import openvino
+
+        return f"OpenVINO {openvino.__version__.split('-')[0]}", openvino_runner(path)
+    import onnxruntime
+
+    name = f"ONNX Runtime {onnxruntime.__version__}"
+    if options.dtype == "bf16":
+        from .float_twin import float_twin
+
+        twin = onnxruntime_session(float_twin(path))
+        return f"{name} in float32 arithmetic", lambda array: twin.run(None, {twin.get_inputs()[0].name: array})[0]
+    return name, onnxruntime_runner(path)

@@ -1,0 +1,185 @@
+"""Float exports: every option's graph, what it promises, and that a wrong file is never put in place."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from effnet_hf import EfficientNetNVForImageClassification
+from effnet_hf.errors import UserError
+from effnet_hf.export import export_model, folder, network, verify
+from effnet_hf.export.onnx import shape_of
+from effnet_hf.export.options import ExportOptions
+
+from ..data.torture import photo
+from .conftest import NAMES, as_arrays, make_checkpoint
+
+
+def run_file(path, array):
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: array})[0]
+
+
+def logits_of(checkpoint, array):
+    model = EfficientNetNVForImageClassification.from_pretrained(checkpoint).eval()
+    with torch.no_grad():
+        return model(torch.from_numpy(array)).logits.numpy()
+
+
+def test_folder_holds_one_file_and_what_opens_it(exported):
+    names = {path.name for path in exported.iterdir()}
+    assert names == {
+        *("model.onnx", "config.json", "preprocessor_config.json", "README.md"),
+        *("configuration.py", "image_processing_efficientnet_nv.py"),
+    }
+    model = onnx.load(exported / "model.onnx")
+    assert shape_of(model.graph.input[0]) == ["batch", 3, 64, 64] and model.graph.input[0].name == "pixel_values"
+    assert shape_of(model.graph.output[0]) == ["batch", 3] and model.graph.output[0].name == "logits"
+    assert model.opset_import[0].version == 18
+    kinds = {node.op_type for node in model.graph.node}
+    assert not kinds & {"BatchNormalization", "Identity", "Constant", "Dropout"}
+    facts = {entry.key: entry.value for entry in model.metadata_props}
+    assert json.loads(facts["labels"]) == NAMES and facts["image_size"] == "64"
+    assert json.loads(facts["image_mean"])[0] == 0.485 and facts["variant"] == "custom"
+    assert "model.safetensors" not in json.loads((exported / "config.json").read_text())["auto_map"].values()
+
+
+def test_batches_of_any_size_give_the_checkpoints_logits(checkpoint, exported):
+    pictures = as_arrays(checkpoint, [photo(i, 90, 110) for i in range(5)])
+    expected = logits_of(checkpoint, pictures)
+    assert expected.std() > 1  # else agreement would mean nothing
+    for size in (1, 2, 5):
+        np.testing.assert_allclose(run_file(exported / "model.onnx", pictures[:size]), expected[:size], atol=1e-4)
+
+
+def test_recipe_of_the_run_is_stored_in_the_file(checkpoint, tmp_path):
+    opened = folder.open_checkpoint(str(checkpoint))
+    export_model(folder.replace(opened, recipe="epochs: 3\n"), tmp_path / "out")
+    facts = {entry.key: entry.value for entry in onnx.load(tmp_path / "out/model.onnx").metadata_props}
+    assert facts["recipe"] == "epochs: 3\n"
+
+
+def test_softmax_dynamo_and_free_sides(checkpoint, tmp_path):
+    options = {"with_softmax": True, "exporter": "dynamo", "dynamic_image_size": True}
+    found = export_model(str(checkpoint), tmp_path / "out", **options)
+    assert found.comparison.agreement == 100
+    model = onnx.load(found.file)
+    assert shape_of(model.graph.input[0]) == ["batch", 3, "height", "width"]
+    larger = np.random.default_rng(0).standard_normal((2, 3, 96, 128), np.float32)
+    expected = torch.from_numpy(logits_of(checkpoint, larger)).softmax(-1).numpy()
+    np.testing.assert_allclose(run_file(found.file, larger), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype, kind", [("fp16", onnx.TensorProto.FLOAT16), ("bf16", onnx.TensorProto.BFLOAT16)])
+def test_half_precision_halves_the_weights_and_keeps_float_inputs(checkpoint, exported, tmp_path, dtype, kind):
+    found = export_model(str(checkpoint), tmp_path / "out", dtype=dtype)
+    model = onnx.load(found.file)
+    weights = [tensor for tensor in model.graph.initializer if len(tensor.dims) >= 2]
+    assert weights and {tensor.data_type for tensor in weights} == {kind}
+    assert {v.type.tensor_type.elem_type for v in (model.graph.input[0], model.graph.output[0])} == {1}
+    assert 1e-4 < found.comparison.difference < 0.5
+    assert ("float32 arithmetic" in found.runtime) == (dtype == "bf16")
+
+
+def test_padding_same_is_exported_and_refused_with_free_sides(tmp_path):
+    source = make_checkpoint(tmp_path / "same", padding="same", hidden_act="relu6", se_ratio=0.0)
+    assert export_model(str(source), tmp_path / "out").comparison.difference < 1e-4
+    with pytest.raises(UserError, match="padding: same"):
+        export_model(str(source), tmp_path / "free", dynamic_image_size=True)
+
+
+@pytest.mark.parametrize("format", ["openvino", "pt2"])
+def test_other_formats_are_checked_in_their_own_runtime(checkpoint, tmp_path, format):
+    if format == "openvino":
+        pytest.importorskip("openvino", reason="needs the openvino extra")
+    found = export_model(str(checkpoint), tmp_path / "out", format=format)
+    assert found.runtime.startswith({"openvino": "OpenVINO", "pt2": "torch"}[format])
+    assert found.comparison.difference < 1e-4 and found.file.is_file() and found.size > 50_000
+    assert not (tmp_path / "out/model.onnx").exists()
+
+
+def test_preprocessing_in_the_graph_is_the_image_processor(checkpoint, tmp_path):
+    found = export_model(str(checkpoint), tmp_path / "out", with_preprocessing=True)
+    sizes = [(97, 64), (64, 97), (300, 201), (96, 96), (61, 40), (1200, 50), (33, 700)]
+    for i, size in enumerate(sizes):
+        picture = photo(i, *size)
+        logits = logits_of(checkpoint, as_arrays(checkpoint, [picture]))
+        expected = torch.from_numpy(logits).softmax(-1).numpy()
+        np.testing.assert_allclose(run_file(found.file, np.asarray(picture)[None]), expected, atol=1e-2)
+
+
+def test_preprocessing_agrees_with_pillow_byte_by_byte(checkpoint):
+    from effnet_hf.export.preprocessing import preprocessing_graph
+
+    processor = folder.open_checkpoint(str(checkpoint)).processor
+    model = preprocessing_graph(processor, 18)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    for i, size in enumerate([(500, 375), (101, 333), (97, 98), (2000, 60)]):
+        picture = photo(i, *size)
+        expected = np.stack(processor([picture])["pixel_values"])
+        (pixels,) = session.run(None, {"image": np.asarray(picture)[None]})
+        step = 1 / 255 / 0.224
+        difference = np.abs(pixels - expected)
+        assert difference.max() < 2.1 * step and (difference > 0.1 * step).mean() < 0.03
+
+
+def test_folding_keeps_the_function_and_the_original(checkpoint):
+    model = EfficientNetNVForImageClassification.from_pretrained(checkpoint).eval()
+    exported = network.ExportedNetwork(model, ExportOptions())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in exported.modules())
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(exported(pixels), model(pixels).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_pictures_of_a_folder_give_accuracy_and_cover_all_classes(checkpoint, photos, tmp_path):
+    found = export_model(str(checkpoint), tmp_path / "out", data_dir=str(photos), num_pictures=9)
+    assert found.pictures == f"9 pictures of {photos.name}" and found.top1[0] == found.top1[1]
+    pictures = folder.check_pictures(folder.open_checkpoint(str(checkpoint)), str(photos), 9)
+    assert sorted(set(pictures.labels)) == [0, 1, 2]
+    assert "generated" in export_model(str(checkpoint), tmp_path / "generated").pictures
+
+
+def test_wrong_weights_are_caught_and_leave_nothing(checkpoint, tmp_path, monkeypatch):
+    def spoil(network, *arguments):
+        with torch.no_grad():
+            network.model.classifier.weight[0, 0] += 0.5
+        return draw(network, *arguments)
+
+    draw = folder.draw_graph
+    monkeypatch.setattr(folder, "draw_graph", spoil)
+    with pytest.raises(UserError, match="does not compute what the checkpoint does"):
+        export_model(str(checkpoint), tmp_path / "new/out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_invalid_graph_and_fixed_batch_are_caught(checkpoint, tmp_path, monkeypatch):
+    def fixed(model, options):
+        pass
+
+    monkeypatch.setattr("effnet_hf.export.onnx.name_axes", fixed)
+    monkeypatch.setattr("effnet_hf.export.onnx._with_torchscript", _without_axes)
+    with pytest.raises(UserError, match=r"\[2, 3, 64, 64\] instead of pixel_values \['batch'"):
+        export_model(str(checkpoint), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _without_axes(network, example, options):
+    import io
+
+    buffer = io.BytesIO()
+    names = {"input_names": ["pixel_values"], "output_names": ["logits"]}
+    torch.onnx.export(network, (example,), buffer, opset_version=18, dynamo=False, **names)
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def test_comparison_tells_ties_from_mistakes():
+    reference = np.array([[1.0, 2.0], [3.0, 0.0]])
+    tie = verify.compare(np.array([[1.0, 1.0001], [3.0, 0.0]]), np.array([[1.0002, 1.0001], [3.0, 0.0]]))
+    assert tie.agreement == 50 and tie.certain_agreement == 100
+    wrong = verify.compare(reference, np.array([[1.0, 2.0], [3.0, 3.1]]))
+    assert wrong.agreement == 50 and wrong.difference == pytest.approx(3.1)
