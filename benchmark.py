@@ -1,9 +1,11 @@
 """Measures what this package claims, beside its peers: `python benchmark.py data --data_dir FOLDER`."""
 
+import difflib
 import importlib
 import sys
 
 from effnet_hf import cli
+from effnet_hf.errors import UserError
 
 
 COMMANDS = {
@@ -13,15 +15,13 @@ COMMANDS = {
 
 def main() -> int:
     known = "\n".join(f"  {name:<8} {text}" for name, text in COMMANDS.items())
-    if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
-        asked_for_help = sys.argv[1:2] in ([], ["-h"], ["--help"])
-        print(
-            f"usage: benchmark.py COMMAND [flags]\n\n{known}\n\nbenchmark.py COMMAND --help lists its flags."
-            if asked_for_help
-            else f"benchmark.py: error: unknown command {sys.argv[1]}; there are: {', '.join(COMMANDS)}",
-            file=sys.stdout if asked_for_help else sys.stderr,
-        )
-        return 0 if asked_for_help else 2
+    if sys.argv[1:2] in ([], ["-h"], ["--help"]):
+        print(f"usage: benchmark.py COMMAND [flags]\n\n{known}\n\nbenchmark.py COMMAND --help lists its flags.")
+        return 0
+    if sys.argv[1] not in COMMANDS:
+        nearest = difflib.get_close_matches(sys.argv[1], COMMANDS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(COMMANDS)}"
+        raise UserError(f"unknown command {sys.argv[1]}; {hint}")
     return importlib.import_module(f"effnet_hf.benchmark.{sys.argv[1]}").main(sys.argv[2:])
 
 

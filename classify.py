@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from effnet_hf.cli import ArgumentParser, run
+from effnet_hf.cli import ArgumentParser, at_least, run
 from effnet_hf.errors import UserError
 
 
@@ -20,18 +20,19 @@ def main() -> int:
     parser = ArgumentParser(description="Classify pictures with a checkpoint.")
     parser.add_argument("pictures", nargs="+", help="files, folders, globs, or - for a list of files on stdin")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--top_k", type=int, default=5, help="classes to print per picture")
+    parser.add_argument("--top_k", type=at_least(1), default=5, help="classes to print per picture")
     parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="arithmetic")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, …; a GPU if there is one")
-    parser.add_argument("--batch_size", type=int, default=16, help="pictures at once")
+    parser.add_argument("--batch_size", type=at_least(1), default=16, help="pictures at once")
     parser.add_argument("--json", action="store_true", help="print one JSON object per picture")
     parser.add_argument("--save_plot", metavar="PNG", help="draw the pictures with their bars")
     arguments = parser.parse_args()
-    if arguments.top_k < 1 or arguments.batch_size < 1:
-        raise UserError("--top_k and --batch_size must be at least 1.")
     paths = find_pictures(arguments.pictures)
 
-    from effnet_hf.inference import Classifier, draw_predictions
+    from effnet_hf.inference import PLOT_FORMATS, Classifier, draw_predictions
+
+    if arguments.save_plot and Path(arguments.save_plot).suffix not in PLOT_FORMATS:
+        raise UserError(f"--save_plot {arguments.save_plot}: end its name in {', '.join(PLOT_FORMATS)}.")
 
     classifier = Classifier(arguments.model, device=arguments.device, precision=arguments.precision)
     results = []

@@ -6,14 +6,16 @@ python train.py --benchmark train --loader synthetic --variant b0 --per_device_b
 python train.py --help
 """
 
-from effnet_hf.cli import run
+from effnet_hf.cli import at_least, run
 from effnet_hf.errors import UserError
 from effnet_hf.recipes import parse_recipe
 
 
 def add_flags(parser) -> None:
     parser.add_argument("--benchmark", choices=["train", "inference"], help="time steps instead of training")
-    parser.add_argument("--steps", type=int, default=100, help="steps that --benchmark times, after 10 it does not")
+    parser.add_argument(
+        "--steps", type=at_least(1), default=100, help="steps that --benchmark times, after 10 it does not"
+    )
 
 
 def main() -> int:
@@ -27,8 +29,6 @@ def main() -> int:
         raise UserError(
             "no data: give --data_dir DIR with train/<class>/… and val/<class>/…, or --dataset_name user/name."
         )
-    if arguments.steps < 1:
-        raise UserError("--steps must be at least 1.")
     if arguments.benchmark:  # torch takes seconds to import, so it waits until the flags are known to be right
         from effnet_hf.benchmark.steps import benchmark_steps
 

@@ -61,8 +61,8 @@ def main() -> None:
             "bare": bare_step(bare.train(), recipe, batch),
             "timm": bare_step(peer.train(), recipe, batch),
         }
-        wall = {name: [] for name in variants}
-        cpu = {name: [] for name in variants}
+        wall: dict[str, list[float]] = {name: [] for name in variants}
+        cpu: dict[str, list[float]] = {name: [] for name in variants}
         for repeat in range(arguments.repeats + 2):
             for name, step in variants.items():
                 clock, process = time.perf_counter(), time.process_time()

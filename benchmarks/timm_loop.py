@@ -101,7 +101,8 @@ def main() -> None:
 def evaluate(model, loader) -> tuple[float, float]:
     """Top-1 in percent and cross entropy."""
     model.eval()
-    hits = loss = count = 0
+    hits = count = 0
+    loss = 0.0
     for pictures, labels in loader:
         logits = model(pictures.contiguous(memory_format=torch.channels_last))
         hits += (logits.argmax(-1) == labels).sum().item()

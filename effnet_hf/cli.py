@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import errno
 import os
 import shlex
 import signal
@@ -11,24 +12,32 @@ from collections.abc import Callable
 from .errors import UserError
 
 
-class OneLineErrors:
-    """Mixin for `argparse.ArgumentParser`: one clear line and exit code 2, no usage dump."""
+class OneLineErrors(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` with one clear line and exit code 2 instead of a usage dump."""
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {message}\n" if _speaks() else None)
 
     def parse_args(self, args=None, namespace=None):
-        namespace, leftovers = self.parse_known_args(args, namespace)
-        for word in leftovers:
-            flag = word.split("=", 1)[0]
-            nearest = difflib.get_close_matches(flag, list(self._option_string_actions), n=1)
-            hint = f"; did you mean {nearest[0]}?" if nearest else f"; {self.prog} --help lists them all"
-            self.error(f"{'unknown flag' if flag.startswith('-') else 'unexpected argument'} {flag}{hint}")
+        words = sys.argv[1:] if args is None else list(args)
+        for word in words[: words.index("--")] if "--" in words else words:
+            # Before argparse looks: it would miss the flag that is meant sooner than find the one that is mistyped.
+            if word.startswith("--") and word.split("=", 1)[0] not in self._option_string_actions:
+                self._unknown(word)
+        namespace, leftovers = self.parse_known_args(words, namespace)
+        if leftovers:
+            self._unknown(leftovers[0])
         return namespace
 
+    def _unknown(self, word: str):
+        flag = word.split("=", 1)[0]
+        nearest = difflib.get_close_matches(flag, list(self._option_string_actions), n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else f"; {self.prog} --help lists them all"
+        self.error(f"{'unknown flag' if flag.startswith('-') else 'unexpected argument'} {flag}{hint}")
 
-class ArgumentParser(OneLineErrors, argparse.ArgumentParser):
-    """`argparse.ArgumentParser` with one-line errors and no abbreviated flags."""
+
+class ArgumentParser(OneLineErrors):
+    """One-line errors, defaults in `--help`, and no abbreviated flags."""
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("allow_abbrev", False)
@@ -60,22 +69,58 @@ def command_line(args: argparse.Namespace) -> str:
     return shlex.join(["python", script, *(word for word in sys.argv[1:] if word not in secret)])
 
 
-def run(main: Callable[[], int | None]) -> None:
+def at_least(minimum: int) -> Callable[[str], int]:
+    """The `type` of a flag that takes whole numbers from `minimum` on."""
+
+    def whole_number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = minimum - 1
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {minimum}, got {text!r}")
+        return value
+
+    return whole_number
+
+
+def run(main: Callable[[], int | None], prog: str | None = None) -> None:
     """Runs a script's `main` and turns what a user can mend into one line and exit code 2.
 
     `main` may return an exit code. Ctrl-C exits with 130, quietly. Of several processes only the first one speaks.
+
+    Args:
+        prog: how the user called it; the script's name by default.
     """
-    prog = os.path.basename(sys.argv[0])
     try:
         code = main() or 0
         sys.stdout.flush()
-    except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{prog}: error: {error}", file=sys.stderr)
-        code = 2
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
     except BrokenPipeError:  # `classify.py … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except (UserError, OSError, RuntimeError) as error:
+        sentence = _sentence(error)
+        if sentence is None:
+            raise
+        if _speaks():
+            print(f"{prog or os.path.basename(sys.argv[0])}: error: {sentence}", file=sys.stderr)
+        code = 2
     sys.exit(code)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What a user can do about it, in one line; None for a bug, which deserves its traceback."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}."
+    if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
+        first = str(error).strip().splitlines()[0].rstrip(".")
+        return f"out of memory ({first}); lower the batch per device (--help has its flag) or --image_size."
+    return None
+
+
+def _speaks() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"

@@ -12,7 +12,9 @@ import difflib
 import inspect
 import math
 import numbers
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PretrainedConfig
@@ -125,11 +127,11 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         width_coefficient: float = 1.0,
         depth_coefficient: float = 1.0,
         depth_divisor: int = 8,
-        kernel_sizes: list[int] = (3, 3, 5, 3, 5, 5, 3),
-        strides: list[int] = (1, 2, 2, 2, 1, 2, 1),
-        num_block_repeats: list[int] = (1, 2, 2, 3, 3, 4, 1),
-        expand_ratios: list[int] = (1, 6, 6, 6, 6, 6, 6),
-        out_channels: list[int] = (16, 24, 40, 80, 112, 192, 320),
+        kernel_sizes: Sequence[int] = (3, 3, 5, 3, 5, 5, 3),
+        strides: Sequence[int] = (1, 2, 2, 2, 1, 2, 1),
+        num_block_repeats: Sequence[int] = (1, 2, 2, 3, 3, 4, 1),
+        expand_ratios: Sequence[int] = (1, 6, 6, 6, 6, 6, 6),
+        out_channels: Sequence[int] = (16, 24, 40, 80, 112, 192, 320),
         stem_channels: int = 32,
         head_channels: int = 1280,
         scale_stem_and_head: bool = True,
@@ -140,7 +142,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         stochastic_depth_mode: str = "batch",
         batch_norm_eps: float = 1e-3,
         batch_norm_momentum: float = 0.01,
-        conv_init: str = "fan_in",
+        conv_init: Literal["fan_in", "fan_out"] = "fan_in",
         hidden_act: str = "silu",
         padding: str = "symmetric",
         quantization: dict | None = None,
@@ -187,7 +189,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
             self.set_output_features_output_indices(out_features=out_features, out_indices=out_indices)
         elif out_features is not None and out_indices is not None:
             self.out_features = out_features
-            if list(self.out_indices) != list(out_indices):
+            if list(self.out_indices) != list(out_indices):  # type: ignore[has-type]
                 raise ValueError(f"out_features {out_features} and out_indices {out_indices} name different stages.")
         elif out_indices is not None:
             self.out_indices = out_indices
@@ -353,7 +355,7 @@ def _is_number(value) -> bool:
 
 
 def _is_integer(value, minimum: int) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= minimum
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= minimum
 
 
 def _as_list(value):

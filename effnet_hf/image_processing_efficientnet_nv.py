@@ -40,7 +40,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_and_crop(
-    image: Image.Image, shortest_edge: int | None, crop: tuple[int, int] | None, resample: int = Image.BICUBIC
+    image: Image.Image,
+    shortest_edge: int | None,
+    crop: tuple[int, int] | None,
+    resample: int = Image.BICUBIC,
 ) -> Image.Image:
     """Resizes the short side to `shortest_edge` pixels, then cuts (height, width) out of the centre.
 

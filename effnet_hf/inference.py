@@ -9,12 +9,12 @@ from PIL import Image, UnidentifiedImageError
 from transformers import pipeline
 
 from .errors import UserError
-from .image_processing_efficientnet_nv import EfficientNetNVImageProcessor, to_rgb
-from .modeling_efficientnet_nv import EfficientNetNVForImageClassification
-from .quiet import no_progress_bars
-from .training.model import check_checkpoint
+from .files import atomic_write
+from .image_processing_efficientnet_nv import to_rgb
+from .training.model import check_checkpoint, load_model, load_processor
 
 
+PLOT_FORMATS = (".png", ".pdf", ".svg")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -41,19 +41,12 @@ class Classifier:
 
     def __init__(self, model: str, device: str | None = None, precision: str = "fp32"):
         check_checkpoint(model)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise UserError(f"--device {device}: this machine has no CUDA device; use --device cpu.")
-        if device == "cpu" and precision == "fp16":
+        place = find_device(device)
+        if place.type == "cpu" and precision == "fp16":
             raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16.")
-        try:
-            # Handed over ready-made: given a name, transformers 5 asks whether to run the code saved with the weights.
-            with no_progress_bars():
-                network = EfficientNetNVForImageClassification.from_pretrained(model, dtype=DTYPES[precision])
-            processor = EfficientNetNVImageProcessor.from_pretrained(model)
-            self.pipeline = pipeline("image-classification", model=network, image_processor=processor, device=device)
-        except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(f"--model {model} cannot be used: {str(error).strip().splitlines()[0]}") from None
+        # Handed over ready-made: given a name, transformers 5 asks whether to run the code saved with the weights.
+        network, processor = load_model(model, dtype=DTYPES[precision]), load_processor(model)
+        self.pipeline = pipeline("image-classification", model=network, image_processor=processor, device=place)
 
     def __call__(self, paths: list[Path], top_k: int = 5, batch_size: int = 16) -> Iterator[Prediction]:
         """Predictions in the order of `paths`; a picture that cannot be read gets an `error` instead."""
@@ -63,6 +56,28 @@ class Classifier:
             found = iter(self.pipeline(pictures, top_k=top_k, batch_size=batch_size) if pictures else [])
             for path, picture, error in batch:
                 yield Prediction(path, next(found) if picture is not None else [], error)
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device that `--device` names; a GPU if there is one when it names none.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name is None:
+        return found or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name} is no device; known are cpu, cuda, cuda:1, ….") from None
+    if device.type == "cpu":
+        return device
+    if found is None or found.type != device.type:
+        raise UserError(f"--device {name}: this machine has no {device.type.upper()} device; use --device cpu.")
+    if (device.index or 0) >= torch.accelerator.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.accelerator.device_count()}, counted from 0.")
+    return device
 
 
 def _open(path: Path) -> tuple[Image.Image | None, str | None]:
@@ -78,7 +93,7 @@ def _open(path: Path) -> tuple[Image.Image | None, str | None]:
 
 
 def draw_predictions(results: list[Prediction], path: str, most: int = 12) -> None:
-    """Draws up to `most` pictures, each beside the bars of its classes, into a PNG."""
+    """Draws up to `most` pictures, each beside the bars of its classes, into a file of one of `PLOT_FORMATS`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -100,10 +115,8 @@ def draw_predictions(results: list[Prediction], path: str, most: int = 12) -> No
         right.set_xlim(0, 115)
         right.set_xticks([])
         right.spines[:].set_visible(False)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     try:
-        figure.savefig(path, dpi=110)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--save_plot {path} cannot be written: {error}") from None
+        with atomic_write(path, "wb") as file:
+            figure.savefig(file, dpi=110, format=Path(path).suffix[1:])
     finally:
         plt.close(figure)

@@ -1,4 +1,4 @@
-"""Without transformers' progress bars: a network of one small file is written and read in a blink."""
+"""Without what transformers says while it reads and writes a small network: our own lines say what matters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,3 +16,14 @@ def no_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """Silences transformers' warnings inside the block, where the caller looks at the loading report itself."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

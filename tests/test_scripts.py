@@ -126,32 +126,6 @@ def test_classify_precisions_and_plot(command, workplace, tmp_path):
     assert code == 0 and Image.open(tmp_path / "plot.png").width > 300
 
 
-WRONG = [  # (script, arguments, what the line names)
-    ("train", ["--data_dir", "no/such"], "no/such"),
-    ("train", [], "--data_dir"),
-    ("train", ["--steps", "0", "--data_dir", "x"], "--steps"),
-    ("train", ["--data_dir", "{data}", "--config", "none"], "none"),
-    ("validate", ["--model", "no/such/model", "--data_dir", "{data}"], "no/such/model"),
-    ("validate", ["--model", "{data}", "--data_dir", "{data}"], "no config.json"),
-    ("validate", ["--model", "{model}", "--data_dir", "no/such"], "no/such"),
-    ("validate", ["--model", "{model}", "--data_dir", "{data}", "--precision", "fp16"], "needs a GPU"),
-    ("validate", ["--modle", "x"], "--model"),
-    ("classify", ["--model", "{model}", "no/such.png"], "no/such.png"),
-    ("classify", ["--model", "{model}", "--precision", "fp16", "{picture}"], "needs a GPU"),
-    ("classify", ["--model", "{model}", "--device", "cuda", "{picture}"], "no CUDA device"),
-    ("classify", ["--model", "{model}", "--top_k", "0", "{picture}"], "--top_k"),
-    ("classify", ["--model", "no/such/model", "{picture}"], "no/such/model"),
-    ("classify", ["--model", "{model}", "-"], "no picture"),
-]
-
-
-@pytest.mark.parametrize("script, arguments, named", WRONG, ids=[f"{s} {' '.join(a)}" for s, a, _ in WRONG])
-def test_mistake_is_one_line_and_exit_code_2(script, arguments, named, command, workplace):
-    places = {"data": workplace / "data", "model": workplace / "model", "picture": workplace / "data/val/red/0.png"}
-    code, _, err = command(script, *(argument.format(**places) for argument in arguments))
-    assert code == 2 and named in err and len(err.splitlines()) == 1, err
-
-
 def test_real_sigterm_saves_and_exits_with_75(workplace, tmp_path):
     """A process, a signal, a resume: the whole path, without monkeypatches."""
     line = [sys.executable, str(ROOT / "train.py"), "--config", str(workplace / "squares.yaml"), "--epochs", "400"]

@@ -38,13 +38,15 @@ COPIES = 4  # links to each picture, so that a small folder fills whole batches
 
 def add_flags(parser) -> None:
     parser.add_argument("--data_dir", required=True, help="folder of class folders with JPEGs")
-    parser.add_argument("--image_size", type=int, default=224, help="side of the training crop")
-    parser.add_argument("--batch_size", type=int, default=32, help="pictures per batch")
-    parser.add_argument("--batches", type=int, default=4, help="batches per row and round")
-    parser.add_argument("--rounds", type=int, default=9, help="measured rounds, after one that is not counted")
+    parser.add_argument("--image_size", type=cli.at_least(1), default=224, help="side of the training crop")
+    parser.add_argument("--batch_size", type=cli.at_least(1), default=32, help="pictures per batch")
+    parser.add_argument("--batches", type=cli.at_least(1), default=4, help="batches per row and round")
+    parser.add_argument(
+        "--rounds", type=cli.at_least(1), default=9, help="measured rounds, after one that is not counted"
+    )
     parser.add_argument("--augmentation", nargs="+", choices=["none", "autoaugment"], default=["none", "autoaugment"])
     parser.add_argument(
-        "--tree_classes", type=int, default=0, help="also time opening a tree of this many classes x 300"
+        "--tree_classes", type=cli.at_least(0), default=0, help="also time opening a tree of this many classes x 300"
     )
     parser.add_argument("--output", default=None, help="write the figures to this JSON file as well")
 
@@ -75,8 +77,9 @@ def measure_throughput(arguments) -> list[dict]:
     else runs on a machine only ever slows a round down, so the best one says most about the code.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        root = _linked_tree(Path(arguments.data_dir), Path(scratch))
-        sources, loaders = {}, []
+        root = _linked_tree(Path(arguments.data_dir), Path(scratch), arguments.batch_size)
+        sources: dict[tuple, Iterator] = {}
+        loaders: list = []
         for augmentation in arguments.augmentation:
             for name, make in _rows().items():
                 try:
@@ -326,11 +329,15 @@ def describe_cpu() -> str:
     return f"{name}, {cores} cores"
 
 
-def _linked_tree(source: Path, scratch: Path) -> Path:
+def _linked_tree(source: Path, scratch: Path, batch_size: int) -> Path:
     """`train/` with each picture of `source` linked `COPIES` times, and a `val/` of one link each."""
     tree = scan_tree(source)
     if len(tree.classes) < 2:
         raise UserError(f"--data_dir {source} needs at least two class folders.")
+    if COPIES * len(tree.paths) < batch_size:
+        raise UserError(
+            f"--data_dir {source} has {len(tree.paths)} pictures; lower --batch_size to {COPIES} times that."
+        )
     for split, copies in (("train", COPIES), ("val", 1)):
         for number, (path, label) in enumerate(zip(tree.paths, tree.labels)):
             folder = scratch / split / tree.classes[label]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..errors import UserError
 from ..files import atomic_write
 from ..hub import software_versions
 from ..recipes import Recipe
@@ -90,7 +91,9 @@ def _time_training(run: Run, steps: int) -> tuple[list[float], list[float], int]
 
 def _time_inference(run: Run, steps: int) -> tuple[list[float], list[float], int]:
     run.model.eval()
-    size = run.plan.per_device
+    size, pictures = run.plan.per_device, run.loaders.val.num_samples
+    if pictures < size * run.accelerator.num_processes:
+        raise UserError(f"--per_device_batch_size {size} is more than the {pictures} validation pictures; lower it.")
     batches = itertools.chain.from_iterable(run.loaders.val.epoch(0) for _ in itertools.count())
     full = (batch for batch in batches if len(batch["labels"]) == size)
     waits, times = [], []

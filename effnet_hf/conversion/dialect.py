@@ -8,7 +8,7 @@ PyTorch is spoken.
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from functools import lru_cache
 from typing import ClassVar
 
@@ -115,7 +115,7 @@ class Dialect:
         stem = {name: layers.pop(name) for name in list(layers) if name.startswith("efficientnet.encoder.stem")}
         return {**stem, **inside, **layers}
 
-    def matches(self, keys: Mapping) -> bool:
+    def matches(self, keys: Container[str]) -> bool:
         """Whether the stem's or the head's convolution is spelled in this dialect."""
         return any(f"{self.layers[name]}.weight" in keys for name in (STEM, HEAD))
 

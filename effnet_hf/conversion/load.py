@@ -143,7 +143,7 @@ def load_foreign(
         UserError: it cannot be opened, is ambiguous, or is not a whole EfficientNet. The `difference` of a checkpoint
             whose model is another function is reported, not raised.
     """
-    opened = open_source(source, ema=ema, revision=revision, token=token)
+    opened = open_source(str(source), ema=ema, revision=revision, token=token)
     where = opened.path.name
     spoken = find_dialect(opened.tensors) if dialect == "auto" else DIALECTS[dialect]
     tensors = {spoken.respell(key): tensor for key, tensor in opened.tensors.items()}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..hub import download
 
 
@@ -192,7 +192,7 @@ def _read_safetensors(path: Path) -> tuple[dict, dict]:
             tensors = {key: handle.get_tensor(key) for key in handle.keys()}
             metadata = handle.metadata() or {}
     except (SafetensorError, OSError, ValueError, MemoryError) as error:
-        raise UserError(f"{path} is a damaged safetensors file: {_first_line(error)}") from error
+        raise UserError(f"{path} is a damaged safetensors file: {first_line(error)}") from error
     try:
         header = json.loads(metadata.get(HEADER_KEY, "{}"))
     except ValueError as error:
@@ -214,7 +214,7 @@ def _read_pickle(path: Path) -> Any:
             raise UserError(
                 f"{path} refused: it does not open with torch.load(weights_only=True), so it holds more than tensors."
             ) from error
-        raise UserError(f"{path} is damaged or cut short: {_first_line(error)}") from error
+        raise UserError(f"{path} is damaged or cut short: {first_line(error)}") from error
 
 
 def _unwrap(content: Any, name: str, ema: bool) -> tuple[dict[str, torch.Tensor], dict, list[str]]:
@@ -274,7 +274,3 @@ def _without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 def _few(content: Mapping) -> str:
     keys = [str(key) for key in content]
     return ", ".join(keys[:4]) + (", …" if len(keys) > 4 else "")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].strip().rstrip(".") + "."

@@ -134,6 +134,7 @@ def _arch(config: EfficientNetNVConfig) -> str:
 def _architecture(variant: str, source: Source, arch: str | None) -> tuple[str, dict, dict]:
     """Name, pretrained_cfg and model_args of the timm architecture the weights belong to."""
     candidates = [prefix + variant.replace("-", "_") for prefix in _FAMILIES]
+    arguments: dict
     if arch is not None:
         found, pretrained, arguments = arch.split(".")[0], _known(arch, source), {}
     elif "architecture" in source.config:

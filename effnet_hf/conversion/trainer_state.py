@@ -77,7 +77,8 @@ def _by_name(optimizer: Mapping, order: list[str], names: Mapping[str, str], sha
         raise ValueError(
             f"its groups hold {sizes} tensors, the model has {len(bn)} of batch norm and {len(rest)} others"
         )
-    groups, name_of = [], {}
+    groups: list[dict] = []
+    name_of: dict = {}
     for group, keys in zip(optimizer["param_groups"], known[tuple(sizes)]):
         ours = [names[key] for key in keys]
         name_of.update(zip(group["params"], ours))

@@ -17,7 +17,7 @@ from torch import nn
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
-from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification, SqueezeExcite
 from .load import Converted
 
 
@@ -65,9 +65,10 @@ def warm_start(
     if problems or not fresh:
         raise UserError(f"--warm_start {variant}: {lite.config.variant} has other shapes; lite0 fits b0 and widese-b0.")
     model.load_state_dict({**fresh, **lite.state_dict}, strict=True)
-    for block in (block for stage in model.efficientnet.encoder.stages for block in stage.blocks):
-        nn.init.zeros_(block.se.expand.weight)
-        nn.init.constant_(block.se.expand.bias, GATE_BIAS)
+    for module in model.modules():
+        if isinstance(module, SqueezeExcite):
+            nn.init.zeros_(module.expand.weight)
+            nn.init.constant_(module.expand.bias, GATE_BIAS)
     processor = EfficientNetNVImageProcessor.for_image_size(config.image_size)
     _measure_batch_norm(model, processor, paths)
     notes = (

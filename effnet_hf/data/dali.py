@@ -11,6 +11,7 @@ import importlib.util
 import os
 import sys
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class DaliDecoder:
 
     def __init__(self, max_batch_size: int):
         self._max_batch_size = max_batch_size
-        self._pipeline = None
+        self._pipeline: Any = None
 
     def __getstate__(self):
         return {**self.__dict__, "_pipeline": None}

@@ -8,7 +8,7 @@ import random
 from collections import deque
 from collections.abc import Iterator
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -86,8 +86,8 @@ class EncodedBatches(PictureBatches):
         if not (picture.plain_jpeg and self._trust_jpegs):
             left, top, width, height = box
             data, start = _as_ppm(picture.rgb().crop((left, top, left + width, top + height))), (0, 0)
-        numbers = (np.array(x, np.int32) for x in (start, (box.height, box.width), resized, crop, flip))
-        return Encoded(np.frombuffer(data, np.uint8), *numbers, draws)
+        numbers = [np.array(x, np.int32) for x in (start, (box.height, box.width), resized, crop, flip)]
+        return Encoded._make([np.frombuffer(data, np.uint8), *numbers, draws])
 
     def __getitem__(self, request: BatchRequest) -> dict:
         encoded, batch = self.load(request)
@@ -132,7 +132,7 @@ class DaliPipeline:
         self._device = device
         self._num_threads = num_threads
         self._queue_depth = queue_depth
-        self._pipeline = None
+        self._pipeline: Any = None
         self._source: Iterator[dict] = iter(())
         self._under_way: deque[dict] = deque()  # handed to DALI, not yet come back
         self._bad_only: list = []  # bad files of micro-batches in which nothing could be read

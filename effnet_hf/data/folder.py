@@ -73,13 +73,15 @@ def scan_tree(root: str | os.PathLike) -> Tree:
     """
     root = str(root)
     tree = Tree(root)
-    loose, left_out, nested, empty = 0, [], 0, []
+    loose, nested = 0, 0
+    left_out: list[str] = []
+    empty: list[str] = []
     ancestors = (_identity(root, tree.folders),)
     for entry in _entries(root):
         if not _is_folder(entry):
             loose += _is_picture(entry.name)
             continue
-        paths = []
+        paths: list[str] = []
         nested += _collect(entry.path, ancestors, paths, left_out, tree.folders)
         if not paths:
             empty.append(entry.name)
@@ -155,7 +157,10 @@ def _collect(folder: str, ancestors: tuple, paths: list, left_out: list, folders
 
 
 def _identity(folder: str, folders: dict) -> tuple[int, int]:
-    status = os.stat(folder)
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}.") from None
     folders[folder] = status.st_mtime_ns
     return status.st_dev, status.st_ino
 

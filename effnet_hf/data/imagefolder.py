@@ -53,8 +53,8 @@ class PictureBatches(Dataset):
                     bad.append(BadFile(split.name(candidate), str(error)))
                 stand_ins = stand_ins or (split.stand_ins(index, seed) if self.replace_bad else iter(()))
                 candidate, picture = next(stand_ins, None), None
-        labels, kept = torch.tensor(labels, dtype=torch.int64), torch.tensor(kept, dtype=torch.int64)
-        return prepared, {"labels": labels, "index": kept, "request": request, "bad": bad}
+        numbers = {"labels": torch.tensor(labels, dtype=torch.int64), "index": torch.tensor(kept, dtype=torch.int64)}
+        return prepared, {**numbers, "request": request, "bad": bad}
 
     def split_of(self, request: BatchRequest) -> Split:
         return self.split if request.split is None else request.split

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import UserError
 from ..image_processing_efficientnet_nv import IMAGENET_MEAN, IMAGENET_STD, RESIZE_MARGIN
+from ..recipes import Recipe
 from .bad_files import BadFiles
 from .dali import DaliDecoder, require_dali
 from .dali_augment import DaliPolicy
@@ -115,7 +116,7 @@ class Loaders:
 
 
 def build_loaders(
-    recipe,
+    recipe: Recipe,
     *,
     image_size: int,
     device: torch.device | str = "cpu",
@@ -175,7 +176,7 @@ def _open_source(recipe, train: bool, class_names) -> DataSource:
 class Setting:
     """The arguments of `build_loaders`, and how each part of a loader follows from them."""
 
-    recipe: object
+    recipe: Recipe
     image_size: int
     device: torch.device
     rank: int
@@ -192,7 +193,7 @@ class Setting:
         workers = choose_workers(self.device.type) if recipe.num_workers is None else recipe.num_workers
         if recipe.loader == "dali-gpu":
             workers = min(workers, 4) if recipe.num_workers is None else workers  # they only read files
-            backend = self.dali_pipeline(split, train, workers)
+            backend: DaliPipeline | WorkerPool = self.dali_pipeline(split, train, workers)
         else:
             backend = self.worker_pool(split, train, workers)
         listing = Path(recipe.output_dir) / "bad_files.txt" if train else None
@@ -214,7 +215,7 @@ class Setting:
     def worker_pool(self, split, train: bool, workers: int) -> WorkerPool:
         recipe = self.recipe
         if train:
-            transform = TrainTransform(
+            transform: TrainTransform | EvaluationTransform = TrainTransform(
                 self.image_size, recipe.interpolation, recipe.crop_scale, recipe.horizontal_flip, recipe.augmentation
             )
         else:
@@ -227,7 +228,9 @@ class Setting:
         recipe = self.recipe
         if train:
             policy = None if recipe.augmentation == "none" else DaliPolicy(recipe.augmentation, self.image_size)
-            planner = TrainPlanner(self.image_size, recipe.crop_scale, recipe.horizontal_flip, policy)
+            planner: TrainPlanner | EvaluationPlanner = TrainPlanner(
+                self.image_size, recipe.crop_scale, recipe.horizontal_flip, policy
+            )
         else:
             planner = EvaluationPlanner(self.image_size, self.resize_margin)
         files = EncodedBatches(split, planner, recipe.seed, replace_bad=train)

@@ -34,7 +34,7 @@ class BatchMixer:
         lam = float(rng.beta(alpha, alpha))
         order = torch.from_numpy(rng.permutation(len(labels))).to(pixels.device, non_blocking=True)
         if cut:
-            top, bottom, left, right = draw_box(rng, *pixels.shape[-2:], lam)
+            top, bottom, left, right = draw_box(rng, pixels.shape[-2], pixels.shape[-1], lam)
             lam = 1 - (bottom - top) * (right - left) / (pixels.shape[-2] * pixels.shape[-1])
             pixels = pixels.clone(memory_format=torch.preserve_format)
             pixels[:, :, top:bottom, left:right] = pixels[order, :, top:bottom, left:right]

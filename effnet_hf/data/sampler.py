@@ -7,6 +7,7 @@ accumulates twice, see the same micro-batches. That run's number, counted over t
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class BatchRequest:
     epoch: int
     slot: int  # position in the epoch over all ranks
     indices: np.ndarray
-    split: object = None  # the samples themselves, where they cannot be looked up by number (streaming)
+    split: Any = None  # the samples themselves, where they cannot be looked up by number (streaming)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Every file is opened and decoded in full, as training would. Ends with exit code
 
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,26 +14,31 @@ from tqdm import tqdm
 
 from .. import cli
 from ..errors import UserError
+from ..files import atomic_write
 from .folder import find_splits, open_folder
 from .pictures import BadPicture, Picture, read_file
 from .workers import usable_cores
 
 
+PROG = "python -m effnet_hf.data.scan"
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = cli.ArgumentParser(prog="python -m effnet_hf.data.scan", description=__doc__.splitlines()[0])
+    parser = cli.ArgumentParser(prog=PROG, description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="a folder with train/ and val/, or with one folder per class")
-    parser.add_argument("--num_workers", type=int, default=None, help="processes; the free cores by default")
+    parser.add_argument("--num_workers", type=cli.at_least(0), help="processes; the free cores by default")
     parser.add_argument("--output", default=None, help="write the unreadable files to this text file, one per line")
     arguments = parser.parse_args(argv)
     workers = arguments.num_workers if arguments.num_workers is not None else int(usable_cores())
     train, validation = find_splits(arguments.folder)
-    bad = []
-    for folder in filter(None, (train, validation)):
-        bad += scan_folder(folder, workers)
     if validation is not None:
         _compare_classes(train, validation)
-    if arguments.output:
-        Path(arguments.output).write_text("".join(f"{name}\t{reason}\n" for name, reason in bad), encoding="utf-8")
+    bad = []
+    with atomic_write(arguments.output) if arguments.output else nullcontext() as output:
+        for folder in filter(None, (train, validation)):
+            bad += scan_folder(folder, workers)
+        if output is not None:
+            output.writelines(f"{name}\t{reason}\n" for name, reason in bad)
     return 1 if bad else 0
 
 
@@ -45,7 +51,8 @@ def scan_folder(folder: Path, workers: int = 1, progress: bool | None = None) ->
     dataset, notes = open_folder(folder, use_cache=False)
     paths = dataset.data.column("image").combine_chunks().field("path").to_pylist()
     labels = dataset.data.column("label").to_numpy()
-    sizes, kinds, bad = [], Counter(), []
+    kinds: Counter[str] = Counter()
+    sizes, bad = [], []
     hide = None if progress is None else not progress  # tqdm: None is "only on a terminal"
     for path, (size, kind, reason) in zip(
         paths, tqdm(_inspected(paths, workers), str(folder), len(paths), disable=hide)
@@ -115,4 +122,4 @@ def _compare_classes(train: Path, validation: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: main(sys.argv[1:]))
+    cli.run(lambda: main(sys.argv[1:]), PROG)

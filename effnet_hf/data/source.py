@@ -30,7 +30,7 @@ class Split:
         self._dataset = dataset
         self._image_column = image_column
         self._rows = rows
-        self._by_class = None
+        self._by_class: tuple[np.ndarray, np.ndarray] | None = None
         self.labels = np.asarray(labels, np.int64) if rows is None else np.asarray(labels, np.int64)[rows]
 
     def __len__(self) -> int:

@@ -26,7 +26,7 @@ class SyntheticBatches:
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._seed = seed
         self._mixer = mixer
-        self._made = None
+        self._made: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def batches(self, requests: Iterator[BatchRequest]) -> Iterator[dict]:
         for request in requests:

@@ -32,8 +32,8 @@ def choose_workers(device_type: str, cores: float | None = None, processes: int 
 
 def _cgroup_quota(root: Path) -> float | None:
     try:  # version 2: "max 100000" or "150000 100000"
-        quota, period = (root / "cpu.max").read_text().split()
-        return None if quota == "max" else int(quota) / int(period)
+        share, per = (root / "cpu.max").read_text().split()
+        return None if share == "max" else int(share) / int(per)
     except (OSError, ValueError):
         pass
     try:  # version 1

@@ -1,12 +1,12 @@
 """The typed recipe: reads YAML, takes flags on top, refuses what cannot be meant."""
 
 import dataclasses
-import difflib
 import json
+import math
 import sys
 import types
 import typing
-from argparse import SUPPRESS
+from argparse import SUPPRESS, Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from transformers import HfArgumentParser
 
 from ..cli import OneLineErrors
 from ..configuration import EfficientNetNVConfig
-from ..errors import UserError
+from ..errors import UserError, did_you_mean
 from . import options
 
 
@@ -44,9 +44,12 @@ class Recipe(
             object.__setattr__(self, field.name, value)
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                bound = f"at least {low}" if high == float("inf") else f"between {low} and {high}"
-                raise UserError(f"--{name} must be {bound}, got {value}.")
+            for entry in value if isinstance(value, list) else [value]:
+                if entry is not None and not low <= entry <= high:
+                    bound = f"at least {low}" if high == _INFINITY else f"between {low} and {high}"
+                    raise UserError(f"--{name} must be {bound}, got {entry}.")
+        if len(self.adam_betas) != 2:
+            raise UserError(f"--adam_betas takes two numbers, e.g. 0.9 0.999; got {self.adam_betas}.")
         if self.epochs < self.warmup_epochs:
             raise UserError(
                 f"--warmup_epochs {self.warmup_epochs:g} is longer than --epochs {self.epochs}; shorten the warm-up."
@@ -70,8 +73,8 @@ class Recipe(
 
     def architecture_overrides(self) -> dict:
         """The configuration fields that this recipe sets, also on a loaded checkpoint."""
-        names = ("image_size", "dropout_rate", "survival_prob", "stochastic_depth_mode")
-        names += ("batch_norm_momentum", "batch_norm_eps", "conv_init")
+        names = ["image_size", "dropout_rate", "survival_prob", "stochastic_depth_mode"]
+        names += ["batch_norm_momentum", "batch_norm_eps", "conv_init"]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def replace(self, **changes) -> "Recipe":
@@ -106,10 +109,13 @@ _RANGES = {
     "lr_batch_size": (1, _INFINITY),
     "warmup_epochs": (0, _INFINITY),
     "end_lr": (0, _INFINITY),
+    "lr_step_epochs": (0, _INFINITY),
+    "lr_step_gamma": (0, _INFINITY),
     "momentum": (0, 1),
     "weight_decay": (0, _INFINITY),
     "rmsprop_alpha": (0, 1),
     "rmsprop_eps": (0, _INFINITY),
+    "adam_betas": (0, 1 - 1e-6),
     "label_smoothing": (0, 1),
     "gradient_clip": (0, _INFINITY),
     "ema_decay": (0, 1),
@@ -142,7 +148,7 @@ def load_recipe(name_or_path: str, **overrides) -> Recipe:
     return Recipe(**{**_read_values(name_or_path), **overrides})
 
 
-def parse_recipe(argv: list[str] | None = None, description: str = "", extra_flags=None) -> tuple[Recipe, object]:
+def parse_recipe(argv: list[str] | None = None, description: str = "", extra_flags=None) -> tuple[Recipe, Namespace]:
     """The recipe that a command line describes: `--config`, then `--hardware`'s preset, then every flag given.
 
     Args:
@@ -152,7 +158,7 @@ def parse_recipe(argv: list[str] | None = None, description: str = "", extra_fla
     Returns:
         The recipe and a namespace with `config`, `print_config` and the script's own flags.
     """
-    parser = _RecipeParser(options.GROUPS, description=description, allow_abbrev=False)
+    parser: typing.Any = _RecipeParser(options.GROUPS, description=description, allow_abbrev=False)
     own = parser.add_argument_group("recipe")
     own.add_argument(
         "--config", default="b0", help=f"built-in recipe or YAML file; built in: {', '.join(available_recipes())}"
@@ -176,6 +182,9 @@ def parse_recipe(argv: list[str] | None = None, description: str = "", extra_fla
 
 
 class _RecipeParser(OneLineErrors, HfArgumentParser):
+    if typing.TYPE_CHECKING:
+        __init__ = HfArgumentParser.__init__
+
     def peek(self, argv, name: str) -> str:
         """One flag's value before the others are known, so that `--help` can show the recipe's defaults."""
         argv = sys.argv[1:] if argv is None else argv
@@ -206,11 +215,9 @@ def _read_values(name_or_path: str) -> dict:
     if path.suffix not in (".yaml", ".yml"):
         path = FOLDER / f"{name_or_path}.yaml"
         if name_or_path not in available_recipes():
-            nearest = difflib.get_close_matches(name_or_path, available_recipes(), n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
             raise UserError(
-                f"--config {name_or_path!r} is neither a built-in recipe nor a .yaml file.{hint}"
-                f" Built in: {', '.join(available_recipes())}."
+                f"--config {name_or_path!r} is neither a built-in recipe nor a .yaml file."
+                f"{did_you_mean(name_or_path, available_recipes())} Built in: {', '.join(available_recipes())}."
             )
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -222,9 +229,7 @@ def _read_values(name_or_path: str) -> dict:
         raise UserError(f"{path} must hold `option: value` lines, one per option.")
     for key in values:
         if key not in _NAMES:
-            nearest = difflib.get_close_matches(str(key), _NAMES, n=1)
-            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise UserError(f"{path}: unknown option {key!r}.{hint}")
+            raise UserError(f"{path}: unknown option {key!r}.{did_you_mean(key, _NAMES)}")
     values.setdefault("name", path.stem)
     return values
 
@@ -261,9 +266,9 @@ def _coerce(name: str, value, hint):
         if value is False and "none" in allowed:  # YAML: `augmentation: no`
             return "none"
         if value not in allowed:
-            nearest = difflib.get_close_matches(str(value), allowed, n=1)
-            hint_text = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise UserError(f"--{name} must be one of {', '.join(allowed)}, got {value!r}.{hint_text}")
+            raise UserError(
+                f"--{name} must be one of {', '.join(allowed)}, got {value!r}.{did_you_mean(value, allowed)}"
+            )
         return value
     if typing.get_origin(hint) is list:
         entries = value if isinstance(value, (list, tuple)) else [value]
@@ -273,7 +278,7 @@ def _coerce(name: str, value, hint):
             number = float(value)
         except (TypeError, ValueError):
             number = None
-        if number is not None and number == number and (hint is float or number == int(number)):
+        if number is not None and math.isfinite(number) and (hint is float or number == int(number)):
             return hint(number)
     elif hint is bool and isinstance(value, bool) or hint is str and isinstance(value, str):
         return value

@@ -19,12 +19,14 @@ import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..files import atomic_folder, atomic_write
 from ..quiet import no_progress_bars
 from ..recipes import Recipe
@@ -116,11 +118,11 @@ class Checkpoints:
             )
         return nested[-1].parent
 
-    def load(self, path: Path, num_samples: int) -> Progress:
-        """Restores model, moving average, optimizer, loss scale and RNGs, and says where to go on.
+    def read_progress(self, path: Path, num_samples: int) -> Progress:
+        """Where a checkpoint stands.
 
         Raises:
-            UserError: the checkpoint is unreadable, or its position means another sample in this run.
+            UserError: it is unreadable, or its position means another sample in this run.
         """
         from ..recipes import load_recipe
 
@@ -141,11 +143,18 @@ class Checkpoints:
                 f"--resume {path} was trained on {progress.num_samples} pictures, the data now has {num_samples};"
                 " start from its weights with --model instead."
             )
+        return progress
+
+    def restore(self, path: Path) -> None:
+        """Puts model, moving average, optimizer, loss scale and RNGs back as they were.
+
+        Raises:
+            UserError: a file of the checkpoint is missing or damaged.
+        """
         try:
             self.accelerator.load_state(str(path))
-        except (OSError, RuntimeError, ValueError, KeyError) as error:
-            raise UserError(f"--resume {path} cannot be restored: {str(error).strip().splitlines()[0]}") from None
-        return progress
+        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, EOFError, UnpicklingError) as error:
+            raise UserError(f"--resume {path} cannot be restored: {first_line(error)}") from None
 
     def clean(self, everything: bool = False) -> None:
         """Removes what a killed writer left behind; with `everything` the checkpoints of the earlier run too."""

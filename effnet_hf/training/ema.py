@@ -5,6 +5,7 @@ by another formula.
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ class ModelEMA:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.updates = decay, 0
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.model: Any = copy.deepcopy(model).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

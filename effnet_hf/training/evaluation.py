@@ -1,22 +1,21 @@
 """A checkpoint on a folder of labelled pictures, through the loaders and arithmetic of training."""
 
+from typing import Literal
+
 from ..data import build_loaders
-from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
-from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
-from ..quiet import no_progress_bars
 from ..recipes import Recipe
 from .loop import validate
-from .model import FILTERS, check_checkpoint
+from .model import FILTERS, check_checkpoint, load_model, load_processor
 from .precision import make_accelerator, wants_channels_last
 
 
 def validate_checkpoint(
     model: str,
     data_dir: str,
-    precision: str | None = None,
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = None,
     per_device_batch_size: int = 64,
     num_workers: int | None = None,
-    loader: str = "imagefolder",
+    loader: Literal["imagefolder", "dali-cpu", "dali-gpu"] = "imagefolder",
     topk: int = 5,
 ) -> dict[str, float] | None:
     """Top-1, top-k, loss and speed of a checkpoint; see [`validate`]. None on all processes but the first.
@@ -28,12 +27,13 @@ def validate_checkpoint(
         UserError: no such checkpoint or folder, or the classes cannot be matched.
     """
     config = check_checkpoint(model)
-    processor = EfficientNetNVImageProcessor.from_pretrained(model)
+    processor = load_processor(model)
     crop = processor.crop_size["height"]
     recipe = Recipe(
         model=model,
         data_dir=data_dir,
         precision=precision,
+        per_device_batch_size=per_device_batch_size,
         num_workers=num_workers,
         loader=loader,
         topk=topk,
@@ -55,9 +55,8 @@ def validate_checkpoint(
         channels_last=wants_channels_last(recipe, accelerator),
         class_names=[config.id2label[i] for i in range(config.num_labels)],
     )
-    with no_progress_bars():
-        network = EfficientNetNVForImageClassification.from_pretrained(model).to(accelerator.device)
     try:
+        network = load_model(model).to(accelerator.device)
         figures = validate(network, loaders.val, accelerator, topk)
     finally:
         loaders.close()

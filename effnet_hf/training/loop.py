@@ -125,7 +125,7 @@ def end_epoch(run: Run) -> None:
             figures[name] for name in ("top1", "loss", f"top{recipe.topk}")
         )
         progress.best_epoch, progress.best_is_ema, progress.epochs_since_best = progress.epoch, kind == "val_ema", 0
-        progress.num_validated = figures["n"]
+        progress.num_validated = int(figures["n"])
         run.checkpoints.save_best(run.ema.model if progress.best_is_ema else run.bare_model)
     run.log_epoch(progress.loss_sum / max(progress.loss_count, 1), results)
 

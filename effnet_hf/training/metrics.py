@@ -42,7 +42,7 @@ class LatencyMeter:
 
     def __init__(self, device: torch.device):
         self.on_cuda = device.type == "cuda"
-        self.marks = []
+        self.marks: list[tuple] = []
 
     def _now(self):
         if not self.on_cuda:

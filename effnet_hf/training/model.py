@@ -1,21 +1,22 @@
 """The model and the image processor that a recipe asks for, fresh or from a checkpoint."""
 
-import json
 import os
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
+from safetensors import SafetensorError
 from transformers import AutoConfig
 
 from ..configuration import EfficientNetNVConfig
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
-from ..quiet import no_progress_bars
+from ..quiet import no_progress_bars, only_errors
 from ..recipes import Recipe
 
 
-FILTERS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
+FILTERS: dict[Literal["bilinear", "bicubic"], int] = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
 
 
 def check_checkpoint(name_or_path: str) -> EfficientNetNVConfig:
@@ -34,14 +35,61 @@ def check_checkpoint(name_or_path: str) -> EfficientNetNVConfig:
         raise UserError(f"--model {name_or_path} holds no config.json, so it is not a saved model.")
     try:
         config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise UserError(f"--model {name_or_path} cannot be opened: {str(error).strip().splitlines()[0]}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {name_or_path} cannot be opened: {first_line(error)}") from None
+    except (TypeError, AttributeError):
+        raise UserError(f"--model {name_or_path} cannot be opened: its config.json is no JSON object.") from None
     if not isinstance(config, EfficientNetNVConfig):
         raise UserError(
             f"--model {name_or_path} is a {config.model_type!r} model, not one of ours;"
             " if it is an EfficientNet, convert it first: python convert.py --help"
         )
     return config
+
+
+def load_processor(name_or_path: str) -> EfficientNetNVImageProcessor:
+    """How a checkpoint's pictures are prepared.
+
+    Raises:
+        UserError: it does not say, or not in a way that can be read.
+    """
+    try:
+        return EfficientNetNVImageProcessor.from_pretrained(name_or_path)
+    except (OSError, ValueError, TypeError) as error:
+        missing = os.path.isdir(name_or_path) and not Path(name_or_path, "preprocessor_config.json").is_file()
+        reason = "holds no preprocessor_config.json" if missing else f"has an unusable one: {first_line(error)}"
+        raise UserError(f"--model {name_or_path} {reason}, so it does not say how to prepare pictures.") from None
+
+
+def load_model(name_or_path: str, new_classifier: bool = False, **settings) -> EfficientNetNVForImageClassification:
+    """A checkpoint's network with every one of its weights.
+
+    Args:
+        new_classifier: where the shapes differ (`settings` name other classes), a freshly initialised one will do.
+        settings: for `from_pretrained`.
+
+    Raises:
+        UserError: the weights are missing, damaged or of other shapes than `config.json` says.
+    """
+    folder = Path(name_or_path)
+    if folder.is_dir() and not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
+        raise UserError(f"--model {name_or_path} cannot be loaded: it holds no model.safetensors.")
+    try:
+        with no_progress_bars(), only_errors():
+            model, report = EfficientNetNVForImageClassification.from_pretrained(
+                name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+            )
+    except SafetensorError as error:
+        raise UserError(f"--model {name_or_path} cannot be loaded: its weights are damaged ({error}).") from None
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"--model {name_or_path} cannot be loaded: {first_line(error)}") from None
+    for problem, entries in (("lacks", report["missing_keys"]), ("has another shape of", report["mismatched_keys"])):
+        names = sorted(entry if isinstance(entry, str) else entry[0] for entry in entries)
+        names = [name for name in names if not (new_classifier and name.startswith("classifier."))]
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"--model {name_or_path} cannot be loaded: its weights file {problem} {names[0]}{more}.")
+    return model
 
 
 def build_processor(recipe: Recipe, image_size: int) -> EfficientNetNVImageProcessor:
@@ -83,13 +131,7 @@ def build_model(recipe: Recipe, class_names: list[str]) -> EfficientNetNVForImag
     config = check_checkpoint(recipe.model)
     known = [config.id2label[i] for i in sorted(config.id2label)]
     unnamed = known == [f"LABEL_{i}" for i in range(len(class_names))]
-    try:
-        with no_progress_bars():
-            model = EfficientNetNVForImageClassification.from_pretrained(
-                recipe.model, ignore_mismatched_sizes=True, **labels, **recipe.architecture_overrides()
-            )
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {recipe.model} cannot be loaded: {str(error).strip().splitlines()[0]}") from None
+    model = load_model(recipe.model, new_classifier=True, **labels, **recipe.architecture_overrides())
     if known != class_names and not unnamed:
         model._init_weights(model.classifier)  # same number of classes, other classes: the old head means nothing
     return model

@@ -35,7 +35,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
         )
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.nesterov, foreach=True)
-    return torch.optim.AdamW(groups, lr=rate, betas=tuple(recipe.adam_betas), foreach=True)
+    return torch.optim.AdamW(groups, lr=rate, betas=(recipe.adam_betas[0], recipe.adam_betas[1]), foreach=True)
 
 
 def peak_learning_rate(recipe: Recipe) -> float:
@@ -55,7 +55,7 @@ def learning_rate(recipe: Recipe, epoch: int, update: int, updates_per_epoch: in
     """
     peak, warmup = peak_learning_rate(recipe), recipe.warmup_epochs
     if recipe.lr_update == "epoch":
-        position, next_position = epoch, epoch + 1
+        position, next_position = float(epoch), float(epoch + 1)
     else:
         position = epoch + update / updates_per_epoch
         next_position = epoch + (update + 1) / updates_per_epoch

@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 
 from ..cli import ArgumentParser, run
 from ..errors import UserError
+from ..files import atomic_write
 
 
 PANELS = (  # (title, y label, [(row type, metric, legend)])
@@ -23,6 +24,7 @@ PANELS = (  # (title, y label, [(row type, metric, legend)])
     ("Learning rate", "", [("train", "train.lr", "")]),
     ("Training throughput", "pictures/s", [("train", "train.total_ips", "")]),
 )
+PROG = "python -m effnet_hf.training.plots"
 STYLES = ("-", "--", ":")
 
 
@@ -34,11 +36,19 @@ def read_rows(run_dir: Path) -> list[dict]:
     """
     path = Path(run_dir, "metrics.jsonl")
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
         raise UserError(f"{run_dir} holds no metrics.jsonl; name the --output_dir of a run.") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}.") from None
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or "type" not in row:
+            raise UserError(f"{path} is damaged: line {number} is no row of metrics.")
+        rows.append(row)
+    return rows
 
 
 def draw(runs: dict[str, Path], folder: Path) -> list[Path]:
@@ -57,26 +67,27 @@ def draw(runs: dict[str, Path], folder: Path) -> list[Path]:
         axis.grid(alpha=0.3)
         if axis.get_legend_handles_labels()[1]:
             axis.legend(frameon=False, fontsize=8)
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "curves.png"
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    path = Path(folder) / "curves.png"
+    try:
+        with atomic_write(path, "wb") as file:
+            figure.savefig(file, dpi=110, format="png")
+    finally:
+        plt.close(figure)
     return [path]
 
 
 def _points(rows: list[dict], kind: str, metric: str) -> list[tuple[float, float]]:
     """(epochs completed, value) of every row of one kind that has the metric."""
-    steps = max((row["update"] for row in rows if row["type"] == "train"), default=1)
+    steps = max((row["update"] for row in rows if row["type"] == "train" and "update" in row), default=1)
     points = []
     for row in rows:
-        if row["type"] == kind and row.get(metric) is not None:
+        if row["type"] == kind and "epoch" in row and row.get(metric) is not None:
             points.append((row["epoch"] + (row["update"] / steps if "update" in row else 1), row[metric]))
     return points
 
 
 def main() -> None:
-    parser = ArgumentParser(prog="effnet_hf.training.plots", description="Draw the curves of one or several runs.")
+    parser = ArgumentParser(prog=PROG, description="Draw the curves of one or several runs.")
     parser.add_argument("runs", nargs="+", help="output folders of train.py")
     parser.add_argument("--output", default="plots", help="folder for curves.png")
     arguments = parser.parse_args()
@@ -85,4 +96,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, PROG)

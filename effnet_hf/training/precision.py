@@ -2,12 +2,17 @@
 
 import contextlib
 import ctypes
+import os
+import shutil
+import sys
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     GradScalerKwargs,
+    LoggerType,
     ProjectConfiguration,
     TorchDynamoPlugin,
 )
@@ -28,6 +33,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         UserError: a precision or compiler that this machine lacks.
     """
+    _check_trackers(recipe.report_to)
     mixed = {None: None, "fp32": "no", "tf32": "no"}.get(recipe.precision, recipe.precision)
     handlers = [
         GradScalerKwargs(init_scale=recipe.loss_scale, growth_interval=100 if recipe.dynamic_loss_scale else 10**9),
@@ -55,11 +61,35 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         raise UserError("--precision tf32 needs an NVIDIA GPU of the Ampere generation or newer; use fp32 here.")
     if recipe.sync_batch_norm and accelerator.device.type != "cuda":
         raise UserError("--sync_batch_norm needs GPUs: torch has no synchronised batch norm on a CPU.")
+    if recipe.compile != "none":
+        _require_compiler(recipe.compile, accelerator.device.type)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     allow_tf32(recipe.precision == "tf32")
     torch.backends.cudnn.benchmark = True
     return accelerator
+
+
+def _check_trackers(names: list[str]) -> None:
+    installed, known = [tracker.value for tracker in get_available_trackers()], [t.value for t in LoggerType]
+    for name in names:
+        if name not in known:
+            raise UserError(f"--report_to {name} is no tracker of Accelerate; there are {', '.join(known)}.")
+        if name not in installed and name != "all":
+            raise UserError(f"--report_to {name}: that tracker is not installed; pip install {name}.")
+
+
+def _require_compiler(mode: str, device_type: str) -> None:
+    """torch.compile writes C++ for a CPU and, by way of Triton, C for a GPU; it finds out late that it cannot."""
+    if device_type == "cpu":
+        language, names = "C++", [os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")]
+    else:
+        language, names = "C", [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
+    if not any(map(shutil.which, names)):
+        raise UserError(
+            f"--compile {mode} needs a {language} compiler and there is no {' or '.join(names)} here; install one, e.g."
+            " `apt install g++`, or leave out --compile."
+        )
 
 
 def keep_freed_memory() -> None:

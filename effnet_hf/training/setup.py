@@ -1,6 +1,5 @@
 """Everything a run needs before its first step, and the few things its steps say and save."""
 
-import json
 import platform
 import shutil
 import sys
@@ -14,13 +13,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from ..data import build_loaders
+from ..data import Loaders, build_loaders
 from ..data.dali import dali_is_installed
 from ..data.limits import limit_sentence
 from ..data.workers import local_processes, usable_cores
 from ..errors import UserError
 from ..files import atomic_write
 from ..hub import software_versions
+from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..recipes import Recipe
 from .batches import BatchPlan, plan_batches
 from .checkpoint import Checkpoints, Progress
@@ -41,8 +42,8 @@ class Run:
     recipe: Recipe
     accelerator: Accelerator
     plan: BatchPlan
-    loaders: object
-    processor: object
+    loaders: Loaders
+    processor: EfficientNetNVImageProcessor
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     ema: ModelEMA | None
@@ -55,7 +56,7 @@ class Run:
     limit_was_told: bool = False
 
     @property
-    def bare_model(self):
+    def bare_model(self) -> EfficientNetNVForImageClassification:
         """The PreTrainedModel itself, without DDP or compiled wrappers."""
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
 
@@ -138,7 +139,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
     processor = build_processor(recipe, image_size)
     checkpoints = Checkpoints(accelerator, recipe, processor)
     resume_from = checkpoints.find(recipe.resume)
-    _claim_output_dir(recipe, accelerator, checkpoints, resume_from)
+    _check_output_dir(recipe, resume_from)
 
     channels_last = wants_channels_last(recipe, accelerator)
     loaders = build_loaders(
@@ -163,8 +164,10 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
     if recipe.gradient_checkpointing:
         model._set_gradient_checkpointing(True)
     progress = Progress(num_samples=loaders.train.num_samples)
-    start = 0 if resume_from is None else _metrics_bytes(resume_from)
-    report = Report(accelerator, recipe.output_dir, recipe.quiet, keep_bytes=start)
+    if resume_from is not None:
+        progress = checkpoints.read_progress(resume_from, loaders.train.num_samples)
+    _claim_output_dir(recipe, accelerator, checkpoints, resume_from)
+    report = Report(accelerator, recipe.output_dir, recipe.quiet, keep_bytes=progress.metrics_bytes)
     model.to(accelerator.device)
     if prepare_model is not None:
         model = prepare_model(model, loaders, accelerator, report)
@@ -174,7 +177,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
     model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
     set_seed(recipe.seed, device_specific=True)  # … and other dropout draws on each
     if resume_from is not None:
-        progress = checkpoints.load(resume_from, loaders.train.num_samples)
+        checkpoints.restore(resume_from)
     report.start_trackers(recipe)
     run = Run(
         recipe, accelerator, plan, loaders, processor, model, optimizer, ema, checkpoints, report, progress,
@@ -184,18 +187,24 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
     return run
 
 
-def _claim_output_dir(recipe, accelerator, checkpoints, resume_from) -> None:
-    """Refuses to mix two runs in one folder, and writes the recipe there."""
+def _check_output_dir(recipe: Recipe, resume_from: Path | None) -> None:
+    """Refuses to mix two runs in one folder."""
     folder = Path(recipe.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file; name a folder.")
+    fresh = resume_from is None and not recipe.overwrite and recipe.resume is None
+    if fresh and (folder / "metrics.jsonl").exists():
+        raise UserError(
+            f"--output_dir {folder} already holds a run; continue it with --resume auto,"
+            " start afresh with --overwrite true, or name another folder."
+        )
+
+
+def _claim_output_dir(recipe: Recipe, accelerator: Accelerator, checkpoints, resume_from: Path | None) -> None:
+    """Removes what another run left and writes the recipe, once nothing about this run can be refused any more."""
+    folder = Path(recipe.output_dir)
     if accelerator.is_main_process:
         if resume_from is None and (folder / "metrics.jsonl").exists():
-            if not recipe.overwrite and recipe.resume is None:
-                raise UserError(
-                    f"--output_dir {folder} already holds a run; continue it with --resume auto,"
-                    " start afresh with --overwrite true, or name another folder."
-                )
             for name in ("metrics.jsonl", "summary.json", "plots", "logs", "ema"):
                 path = folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -203,13 +212,6 @@ def _claim_output_dir(recipe, accelerator, checkpoints, resume_from) -> None:
         with atomic_write(folder / "recipe.yaml") as file:
             file.write(recipe.to_yaml())
     accelerator.wait_for_everyone()
-
-
-def _metrics_bytes(checkpoint: Path) -> int:
-    try:
-        return int(json.loads((checkpoint / "progress.json").read_text())["metrics_bytes"])
-    except (OSError, KeyError, ValueError):
-        return 0
 
 
 def _introduce(run: Run, resume_from: Path | None) -> None:

@@ -1,0 +1,284 @@
+"""Every mistake a command line can hold: one clear line, exit code 2, no traceback, nothing written.
+
+A row is the command line, words that its message must hold, and, where it matters, the world it is typed in. `{name}`
+is a place of conftest.py; a command line runs in an empty folder. Converters of damaged files have their own table in
+tests/conversion/test_malformed.py, flags of convert.py that need each other in tests/test_convert_cli.py.
+"""
+
+import re
+
+import pytest
+
+from .conftest import snapshot
+
+
+SMALL = "--config {small.yaml} --data_dir {data} "  # a recipe and pictures that train in a second
+
+CASES = {
+    "train.py": [
+        # flags
+        ("--lerning_rate 0.1", "unknown flag --lerning_rate; did you mean --learning_rate?"),
+        ("--data_dri {data}", "unknown flag --data_dri; did you mean --data_dir?"),
+        ("--epoch 3", "unknown flag --epoch; did you mean --epochs?"),
+        ("-b 32", "unknown flag -b"),
+        ("--epochs", "--epochs: expected one argument"),
+        ("--precision fp8", "--precision: invalid choice: 'fp8'"),
+        ("--strict maybe", "--strict"),
+        ("--benchmark trian", "--benchmark: invalid choice: 'trian'"),
+        ("--steps 1.5", "--steps"),
+        (SMALL + "--benchmark train --steps 0", "--steps: must be a whole number of at least 1"),
+        # values
+        ("--epochs 1.5", "--epochs"),
+        ("--epochs -1", "--epochs must be at least 0"),
+        ("--image_size 0", "image_size must be a whole number of at least 1, got 0"),
+        ("--image_size -32", "image_size"),
+        ("--learning_rate -0.1", "--learning_rate must be at least 0, got -0.1"),
+        ("--learning_rate nan", "--learning_rate must be a number"),
+        ("--learning_rate inf", "--learning_rate must be a number"),
+        ("--weight_decay -1", "--weight_decay must be at least 0"),
+        ("--momentum 1.5", "--momentum must be between 0 and 1"),
+        ("--mixup nan", "--mixup must be a number"),
+        ("--gradient_clip nan", "--gradient_clip must be a number"),
+        ("--lr_step_gamma nan", "--lr_step_gamma must be a number"),
+        ("--lr_step_epochs 30 -5", "--lr_step_epochs"),
+        ("--adam_betas 0.9 1.5", "--adam_betas"),
+        ("--adam_betas 0.9", "--adam_betas"),
+        ("--dropout_rate 1", "dropout_rate must be a number in [0, 1)"),
+        ("--survival_prob 0", "survival_prob must be a number in (0, 1]"),
+        ("--batch_norm_eps 0", "batch_norm_eps must be a number greater than 0"),
+        ("--batch_norm_momentum 2", "batch_norm_momentum must be a number between 0 and 1"),
+        ("--global_batch_size 0", "--global_batch_size must be at least 1, got 0"),
+        ("--per_device_batch_size 0", "--per_device_batch_size must be at least 1, got 0"),
+        ("--num_workers -1", "--num_workers must be between 0 and 512, got -1"),
+        ("--prefetch_factor 0", "--prefetch_factor must be between 1 and 64"),
+        ("--topk 0", "--topk must be at least 1"),
+        ("--log_every 0", "--log_every must be at least 1"),
+        ("--keep_checkpoints 0", "--keep_checkpoints must be at least 1"),
+        ("--run_epochs -1", "--run_epochs must be at least 0"),
+        ("--crop_scale 0", "--crop_scale must be between"),
+        ("--num_labels 0", "--num_labels must be at least 1"),
+        ("--variant resnet50", "Unknown variant 'resnet50'"),
+        ("--variant widese-b", "Did you mean 'widese-b"),
+        # recipes
+        ("--config imagenete", "Did you mean 'imagenette'?"),
+        ("--config missing.yaml", "cannot read the recipe missing.yaml: No such file or directory"),
+        ("--config {folder.yaml}", "Is a directory"),
+        ("--config {unknown-key.yaml}", "unknown option 'learning_rat'. Did you mean 'learning_rate'?"),
+        ("--config {nested.yaml}", "unknown option 'data'"),
+        ("--config {no-yaml.yaml}", "is not valid YAML"),
+        ("--config {binary.yaml}", "is not valid YAML"),
+        ("--config {a-list.yaml}", "must hold `option: value` lines"),
+        ("--config {nan.yaml}", "--learning_rate must be a number"),
+        ("--hardware tpu", "--hardware 'tpu' is unknown; known: t4"),
+        ("--hardware t4 --precision bf16", "no preset for --precision bf16; it has fp16, fp32"),
+        # data
+        ("", "no data: give --data_dir DIR"),
+        ("--data_dir no/such", "--data_dir no/such does not exist"),
+        ("--data_dir {file}", "is a file; name the folder that holds train/ and val/"),
+        ("--data_dir {empty-folder}", "no class folders"),
+        ("--data_dir {train-alone}", "has none of val/, validation/, test/"),
+        ("--data_dir {single-class}", "has a single class folder, a;"),
+        ("--data_dir {strange-val-class}", "val has classes that training does not know: x"),
+        ("--data_dir {no-class-folders}", "holds 1 pictures and no class folders"),
+        ("--data_dir {empty-class}", "holds no pictures; fill or remove it"),
+        ("--data_dir {same-but-for-case}", "differ only in case, Cat and cat"),
+        ("--data_dir {one-folder-too-high}", "give that folder: {one-folder-too-high}/imagenette"),
+        ("--data_dir {no-pictures}", "there are no pictures under"),
+        ("--data_dir {data}", "the training data has 12; lower --global_batch_size to at most 12"),
+        ("--data_dir {data} --dataset_name a/b", "--data_dir and --dataset_name are two sources"),
+        ("--dataset_name no/such", "--dataset_name no/such cannot be loaded"),
+        (SMALL + "--num_labels 7", "--num_labels is 7, but the data has 3 classes"),
+        (SMALL + "--global_batch_size 6", "--global_batch_size 6 is not a multiple of --per_device_batch_size 4"),
+        # places
+        (SMALL + "--output_dir {file}", "{file} is a file; name a folder"),
+        (SMALL + "--output_dir {file}/run", "{file} is a file"),
+        (SMALL + "--output_dir /proc/run", "annot write /proc/run"),
+        (SMALL + "--output_dir {run}", "already holds a run; continue it with --resume auto"),
+        (SMALL, "No space left on device", "with a full disk"),
+        # checkpoints
+        (SMALL + "--resume nowhere", "--resume nowhere: no checkpoint there"),
+        (SMALL + "--resume {file}", "no checkpoint there"),
+        (SMALL + "--resume {run-with-damaged-checkpoint}", "is not a checkpoint of this version"),
+        (SMALL + "--model no/such/model", "--model no/such/model does not exist"),
+        (SMALL + "--model {file}", "is a file; name the folder that holds it"),
+        (SMALL + "--model {resnet}", "is a 'resnet' model, not one of ours"),
+        (SMALL + "--model {model-without-config}", "holds no config.json"),
+        (SMALL + "--model {model-with-broken-config}", "config.json"),
+        (SMALL + "--model {model-with-a-list-for-config}", "config.json is no JSON object"),
+        (SMALL + "--model {model-with-nonsense-in-config}", "se_ratio must be a number"),
+        (SMALL + "--model {model-without-weights}", "it holds no model.safetensors"),
+        (SMALL + "--model {model-cut-short}", "cannot be loaded"),
+        (SMALL + "--model {model-of-noise}", "cannot be loaded"),
+        (SMALL + "--model {model-of-other-shapes}", "cannot be loaded"),
+        (SMALL + "--model someone/something", "--model someone/something cannot be opened"),
+        # the machine
+        (SMALL + "--precision fp16", "--precision fp16 needs a GPU; on a CPU use fp32 or bf16"),
+        (SMALL + "--precision tf32", "--precision tf32 needs an NVIDIA GPU"),
+        (SMALL + "--sync_batch_norm true", "--sync_batch_norm needs GPUs"),
+        (SMALL + "--loader dali-gpu", "--loader dali-gpu decodes on a CUDA GPU and this run has none"),
+        (SMALL + "--loader dali-cpu", "pip install nvidia-dali-cuda130", "without DALI"),
+        (SMALL + "--compile full", "--compile full needs a C++ compiler", "without a compiler"),
+        (SMALL + "--report_to clearmel", "is no tracker of Accelerate"),
+        (SMALL + "--report_to wandb", "pip install wandb"),
+        (SMALL + "--push_to_hub true", "--push_to_hub needs --hub_model_id"),
+        (
+            "--config {small.yaml} --data_dir {small-val} --global_batch_size 4 --benchmark inference",
+            "--per_device_batch_size 4 is more than the 1 validation pictures; lower it",
+        ),
+    ],
+    "validate.py": [
+        ("--modle x", "did you mean --model?"),
+        ("--data_dir {data}", "the following arguments are required: --model"),
+        ("--model {model}", "the following arguments are required: --data_dir"),
+        ("--model no/such/model --data_dir {data}", "--model no/such/model does not exist"),
+        ("--model someone/something --data_dir {data}", "--model someone/something cannot be opened"),
+        ("--model {data} --data_dir {data}", "holds no config.json"),
+        ("--model {resnet} --data_dir {data}", "is a 'resnet' model"),
+        ("--model {model-cut-short} --data_dir {data}", "--model {model-cut-short} cannot be loaded"),
+        ("--model {model-without-weights} --data_dir {data}", "cannot be loaded"),
+        ("--model {model-of-other-shapes} --data_dir {data}", "cannot be loaded"),
+        ("--model {model-without-processor} --data_dir {data}", "preprocessor_config.json"),
+        ("--model {model-with-broken-processor} --data_dir {data}", "preprocessor_config.json"),
+        ("--model {model} --data_dir no/such", "--data_dir no/such does not exist"),
+        ("--model {model} --data_dir {file}", "is a file"),
+        ("--model {model} --data_dir {train-alone}", "validation needs one"),
+        ("--model {model} --data_dir {two-classes}", "classes"),
+        ("--model {model} --data_dir {data} --precision fp16", "needs a GPU"),
+        ("--model {model} --data_dir {data} --precision tf32", "needs an NVIDIA GPU"),
+        ("--model {model} --data_dir {data} --precision int8", "invalid choice: 'int8'"),
+        ("--model {model} --data_dir {data} --per_device_batch_size 0", "--per_device_batch_size must be at least 1"),
+        ("--model {model} --data_dir {data} --num_workers -1", "--num_workers must be between 0 and 512"),
+        ("--model {model} --data_dir {data} --topk 0", "--topk must be at least 1"),
+        ("--model {model} --data_dir {data} --loader dali-cpu", "pip install nvidia-dali", "without DALI"),
+        ("--model {model} --data_dir {data} --loader dali-gpu", "this run has none"),
+        ("--model {model} --data_dir {broken-pictures} --num_workers 0", "--max_bad_files"),
+    ],
+    "classify.py": [
+        ("--model {model}", "the following arguments are required: pictures"),
+        ("{picture.png}", "the following arguments are required: --model"),
+        ("--model {model} no/such.png", "no/such.png: no such picture"),
+        ("--model {model} {data}/val/*/9.jpg", "no such picture"),
+        ("--model {model} {empty-folder}", "holds no pictures"),
+        ("--model {model} {file}", "not a picture"),
+        ("--model {model} {picture.png} --top_k 0", "--top_k"),
+        ("--model {model} {picture.png} --top_k five", "--top_k"),
+        ("--model {model} {picture.png} --batch_size 0", "--batch_size"),
+        ("--model {model} {picture.png} --precision fp16", "needs a GPU"),
+        ("--model {model} {picture.png} --device cuda", "no CUDA device"),
+        ("--model {model} {picture.png} --device cuda:3", "no CUDA device"),
+        ("--model {model} {picture.png} --device abacus", "--device abacus"),
+        ("--model {model} {picture.png} --tok_k 3", "did you mean --top_k?"),
+        ("--model no/such/model {picture.png}", "no/such/model does not exist"),
+        ("--model someone/something {picture.png}", "cannot be opened"),
+        ("--model {resnet} {picture.png}", "is a 'resnet' model"),
+        ("--model {model-cut-short} {picture.png}", "--model {model-cut-short} cannot be loaded"),
+        ("--model {model-without-weights} {picture.png}", "cannot be loaded"),
+        ("--model {model-of-other-shapes} {picture.png}", "cannot be loaded"),
+        ("--model {model-without-processor} {picture.png}", "preprocessor_config.json"),
+        ("--model {model} {picture.png} --save_plot {file}/plot.png", "{file} is a file"),
+        ("--model {model} {picture.png} --save_plot plot.xyz", "end its name in .png, .pdf, .svg"),
+        ("--model {model} {picture.png} --save_plot {empty-folder}", "--save_plot"),
+    ],
+    "convert.py": [
+        ("{model} --to {file}", "{file} is a file; name a folder to write to"),
+        ("{model} --to {file}/x", "{file} is a file"),
+        ("{model} --to /proc/x", "annot write /proc/x"),
+        ("{model} --to {run}", "already exists and is not empty"),
+        ("{model} --to y --image_size large", "--image_size"),
+        ("{model} --to y --batch_norm_eps nan", "batch_norm_eps"),
+        ("{resnet} --to y", "should hold model.safetensors"),
+        ("{data} --to y", "should hold model.safetensors"),
+        ("lite0 --to y --warm_start b9 --images {data}", "Unknown variant 'b9'"),
+        ("lite0 --to y --warm_start b4 --images {data} --num_images 3", "lite0 fits b0 and widese-b0"),
+        ("lite0 --to y --warm_start b0 --images no/such", "--images no/such is not a folder"),
+        ("lite0 --to y --warm_start b0 --images {data} --num_images 0", "at least one picture"),
+        ("lite0 --to y --warm_start b0 --images {data}", "24 pictures, 200 are needed"),
+        ("lite0 --to y --warm_start b0 --images {broken-pictures} --num_images 9", "is no picture"),
+        ("{model} --to y", "No space left on device", "with a full disk"),
+    ],
+    "benchmark.py": [
+        ("dta", "unknown command dta; did you mean data?"),
+        ("data", "the following arguments are required: --data_dir"),
+        ("data --data_dir no/such", "no/such"),
+        ("data --data_dir {single-class}/train", "at least two"),
+        ("data --data_dir {data}/train --image_size 0", "--image_size: must be a whole number of at least 1"),
+        ("data --data_dir {data}/train --batch_size 0", "--batch_size: must be a whole number of at least 1"),
+        ("data --data_dir {data}/train --batches 0", "--batches: must be a whole number of at least 1"),
+        ("data --data_dir {data}/train --rounds 0", "--rounds: must be a whole number of at least 1"),
+        ("data --data_dir {data}/train --batch_size 4096", "lower --batch_size"),
+        ("data --data_dir {data}/train --augmentation cutout", "invalid choice: 'cutout'"),
+        ("data --data_dir {data}/train --output {empty-folder}", "is a folder; name a file"),
+    ],
+    "effnet_hf.data.scan": [
+        ("", "the following arguments are required: folder"),
+        ("no/such", "no/such does not exist"),
+        ("{file}", "is a file"),
+        ("{empty-folder}", "no class folders"),
+        ("{data} --num_workers -1", "--num_workers: must be a whole number of at least 0"),
+        ("{data} --num_workers many", "--num_workers"),
+        ("{data} --num_worker 2", "did you mean --num_workers?"),
+        ("{data} --num_workers 0 --output {file}/bad.txt", "{file} is a file"),
+        ("{data} --num_workers 0 --output {empty-folder}", "is a folder; name a file"),
+        ("{strange-val-class} --num_workers 0", "does not know: x"),
+    ],
+    "effnet_hf.training.plots": [
+        ("", "the following arguments are required: runs"),
+        ("no/such", "no/such holds no metrics.jsonl"),
+        ("{run-without-metrics}", "holds no metrics.jsonl"),
+        ("{run-with-damaged-metrics}", "is damaged"),
+        ("{run-with-a-number}", "is damaged"),
+        ("{run} --output {file}", "{file}"),
+        ("{run} --output {file}/plots", "{file}"),
+        ("{run} --outptu x", "did you mean --output?"),
+    ],
+}
+MIDWAY = {  # these show when a run is under way and has a folder of its own
+    "train.py": [
+        ("--config {small.yaml} --data_dir {broken-pictures}", "more than --max_bad_files 0.01 allows"),
+        ("--config {small.yaml} --data_dir {broken-pictures} --strict true", "mend or remove it, or run without"),
+        (SMALL, "out of memory (CUDA out of memory. Tried to allocate 20.00 MiB); lower", "with little memory"),
+    ],
+}
+
+
+def rows(cases: dict) -> list:
+    return [
+        pytest.param(program, *case, *[None] * (3 - len(case)), id=" ".join([program, case[0], *case[2:]]))
+        for program, table in cases.items()
+        for case in table
+    ]
+
+
+def fill(text: str, places: dict[str, str]) -> str:
+    return re.sub(r"{(.+?)}", lambda match: places[match[1]], text)
+
+
+@pytest.mark.parametrize("program, line, words, world", rows(CASES))
+def test_one_clear_line_and_exit_code_2(program, line, words, world, places, worlds, typed, tmp_path):
+    before = snapshot(places["root"], tmp_path)
+    refused(program, line, words, world, places, worlds, typed)
+    assert snapshot(places["root"], tmp_path) == before
+
+
+@pytest.mark.parametrize("program, line, words, world", rows(MIDWAY))
+def test_the_same_while_running(program, line, words, world, places, worlds, typed):
+    before = snapshot(places["root"])
+    refused(program, f"{line} --output_dir run", words, world, places, worlds, typed)
+    assert snapshot(places["root"]) == before
+
+
+def refused(program, line, words, world, places, worlds, typed):
+    if world is not None:
+        worlds[world]()
+    code, _, error = typed(program, [fill(word, places) for word in line.split()])
+    assert code == 2
+    assert error.count("\n") == 1 and error.endswith("\n"), error
+    name = program if program.endswith(".py") else f"python -m {program}"
+    assert error.startswith((f"{name}: error: ", f"{name} data: error: ")), error
+    assert fill(words, places) in error
+    assert "Traceback" not in error and len(error) < 600, error
+
+
+def test_the_sweep_is_wide():
+    ids = [row.id for row in rows(CASES)]
+    assert len(ids) >= 150 and len(set(ids)) == len(ids)
