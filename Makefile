@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo imagenette test test-main test-transformers5 test-common lint clean
+.PHONY: demo imagenette test test-main test-transformers5 test-common test-wheel coverage lint clean
 
 demo: $(VENV)/.ready
 	$(PY) examples/write_digits.py demo/digits
@@ -46,9 +46,17 @@ test-common: $(VENV)/.ready $(VENV)/.transformers5
 	export PYTHONPATH=$(abspath $(VENV))/transformers5; \
 	EFFNET_HF_TRANSFORMERS_TESTS=$$($(PY) tests/common_suite/fetch.py $(VENV)/common) $(PY) -m pytest tests/test_common.py
 
+# sdist and wheel, and the wheel in an environment that has its dependencies but not this folder.
+test-wheel: $(VENV)/.ready
+	$(PY) -m pytest -m slow tests/test_wheel.py
+
+coverage: $(VENV)/.ready
+	$(PY) -m pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered tests
+
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	if [ -x $(VENV)/bin/hadolint ]; then $(VENV)/bin/hadolint Dockerfile; fi
 
 $(VENV)/.ready: setup.cfg requirements/constraints.txt
