@@ -1,6 +1,7 @@
 """Statistics of activations, gathered on the device and over all processes. Imported only where modelopt is there."""
 
 import warnings
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,10 @@ class Histogram(HistogramCalibrator):
 
     In one process it is modelopt's to the bit; it only looks at the tensor once less.
     """
+
+    _calib_hist: Any  # modelopt's own
+    _calib_bin_edges: Any
+    _num_bins: Any
 
     @torch.no_grad()
     def collect(self, x: torch.Tensor) -> None:
@@ -79,7 +84,7 @@ def merge_over_processes(statistics: list) -> None:
     """Makes every process hold the statistics of all; a collective call."""
     if not _several_processes():
         return
-    everyone = [None] * dist.get_world_size()
+    everyone: list = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, [entry.contents() for entry in statistics])
     for entry, others in zip(statistics, zip(*everyone)):
         entry.merge(list(others))
