@@ -1,0 +1,114 @@
+"""The numbers in our pages and the result files they come from; `python benchmarks/check_numbers.py` compares them.
+
+A row of `CLAIMS` is a page, a line (or part of one) of it with {names} in place of the numbers, and where each number
+comes from. The line, filled in from the files, must stand in the page to the letter. `tests/docs/test_numbers.py` runs
+the same and refuses a table row of the README's results that is neither here nor in `UNTRACED`.
+"""
+
+import json
+import statistics
+from pathlib import Path
+from typing import NamedTuple
+
+from compare_runs import wilson
+
+from effnet_hf.cli import ArgumentParser, run
+
+
+ROOT = Path(__file__).parents[1]
+
+
+class Claim(NamedTuple):
+    page: str
+    line: str
+    values: dict
+
+
+def series(file: str, metric: str) -> list[float]:
+    """Every value of a metric in a metrics.jsonl, in order."""
+    rows = [json.loads(line) for line in (ROOT / "benchmarks" / file).read_text().splitlines()]
+    return [row[metric] for row in rows if row["type"] == _row_type(metric) and metric in row]
+
+
+def last(file: str, metric: str) -> float:
+    return series(file, metric)[-1]
+
+
+def figure(file: str, *keys):
+    """One value of a JSON file, by the keys (or positions) that lead to it."""
+    value = json.loads((ROOT / "benchmarks" / file).read_text())
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def median(file: str, *keys) -> float:
+    return statistics.median(figure(file, *keys))
+
+
+def interval(file: str, metric: str, n: int = 1000) -> str:
+    """`47.2 (44.1 to 50.3)`: the last value in percent of n pictures, with its 95 % interval."""
+    return wilson(last(file, metric), n)
+
+
+def bold(text: str) -> str:
+    """The number before the interval in bold: `**47.2** (44.1 to 50.3)`."""
+    number, rest = text.split(" ", 1)
+    return f"**{number}** {rest}"
+
+
+def _row_type(metric: str) -> str:
+    kind = metric.split(".")[0]
+    return "epoch" if metric == "train.loss" else kind
+
+
+IMAGENETTE = "2026-11-24-imagenette-cpu"
+
+
+def _imagenette() -> list[Claim]:
+    claims = []
+    for label, file, marked in (
+        ("B0, ours", "b0.jsonl", bold),
+        ("WideSE-B0, ours", "widese-b0.jsonl", bold),
+        ("B0, timm's model and loop (baseline)", "timm.jsonl", str),
+    ):
+        path = f"{IMAGENETTE}/{file}"
+        top1, ema = interval(path, "val.top1"), interval(path, "val_ema.top1")
+        short = label.replace(" (baseline)", " on the same recipe (baseline)")
+        values: dict = {"top1": marked(top1), "ema": ema, "loss": f"{last(path, 'train.loss'):.3f}"}
+        values["epochs"] = len(series(path, "val.top1"))
+        claims.append(Claim("README.md", f"| {short} | {{top1}} |", values))
+        page = f"benchmarks/{IMAGENETTE}.md"
+        claims.append(Claim(page, f"| {label} | {{epochs}} | {{top1}} | {{ema}} | {{loss}} |", values))
+    return claims
+
+
+CLAIMS = [*_imagenette()]
+
+# Rows of the README's result tables that no file of ours backs, and why.
+UNTRACED = {
+    "| bare forward, backward, optimizer step (baseline) | 1 |": "the unit",
+    "| our loop | 1.023 |": "printed by loop_overhead.py before it wrote a file",
+    "| timm's model, bare | 1.039 |": "printed by loop_overhead.py before it wrote a file",
+    "| B0 | 77.16 ± .07 | 77.42 ± .11 | 19 / 11 |": "published by NVIDIA",
+    "| WideSE-B0 | 77.84 ± .08 | 77.84 ± .02 | 19 / 10 |": "published by NVIDIA",
+    "| B4 | 82.82 ± .04 | 82.85 ± .09 | 126 / 66 |": "published by NVIDIA",
+    "| WideSE-B4 | 83.13 ± .11 | 83.10 ± .09 | 126 / 66 |": "published by NVIDIA",
+}
+
+
+def drifted(claim: Claim) -> str | None:
+    """What the page should say and does not."""
+    line = claim.line.format(**claim.values)
+    return None if line in (ROOT / claim.page).read_text(encoding="utf-8") else f"{claim.page} should say: {line}"
+
+
+def main() -> int:
+    ArgumentParser(description="Compare the numbers in our pages with the files they come from.").parse_args()
+    wrong = list(filter(None, map(drifted, CLAIMS)))
+    print("\n".join(wrong or [f"{len(CLAIMS)} lines say what their files say"]))
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,39 @@
+"""Every Python block of the documentation runs as it stands, among the files that its page speaks of."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+import transformers
+from PIL import Image
+
+from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
+from effnet_hf.conversion import load_foreign, write_foreign
+
+from .reading import python_blocks
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with what the pages call runs/mine, cat.jpg, checkpoint.pth.tar, b0-timm, …"""
+    folder = tmp_path_factory.mktemp("docs")
+    model = EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant("b0")).eval()
+    model.save_pretrained(folder / "runs/mine")
+    EfficientNetNVImageProcessor.for_image_size(224).save_pretrained(folder / "runs/mine")
+    pixels = np.random.default_rng(0).integers(0, 255, (120, 100, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "cat.jpg")
+    converted = load_foreign(folder / "runs/mine")
+    write_foreign(converted, "timm", folder / "b0.safetensors")
+    write_foreign(converted, "timm", folder / "b0-timm")
+    write_foreign(converted, "transformers", folder / "b0-stock", force=True)
+    write_foreign(converted, "nvidia", folder / "nvidia.pth")
+    state = torch.load(folder / "nvidia.pth", weights_only=True)
+    torch.save({"state_dict": state, "state_dict_ema": state}, folder / "checkpoint.pth.tar")
+    return folder
+
+
+@pytest.mark.parametrize("block", python_blocks(), ids=lambda block: block.where)
+def test_block_runs(block, world, monkeypatch):
+    monkeypatch.chdir(world)
+    names = {"folder": "runs/mine", "timm": timm, "transformers": transformers}  # what the text around it introduces
+    exec(compile(block.text, block.page, "exec"), names)
