@@ -18,7 +18,7 @@ demo: $(VENV)/.ready
 	    demo/digits/val/three/0003.png demo/digits/val/seven/0007.png demo/digits/val/nine/0009.png
 
 # The real models that quantization and export are measured on: B0 and WideSE-B0 warm-started from Lite0, fine-tuned.
-# DATA holds train/<class>/ and val/<class>/, e.g. Imagenette's; half an hour on two CPU cores.
+# DATA holds train/<class>/ and val/<class>/, e.g. Imagenette's; 10 minutes each on one CPU core.
 imagenette: checkpoints/b0-imagenette/config.json checkpoints/widese-b0-imagenette/config.json
 
 .PRECIOUS: checkpoints/%-lite0/config.json

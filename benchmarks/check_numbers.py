@@ -63,6 +63,7 @@ def _row_type(metric: str) -> str:
 
 
 IMAGENETTE = "2026-11-24-imagenette-cpu"
+FINETUNED = "2026-11-25-imagenette-finetune-cpu"
 
 
 def _imagenette() -> list[Claim]:
@@ -83,7 +84,17 @@ def _imagenette() -> list[Claim]:
     return claims
 
 
-CLAIMS = [*_imagenette()]
+def _finetuned() -> list[Claim]:
+    claims = []
+    for label, file in (("B0, warm-started", "b0.jsonl"), ("WideSE-B0, warm-started", "widese-b0.jsonl")):
+        path = f"{FINETUNED}/{file}"
+        values: dict = {"top1": bold(interval(path, "val.top1")), "top5": f"{last(path, 'val.top5'):.1f}"}
+        values["loss"] = f"{last(path, 'val.loss'):.4f}"
+        claims.append(Claim(f"benchmarks/{FINETUNED}.md", f"| {label} | {{top1}} | {{top5}} | {{loss}} |", values))
+    return claims
+
+
+CLAIMS = [*_imagenette(), *_finetuned()]
 
 # Rows of the README's result tables that no file of ours backs, and why.
 UNTRACED = {
