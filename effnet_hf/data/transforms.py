@@ -99,10 +99,11 @@ def resize(pixels: torch.Tensor, size: int, interpolation: str) -> torch.Tensor:
     """uint8 (3, height, width) -> (size, size, 3), antialiased.
 
     torch's uint8 resampling is Pillow's algorithm in vector instructions, five times as fast: 0.2 ms instead of 1.2.
-    It takes that path for contiguous channels-last input only.
+    It takes that path, and gives channels-last back, when all four strides say channels-last; `pixels[None]` would take
+    any stride for its batch of one.
     """
-    pixels = pixels[None].contiguous(memory_format=torch.channels_last)
-    square = torch.nn.functional.interpolate(pixels, size=(size, size), mode=interpolation, antialias=True)
+    batch = pixels.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
+    square = torch.nn.functional.interpolate(batch, size=(size, size), mode=interpolation, antialias=True)
     return square[0].permute(1, 2, 0)
 
 
