@@ -1,6 +1,7 @@
 """Measure a checkpoint on a folder of pictures: top-1, top-5, loss.
 
-python validate.py --model runs/b0 --data_dir DIR          DIR/val/<class>/… or DIR/<class>/…
+python validate.py --model runs/b0 --data_dir DIR             DIR/val/<class>/… or DIR/<class>/…
+python validate.py --model runs/b0 --dataset_name user/name
 """
 
 import json
@@ -11,7 +12,10 @@ from effnet_hf.cli import ArgumentParser, run
 def main() -> None:
     parser = ArgumentParser(description="Measure a checkpoint on a folder of labelled pictures.")
     parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--data_dir", required=True, help="folder with val/<class>/… or <class>/…")
+    parser.add_argument("--data_dir", help="folder with val/<class>/… or <class>/…")
+    parser.add_argument("--dataset_name", help="a `datasets` source instead of a folder, e.g. user/name")
+    parser.add_argument("--dataset_config", help="configuration name of that dataset")
+    parser.add_argument("--val_fraction", type=float, default=0.0, help="share that training held out, without a val/")
     parser.add_argument(
         "--precision", choices=["fp32", "tf32", "fp16", "bf16"], default=None, help="arithmetic; fp32 if not given"
     )
@@ -28,6 +32,9 @@ def main() -> None:
     figures = validate_checkpoint(
         arguments.model,
         arguments.data_dir,
+        dataset_name=arguments.dataset_name,
+        dataset_config=arguments.dataset_config,
+        val_fraction=arguments.val_fraction,
         precision=arguments.precision,
         per_device_batch_size=arguments.per_device_batch_size,
         num_workers=arguments.num_workers,

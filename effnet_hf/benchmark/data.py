@@ -298,6 +298,7 @@ def measure_opening(classes: int) -> list[dict]:
         for folder in (root, *root.iterdir()):
             os.utime(folder, (time.time() - 100,) * 2)
         saved, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, cache
+        datasets.disable_progress_bars()
         try:
             for name, function in {
                 "effnet_hf, first open": lambda: open_folder(root),

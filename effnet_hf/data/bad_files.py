@@ -46,7 +46,7 @@ class BadFiles:
         Raises:
             UserError: `strict`, or too many of them.
         """
-        files = [BadFile(_one_line(file.name), _one_line(file.reason)) for file in files]
+        files = [BadFile(one_line(file.name), one_line(file.reason)) for file in files]
         new = [file for file in files if file.name not in self._reasons]
         if not new:
             return []
@@ -79,5 +79,6 @@ class BadFiles:
             self._reasons.setdefault(name, reason)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """A file name may hold tabs and line breaks."""
     return text.replace("\t", " ").replace("\n", " ").replace("\r", " ")

@@ -90,13 +90,13 @@ def scan_tree(root: str | os.PathLike) -> Tree:
         tree.classes.append(entry.name)
     _refuse(tree, loose, empty)
     if loose:
-        tree.notes.append(f"{loose} pictures lie in {root} itself, outside any class folder, and were left out.")
+        tree.notes.append(f"{_pictures(loose)} in {root} itself, outside any class folder: left out.")
     if left_out:
         tree.notes.append(
-            f"{len(left_out)} files under {root} do not end like a picture and were left out, e.g. {left_out[0]}."
+            f"{_pictures(len(left_out), 'file')} under {root} without a picture's ending: left out, e.g. {left_out[0]}."
         )
     if nested:
-        tree.notes.append(f"{nested} pictures under {root} lie deeper than their class folder and count to that class.")
+        tree.notes.append(f"{_pictures(nested)} under {root} deeper than a class folder: counted to that class.")
     return tree
 
 
@@ -122,6 +122,10 @@ def open_folder(root: str | os.PathLike, use_cache: bool = True) -> tuple[datase
                 writer.write_table(table)
             return datasets.Dataset.from_file(str(cache)), tree.notes
     return datasets.Dataset(datasets.table.InMemoryTable(table)), tree.notes
+
+
+def _pictures(count: int, kind: str = "picture") -> str:
+    return f"{count:,} {kind}" + ("" if count == 1 else "s")
 
 
 def _entries(folder: str) -> list[os.DirEntry]:

@@ -1,6 +1,5 @@
 """`build_loaders`: one interface in front of every backend."""
 
-import importlib.util
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from ..errors import UserError
 from ..image_processing_efficientnet_nv import IMAGENET_MEAN, IMAGENET_STD, RESIZE_MARGIN
 from ..recipes import Recipe
 from .bad_files import BadFiles
-from .dali import DaliDecoder, require_dali
+from .dali import DaliDecoder, dali_is_installed, require_dali
 from .dali_augment import DaliPolicy
 from .dali_pipeline import DaliPipeline, EncodedBatches, EvaluationPlanner, TrainPlanner
 from .imagefolder import MicroBatches, WorkerPool
@@ -73,7 +72,7 @@ class Loader:
             num_workers=self.num_workers,
             free_cores=usable_cores() / local_processes() - self.num_workers - 1,
             device_type=setting.device.type,
-            dali_installed=importlib.util.find_spec("nvidia.dali") is not None,
+            dali_installed=dali_is_installed(),
         )
 
     def close(self) -> None:

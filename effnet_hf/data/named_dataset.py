@@ -49,13 +49,13 @@ def open_named(
         raise UserError(f"--dataset_name {name} has none of the splits {wanted}{mend}.")
     names = class_names
     if train or validation is None:
-        training, names = source.split(splits["train"], "train", names)
+        training, names = source.split(splits["train"], "train", names, by_position=not train)
         if len(names) < 2:
             raise UserError(f"--dataset_name {name} has a single class, {names[0]}; a classifier needs at least two.")
     if validation is None:
         training, held_out = split_by_name(training, val_fraction)
     else:
-        held_out, names = source.split(splits[validation], validation, names)
+        held_out, names = source.split(splits[validation], validation, names, by_position=not train)
     return DataSource(names, training if train else None, held_out)
 
 
@@ -64,13 +64,14 @@ class _Source:
     name: str
     streaming: bool
 
-    def split(self, dataset, split: str, class_names: list[str] | None):
+    def split(self, dataset, split: str, class_names: list[str] | None, by_position: bool = False):
+        where = f"split {split} of {self.name}"
         image_column, label_column = self._columns(dataset, split)
         feature = dataset.features[label_column]
         if self.streaming:
             if not isinstance(feature, datasets.ClassLabel):
                 raise UserError(f"--streaming needs a ClassLabel column; {label_column!r} of {self.name} is {feature}.")
-            mapping = map_labels(feature.names, class_names, f"split {split} of {self.name}")
+            mapping = map_labels(feature.names, class_names, where, by_position=by_position)
             size = self._size(dataset, split)
             return StreamedSplit(dataset, image_column, label_column, mapping, size), class_names or feature.names
         values = dataset.data.column(label_column).to_numpy()
@@ -80,10 +81,10 @@ class _Source:
             found, labels = np.unique(values.astype(str), return_inverse=True)
             found = found.tolist()
         if len(labels) == 0:
-            raise UserError(f"split {split} of {self.name} is empty.")
+            raise UserError(f"{where} is empty.")
         if np.any(labels < 0):
-            raise UserError(f"split {split} of {self.name} has pictures without a label (-1).")
-        mapping = map_labels(found, class_names, f"split {split} of {self.name}", used=np.unique(labels))
+            raise UserError(f"{where} has pictures without a label (-1).")
+        mapping = map_labels(found, class_names, where, np.unique(labels), by_position)
         return Split(dataset, image_column, mapping[labels]), class_names or found
 
     def _columns(self, dataset, split: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""Checks a folder of pictures before a run meets it: `python -m effnet_hf.data.scan DIR`.
+"""Decodes every picture of a folder before a run meets it: `python -m effnet_hf.data.scan DIR`.
 
 Every file is opened and decoded in full, as training would. Ends with exit code 1 when a file is unreadable.
 """
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from .. import cli
 from ..errors import UserError
 from ..files import atomic_write
+from .bad_files import one_line
 from .folder import find_splits, open_folder
 from .pictures import BadPicture, Picture, read_file
 from .workers import usable_cores
@@ -24,7 +25,7 @@ PROG = "python -m effnet_hf.data.scan"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = cli.ArgumentParser(prog=PROG, description=__doc__.splitlines()[0])
+    parser = cli.ArgumentParser(prog=PROG, description=__doc__.split(":")[0] + ".")
     parser.add_argument("folder", help="a folder with train/ and val/, or with one folder per class")
     parser.add_argument("--num_workers", type=cli.at_least(0), help="processes; the free cores by default")
     parser.add_argument("--output", default=None, help="write the unreadable files to this text file, one per line")
@@ -38,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         for folder in filter(None, (train, validation)):
             bad += scan_folder(folder, workers)
         if output is not None:
-            output.writelines(f"{name}\t{reason}\n" for name, reason in bad)
+            output.writelines(f"{one_line(name)}\t{one_line(reason)}\n" for name, reason in bad)
     return 1 if bad else 0
 
 
@@ -95,10 +96,12 @@ def _inspected(paths: list[str], workers: int):
 def _summary(folder, classes, labels, sizes, kinds, bad, notes) -> str:
     counts = np.bincount(labels, minlength=len(classes))
     least, most = int(counts.argmin()), int(counts.argmax())
+    spread = f"{counts.min():,}"
+    if counts.min() < counts.max():
+        spread += f" ({classes[least]}) to {counts.max():,} ({classes[most]}), median {int(np.median(counts)):,}"
     lines = [
         f"{folder}: {len(labels):,} pictures in {len(classes):,} classes, {len(bad):,} unreadable",
-        f"  per class: {counts.min():,} ({classes[least]}) to {counts.max():,} ({classes[most]}),"
-        f" median {int(np.median(counts)):,}",
+        f"  per class: {spread}",
     ]
     if len(classes) <= 20:
         lines.append("  " + ", ".join(f"{name} {count:,}" for name, count in zip(classes, counts)))

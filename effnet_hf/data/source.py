@@ -116,9 +116,9 @@ class DataSource:
             if val_dir is None and train_dir != Path(data_dir).expanduser() and val_fraction == 0:
                 raise UserError(f"--data_dir {data_dir} has a train/ but none of {_choices()}; validation needs one.")
             if val_dir is not None or val_fraction == 0:
-                split, names = _folder_split(val_dir or train_dir, class_names, notes)
+                split, names = _folder_split(val_dir or train_dir, class_names, notes, by_position=True)
                 return cls(names, None, split, notes)
-        training, names = _folder_split(train_dir, class_names, notes)
+        training, names = _folder_split(train_dir, class_names, notes, by_position=not train)
         if len(names) < 2:
             raise UserError(f"{train_dir} has a single class folder, {names[0]}; a classifier needs at least two.")
         if val_dir is not None:
@@ -153,25 +153,32 @@ def split_by_name(split: Split, fraction: float) -> tuple[Split, Split]:
     return split.subset(np.flatnonzero(~held_out)), split.subset(np.flatnonzero(held_out))
 
 
-def _folder_split(folder, class_names: list[str] | None, notes: list[str]) -> tuple[Split, list[str]]:
+def _folder_split(
+    folder, class_names: list[str] | None, notes: list[str], by_position: bool = False
+) -> tuple[Split, list[str]]:
     dataset, found = open_folder(folder)
     notes += found
     names = dataset.features["label"].names
     labels = dataset.data.column("label").to_numpy()
-    mapping = map_labels(names, class_names, folder)
+    mapping = map_labels(names, class_names, folder, by_position=by_position)
     return Split(dataset, "image", mapping[labels]), class_names or names
 
 
-def map_labels(found: list[str], class_names: list[str] | None, where, used=None) -> np.ndarray:
+def map_labels(
+    found: list[str], class_names: list[str] | None, where, used=None, by_position: bool = False
+) -> np.ndarray:
     """For each class that was found, its number in `class_names` (its own position when that is None).
 
     Args:
         used: the numbers that occur, when not all of `found` do; the others need not be known.
+        by_position: as many classes under entirely other names (ImageNet's wnids and words) are the same classes.
 
     Raises:
         UserError: a class is not among `class_names`.
     """
     if class_names is None or list(found) == list(class_names):
+        return np.arange(len(found))
+    if by_position and len(found) == len(class_names) and not set(found) & set(class_names):
         return np.arange(len(found))
     position = {name: i for i, name in enumerate(class_names)}
     unknown = [found[i] for i in (range(len(found)) if used is None else used) if found[i] not in position]

@@ -11,14 +11,19 @@ from .precision import make_accelerator, wants_channels_last
 
 def validate_checkpoint(
     model: str,
-    data_dir: str,
+    data_dir: str | None = None,
     precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = None,
     per_device_batch_size: int = 64,
     num_workers: int | None = None,
     loader: Literal["imagefolder", "dali-cpu", "dali-gpu"] = "imagefolder",
     topk: int = 5,
+    dataset_name: str | None = None,
+    dataset_config: str | None = None,
+    val_fraction: float = 0.0,
 ) -> dict[str, float] | None:
-    """Top-1, top-k, loss and speed of a checkpoint; see [`validate`]. None on all processes but the first.
+    """Top-1, top-k, loss and speed of a checkpoint on a folder or a `datasets` source; see [`validate`].
+
+    None on all processes but the first.
 
     Folder names are matched with the checkpoint's class names; if none match but their number does, both are taken in
     sorted order, as ImageNet's wnid folders are.
@@ -32,6 +37,9 @@ def validate_checkpoint(
     recipe = Recipe(
         model=model,
         data_dir=data_dir,
+        dataset_name=dataset_name,
+        dataset_config=dataset_config,
+        val_fraction=val_fraction,
         precision=precision,
         per_device_batch_size=per_device_batch_size,
         num_workers=num_workers,

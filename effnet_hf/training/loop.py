@@ -53,7 +53,7 @@ def train_epoch(run: Run) -> bool:
     recipe, accelerator, progress, report = run.recipe, run.accelerator, run.progress, run.report
     loader = run.loaders.train
     losses = LossMeter(accelerator, progress.loss_sum, progress.loss_count)
-    speed = Speed(recipe.global_batch_size)
+    speed = Speed(recipe.global_batch_size, accelerator.device)
     saved_at, first = time.monotonic(), progress.update
     run.model.train()
     report.start_bar(f"epoch {progress.epoch + 1}/{recipe.epochs}", loader.updates_per_epoch, progress.update)
@@ -77,7 +77,7 @@ def train_epoch(run: Run) -> bool:
         log_now = epoch_is_over or progress.update % recipe.log_every == 0
         if log_now:
             run.log_step(losses.recent(), rate, speed.figures())  # the only wait for the device
-            if epoch_is_over or not run.limit_was_told and progress.update - first >= 50:
+            if epoch_is_over or not run.limit_told and progress.update - first >= 50:
                 run.tell_limit(speed)
         # Several processes must stop at the same step; agreeing costs a collective, so they do it when they log.
         stop = (log_now or accelerator.num_processes == 1) and not epoch_is_over and run.interruption.agreed()

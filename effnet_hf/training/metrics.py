@@ -98,22 +98,26 @@ class LossMeter:
 
 
 class Speed:
-    """Pictures per second and where the time goes, without stopping the device; the first steps are not counted."""
+    """Pictures per second and where the time goes, without stopping the device; the first steps are not counted.
+
+    The wait for data is the device's: from the end of one step's work to the arrival of the next batch. The host would
+    be no witness on CUDA: it runs ahead of the device and waits for every batch of a loader that is fast enough.
+    """
 
     WARMUP = 2
 
-    def __init__(self, pictures_per_update: int):
+    def __init__(self, pictures_per_update: int, device: torch.device):
         self.pictures = pictures_per_update
-        self.updates, self.waited, self.started = -self.WARMUP, 0.0, time.perf_counter()
+        self.waits = LatencyMeter(device)
+        self.updates, self.started = -self.WARMUP, time.perf_counter()
         self.epoch_waited, self.epoch_elapsed = 0.0, 0.0
 
     def watch(self, batches):
         """Passes batches through and adds up the time spent waiting for them."""
         iterator = iter(batches)
         while True:
-            asked = time.perf_counter()
-            batch = next(iterator, None)
-            self.waited += time.perf_counter() - asked
+            with self.waits:
+                batch = next(iterator, None)
             if batch is None:
                 return
             yield batch
@@ -127,18 +131,20 @@ class Speed:
         """Per optimizer step since the last call; empty while warming up."""
         if self.updates <= 0:
             return {}
+        waited = self.waits.milliseconds().sum() / 1e3
         elapsed = time.perf_counter() - self.started
-        computing = max(elapsed - self.waited, 1e-9)
+        computing = max(elapsed - waited, 1e-9)
         figures = {
             "train.total_ips": self.pictures * self.updates / elapsed,
             "train.compute_ips": self.pictures * self.updates / computing,
-            "train.data_time": self.waited / self.updates,
+            "train.data_time": waited / self.updates,
             "train.compute_time": computing / self.updates,
         }
-        self.epoch_waited += self.waited
+        self.epoch_waited += waited
         self.epoch_elapsed += elapsed
         self._restart()
         return figures
 
     def _restart(self) -> None:
-        self.updates, self.waited, self.started = 0, 0.0, time.perf_counter()
+        self.waits.marks.clear()
+        self.updates, self.started = 0, time.perf_counter()

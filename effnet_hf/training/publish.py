@@ -34,6 +34,7 @@ def finish(run: Run) -> int:
         f"top{recipe.topk}": progress.best_topk,
         "loss": progress.best_loss,
         "n": progress.num_validated,
+        "bad_files": run.loaders.train.bad_files.count,
         "device": describe_device(run.accelerator.device),
         "versions": software_versions(),
         "command": " ".join(sys.argv),
@@ -102,6 +103,10 @@ def _say(run: Run, summary: dict, plots: list[Path]) -> None:
             f" {topk} {summary[topk]:.2f} %, loss {summary['loss']:.4f} on {summary['n']:,} pictures"
         )
     report.line(f"time     {minutes:.1f} minutes, {summary['updates']:,} optimizer steps")
+    if summary["bad_files"]:
+        report.line(
+            f"bad      {summary['bad_files']} unreadable pictures were replaced; {folder}/bad_files.txt lists them"
+        )
     report.line(f"model    {folder}")
     report.line(f"metrics  {folder}/metrics.jsonl")
     for path in plots:

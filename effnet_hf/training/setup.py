@@ -14,9 +14,6 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from ..data import Loaders, build_loaders
-from ..data.dali import dali_is_installed
-from ..data.limits import limit_sentence
-from ..data.workers import local_processes, usable_cores
 from ..errors import UserError
 from ..files import atomic_write
 from ..hub import software_versions
@@ -53,7 +50,7 @@ class Run:
     interruption: Interruption
     profiler: Profiler
     started: float = field(default_factory=time.monotonic)
-    limit_was_told: bool = False
+    limit_told: str = ""  # the verdict that the console has seen last
 
     @property
     def bare_model(self) -> EfficientNetNVForImageClassification:
@@ -93,31 +90,27 @@ class Run:
         if report.bar is not None:
             report.bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.3g}")
         elif not report.quiet:
-            speed_text = f"  {speed['train.total_ips']:.0f} img/s" if speed else ""
+            speed_text = ""
+            if speed:
+                share = speed["train.data_time"] / (speed["train.data_time"] + speed["train.compute_time"])
+                speed_text = f"  {speed['train.total_ips']:.0f} img/s, {share:.0%} of the time waiting for data"
             report.line(
                 f"epoch {progress.epoch + 1:>3}/{self.recipe.epochs}  step {progress.update:>5}/"
                 f"{self.loaders.train.updates_per_epoch}  train.loss {loss:.4f}  lr {rate:.4g}{speed_text}"
             )
 
     def tell_limit(self, speed: Speed) -> None:
-        """Says whether the loader or the device limits the run: once in the console, every epoch in the log."""
+        """Says whether the loader or the device limits the run: every epoch in the log, and in the console when that
+        is new."""
         if not speed.epoch_elapsed:
             return
-        workers = self.loaders.train.num_workers
-        sentence = limit_sentence(
-            speed.epoch_waited,
-            speed.epoch_elapsed - speed.epoch_waited,
-            loader=self.recipe.loader,
-            num_workers=workers,
-            free_cores=usable_cores() / local_processes() - 1 - workers,
-            device_type=self.accelerator.device.type,
-            dali_installed=dali_is_installed(),
-        )
-        values = {"limit": sentence, "train.data_share": speed.epoch_waited / speed.epoch_elapsed}
+        waited, share = speed.epoch_waited, speed.epoch_waited / speed.epoch_elapsed
+        sentence = self.loaders.train.limit(waited, speed.epoch_elapsed - waited)
+        values = {"limit": sentence, "train.data_share": share}
         self.report.log("limit", self.progress.total_updates, values, epoch=self.progress.epoch)
-        if not self.limit_was_told:
+        if self.limit_told != (verdict := sentence.partition(":")[0]):
             self.report.line(sentence)
-            self.limit_was_told = True
+            self.limit_told = verdict
 
     def log_epoch(self, train_loss: float, results: dict[str, dict]) -> None:
         progress, topk = self.progress, f"top{self.recipe.topk}"

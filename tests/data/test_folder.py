@@ -46,8 +46,8 @@ def test_it_opens_as_a_dataset_with_class_labels(pictures):
 def test_notes_name_what_was_left_out_and_what_lies_deeper(tmp_path):
     write(tmp_path, "loose.jpg", "a/1.jpg", "a/deep/er/2.jpg", "b/1.jpg", "b/notes.txt")
     notes = " ".join(scan_tree(tmp_path).notes)
-    assert "1 pictures lie in" in notes and "1 files under" in notes and "notes.txt" in notes
-    assert "1 pictures under" in notes and "deeper than their class folder" in notes
+    assert "1 picture in" in notes and "1 file under" in notes and "notes.txt" in notes
+    assert "1 picture under" in notes and "deeper than a class folder" in notes
 
 
 @pytest.mark.parametrize(

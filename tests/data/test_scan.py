@@ -13,7 +13,7 @@ def test_a_clean_folder_is_summed_up(pictures, capsys):
     assert scan.main([str(pictures), "--num_workers", "1"]) == 0
     text = capsys.readouterr().out
     assert "train: 60 pictures in 3 classes, 0 unreadable" in text and "val: 21 pictures in 3 classes" in text
-    assert "per class: 20 (bird) to 20 (bird), median 20" in text and "bird 20, cat 20, dog 20" in text
+    assert "  per class: 20\n" in text and "bird 20, cat 20, dog 20" in text
     assert "size: median 107 x 71, short side 52 to 80 pixels" in text and "JPEG RGB 51, PNG L 9" in text
 
 
@@ -22,7 +22,7 @@ def test_bad_files_are_listed_and_counted(tmp_path, capsys):
     bad = {name for name, kind in fate.items() if kind == "bad"}
     assert scan.main([str(tmp_path / "data"), "--num_workers", "2", "--output", str(tmp_path / "bad.txt")]) == 1
     text = capsys.readouterr().out
-    assert f"{len(bad)} unreadable" in text and "note: 2 files under" in text
+    assert f"{len(bad)} unreadable" in text and "note: 2 files under" in text and "per class: 24 (plain) to " in text
     for name in bad:
         assert os.path.basename(name) in text
     assert len((tmp_path / "bad.txt").read_text().splitlines()) == len(bad)

@@ -29,14 +29,18 @@ def host_batch(count=5, size=24):
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
         ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
         ({"cpu.max": "nonsense"}, None),
+        # A batch system's limit lies on the job's group, or on one above it.
+        ({"cpu.max": "max 100000\n", "job/cpu.max": "300000 100000\n", "job/step/cpu.max": "max 100000\n"}, 3.0),
+        ({"cpu/job/step/cpu.cfs_quota_us": "250000\n", "cpu/job/step/cpu.cfs_period_us": "100000\n"}, 2.5),
     ],
 )
 def test_container_quotas_count(tmp_path, monkeypatch, files, expected):
     for name, text in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(text)
+    (tmp_path / "membership").write_text("5:cpu,cpuacct:/job/step\n3:memory:/\n0::/job/step\n")
     monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
-    assert workers.usable_cores(tmp_path) == (64 if expected is None else expected)
+    assert workers.usable_cores(tmp_path, tmp_path / "membership") == (64 if expected is None else expected)
 
 
 @pytest.mark.parametrize(

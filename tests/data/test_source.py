@@ -78,6 +78,23 @@ def test_validation_only_takes_val_or_the_whole_folder(tmp_path):
         DataSource.from_folder(str(tmp_path / "set"), train=False)
 
 
+def test_validation_takes_as_many_classes_of_other_names_in_their_order(tmp_path):
+    write(tmp_path, "train/n02/1.jpg", "train/n01/1.jpg", "val/n01/1.jpg", "val/n02/1.jpg")
+    write(tmp_path, "train/n02/2.jpg", "train/n01/2.jpg")
+    for fraction, folder in ((0.0, tmp_path), (0.0, tmp_path / "train"), (0.5, tmp_path / "train")):
+        source = DataSource.from_folder(str(folder), fraction, train=False, class_names=["tench", "goldfish"])
+        assert source.class_names == ["tench", "goldfish"]
+        for index in range(len(source.val)):
+            assert source.val.label(index) == ["n01", "n02"].index(source.val.name(index).split("/")[-2])
+    for names in (["tench", "goldfish", "shark"], ["n01", "goldfish"]):
+        with pytest.raises(UserError, match="has classes that training does not know"):
+            DataSource.from_folder(str(tmp_path), train=False, class_names=names)
+    (tmp_path / "val/n01").rename(tmp_path / "val/a")
+    (tmp_path / "val/n02").rename(tmp_path / "val/b")
+    with pytest.raises(UserError, match="val has classes that training does not know"):
+        DataSource.from_folder(str(tmp_path))
+
+
 def test_an_ignored_val_fraction_is_noted(tmp_path):
     write(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/a/1.jpg")
     assert "--val_fraction 0.5 was ignored" in DataSource.from_folder(str(tmp_path), 0.5).notes[0]

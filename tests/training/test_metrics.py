@@ -48,7 +48,7 @@ def test_speed_separates_waiting_from_computing():
             time.sleep(0.02)
             yield object()
 
-    speed = Speed(pictures_per_update=10)
+    speed = Speed(10, torch.device("cpu"))
     for _ in speed.watch(loader()):
         time.sleep(0.01)
         speed.count_update()
@@ -59,7 +59,7 @@ def test_speed_separates_waiting_from_computing():
 
 
 def test_speed_adds_windows_up_to_the_epoch():
-    speed = Speed(pictures_per_update=1)
+    speed = Speed(1, torch.device("cpu"))
     windows = []
     for step, _ in enumerate(speed.watch(range(8))):
         time.sleep(0.001)
@@ -68,3 +68,33 @@ def test_speed_adds_windows_up_to_the_epoch():
             windows.append(speed.figures())
     counted = 3 * windows[0]["train.data_time"] + 3 * windows[1]["train.data_time"]
     assert speed.epoch_waited == pytest.approx(counted) and 0 < speed.epoch_waited < speed.epoch_elapsed
+
+
+def test_on_cuda_the_wait_for_data_is_the_devices(monkeypatch):
+    """The host waits for every batch; the device computes for 4 units a step and each batch is there before that."""
+    clock = {"device": 0.0, "batch": 0.0}
+
+    class Event:
+        def __init__(self, enable_timing):
+            pass
+
+        def record(self):
+            self.at = clock["device"] = max(clock["device"], clock["batch"])
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+    def loader(every):
+        for number in range(8):
+            clock["batch"] = every * number
+            yield object()
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    for every, expected in ((1.0, 0.0), (6.0, 0.002)):  # milliseconds a batch; the second loader is too slow
+        clock.update(device=0.0, batch=0.0)
+        speed = Speed(1, torch.device("cuda"))
+        for _ in speed.watch(loader(every)):
+            clock["device"] += 4.0
+            speed.count_update()
+        assert speed.figures()["train.data_time"] == pytest.approx(expected)
