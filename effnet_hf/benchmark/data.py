@@ -29,6 +29,7 @@ from ..hub import software_versions
 from ..image_processing_efficientnet_nv import IMAGENET_MEAN, IMAGENET_STD
 from ..recipes import load_recipe
 from ..training.precision import keep_freed_memory
+from .decoders import measure_decoders
 from .report import write_report
 
 
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> int:
         "versions": software_versions("torchvision", "timm", "datasets", "pillow", "simplejpeg", "nvidia-dali-cuda130"),
         "settings": {key: value for key, value in vars(arguments).items() if key not in ("output", "data_dir")},
         "throughput": measure_throughput(arguments),
+        "decoders": measure_decoders(scan_tree(arguments.data_dir).paths, arguments.rounds),
     }
     if arguments.tree_classes:
         figures["opening"] = measure_opening(arguments.tree_classes)

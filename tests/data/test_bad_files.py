@@ -1,5 +1,8 @@
 import os
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,6 +54,25 @@ def test_the_torture_folder_trains_to_the_end_with_each_file_accounted_for(tortu
     lines = (tmp_path / "run" / "bad_files.txt").read_text().splitlines()
     assert {os.path.relpath(line.split("\t")[0], folder) for line in lines} == bad and len(lines) == len(bad)
     assert all(line.split("\t")[1] for line in lines)
+
+
+@pytest.mark.slow  # half a minute: the whole of train.py
+def test_train_py_ends_well_and_accounts_for_each_file(tmp_path):
+    fate = torture.write(tmp_path / "data")
+    command = "train.py --config imagenette --image_size 32 --max_bad_files 1 --epochs 3 --ema_decay 0 --quiet true"
+    command += " --global_batch_size 8 --per_device_batch_size 8 --num_workers 1 --data_dir data --output_dir run"
+    script, *flags = command.split()
+    home = Path(__file__).parents[2]
+    ran = subprocess.run(
+        [sys.executable, home / script, *flags], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(home)},
+        capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    bad = {name for name, kind in fate.items() if kind == "bad"}
+    listed = [line.split("\t")[0] for line in (tmp_path / "run/bad_files.txt").read_text().splitlines()]
+    assert len(listed) == len(bad) and {os.path.relpath(name, (tmp_path / "data").resolve()) for name in listed} == bad
+    assert f"bad      {len(bad)} unreadable pictures were replaced: run/bad_files.txt" in ran.stdout
+    assert all(ran.stderr.count(f"{name} ") == 1 for name in listed)
 
 
 def test_a_replacement_has_the_label_of_its_class_and_the_number_of_the_missing_one(tortured, recipe):

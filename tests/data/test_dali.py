@@ -77,6 +77,12 @@ def test_dali_cpu_gives_imagefolders_batches(loaders, workers):
     assert same(collect(plain.val.epoch()), collect(fast.val.epoch()))
 
 
+def test_dali_cpu_resumes_where_it_was(loaders):
+    ours = loaders({"loader": "dali-cpu", "augmentation": "randaugment"}, steps_per_update=2)
+    whole = collect(ours.train.epoch(4))
+    assert len(whole) == 14 and same(whole[2 * 5 :], collect(ours.train.epoch(4, start_update=5)))
+
+
 def test_on_real_photographs_dali_cpu_gives_imagefolders_batches(real_pictures, recipe):
     options = {"data_dir": str(real_pictures("imagenet_samples.tar")), "num_workers": 0}
     runs = []
