@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from compare_runs import wilson
 
+from effnet_hf.benchmark.report import markdown_table
 from effnet_hf.cli import ArgumentParser, run
 
 
@@ -64,6 +65,7 @@ def _row_type(metric: str) -> str:
 
 IMAGENETTE = "2026-11-24-imagenette-cpu"
 FINETUNED = "2026-11-25-imagenette-finetune-cpu"
+DATA = "2026-11-25-data-cpu"
 
 
 def _imagenette() -> list[Claim]:
@@ -94,7 +96,27 @@ def _finetuned() -> list[Claim]:
     return claims
 
 
-CLAIMS = [*_imagenette(), *_finetuned()]
+def _data() -> list[Claim]:
+    """Whole tables as benchmark.py and dali_difference.py print them, and docs/data.md's digest of one."""
+    claims = []
+    for file, table in (
+        ("throughput.json", "throughput"),
+        ("throughput.json", "decoders"),
+        ("opening.json", "opening"),
+        ("dali.json", "evaluation"),
+        ("dali.json", "operations"),
+    ):
+        for row in markdown_table(figure(f"{DATA}/{file}", table)).splitlines():
+            claims.append(Claim(f"benchmarks/{DATA}.md", "{row}", {"row": row}))
+    rows = figure(f"{DATA}/throughput.json", "throughput")
+    for loader in ("imagefolder", "dali-cpu"):
+        ratios = [row["ratio_best"] for row in rows if row["name"] == f"effnet_hf {loader}"]
+        values = {"loader": loader, "none": f"{ratios[0]:.2f}", "policy": f"{ratios[1]:.2f}"}
+        claims.append(Claim("docs/data.md", "| `{loader}` | **{none}** | **{policy}** |", values))
+    return claims
+
+
+CLAIMS = [*_imagenette(), *_finetuned(), *_data()]
 
 # Rows of the README's result tables that no file of ours backs, and why.
 UNTRACED = {

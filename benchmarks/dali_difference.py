@@ -5,9 +5,8 @@
 The graph of `dali-gpu` runs on the CPU here; on a GPU its decoder and its rounding are other ones.
 """
 
-import argparse
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from PIL import Image
 from effnet_hf import EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.benchmark.data import describe_cpu
 from effnet_hf.benchmark.report import write_report
+from effnet_hf.cli import ArgumentParser, run
 from effnet_hf.data import auto_augment
 from effnet_hf.data.auto_augment import Step
 from effnet_hf.data.dali import DaliDecoder, quiet_build
@@ -36,7 +36,7 @@ SIZE = 224  # of the pictures that operations are compared on
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="checkpoint folder")
     parser.add_argument("--data_dir", required=True, help="folder with val/<class>/… or <class>/…")
     parser.add_argument("--pictures", type=int, default=50, help="pictures that operations are compared on")
@@ -63,7 +63,7 @@ def compare_evaluation(network, processor, split) -> list[dict]:
     size = processor.crop_size["height"]
     margin = processor.size["shortest_edge"] - size
     kind = {Image.BILINEAR: "bilinear", Image.BICUBIC: "bicubic"}[processor.resample]
-    stage = DeviceStage("cpu", processor.image_mean, processor.image_std)
+    stage = DeviceStage(torch.device("cpu"), processor.image_mean, processor.image_std)
     transform, requests = EvaluationTransform(size, kind, margin), ValidationPlan(len(split), BATCH).requests
 
     def fed_by(decoder):
@@ -73,7 +73,7 @@ def compare_evaluation(network, processor, split) -> list[dict]:
     files = EncodedBatches(split, EvaluationPlanner(size, margin), 0, False)
     graph = DaliPipeline(files, 0, 2, kind, BATCH, torch.device("cpu"), num_threads=1)
     sources = [fed_by(None), fed_by(DaliDecoder(BATCH)), graph.batches(requests())]
-    sums = [Counter() for _ in sources]
+    sums: list[dict] = [defaultdict(float) for _ in sources]
     with torch.inference_mode():
         for batches in zip(*sources):
             for total, batch in zip(sums, batches):
@@ -87,15 +87,15 @@ def compare_evaluation(network, processor, split) -> list[dict]:
                 total["changed"] += int((predicted != reference).sum())
                 total["loss"] += float(torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum"))
                 total["difference"] += float(difference.float().mean()) * len(predicted)
-                total["largest"] = max(total["largest"], int(difference.max()))
+                total["largest"] = max(total["largest"], float(difference.max()))
     return [
         {
             "loader": name,
             "top1": 100 * total["right"] / total["n"],
             "loss": round(total["loss"] / total["n"], 4),
-            "changed predictions": total["changed"],
+            "changed predictions": int(total["changed"]),
             "mean pixel difference": round(total["difference"] / total["n"], 3),
-            "largest": total["largest"],
+            "largest": int(total["largest"]),
         }
         for name, total in zip(("imagefolder (the image processor's pixels)", "dali-cpu", "dali-gpu's graph"), sums)
     ]
@@ -103,7 +103,8 @@ def compare_evaluation(network, processor, split) -> list[dict]:
 
 def compare_operations(split, pictures: int) -> list[dict]:
     """How often each operation is drawn, and how far DALI's result is from Pillow's at the policy's levels."""
-    policy, expected = DaliPolicy("autoaugment", SIZE), Counter()
+    policy = DaliPolicy("autoaugment", SIZE)
+    expected: dict[str, float] = defaultdict(float)
     for sub_policy in auto_augment.POLICY:
         for name, probability, _ in sub_policy:
             expected[name] += DRAWS * probability / len(auto_augment.POLICY)
@@ -159,4 +160,4 @@ def _policy_pipeline(policy: DaliPolicy):
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

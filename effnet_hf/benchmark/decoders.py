@@ -29,7 +29,7 @@ def measure_decoders(paths: list[str], rounds: int = 9) -> list[dict]:
             jpegs.append(picture.data)
     decoders = _decoders()
     best = {name: float("inf") for name in decoders}
-    results = {name: [] for name in decoders}
+    results: dict[str, list[np.ndarray]] = {}
     for _ in range(rounds + 1):
         for name, decode in decoders.items():
             started = time.process_time()

@@ -4,8 +4,8 @@ A policy is a suite of operations; a picture's draw is, per step, (which operati
 AutoAugment are those of `auto_augment.draw`, so that one seed gives both executors the same operations. RandAugment and
 TrivialAugment follow torchvision's definitions, with DALI's own implementation of each operation.
 
-DALI resamples bilinearly where Pillow can do so bicubically, and its equalize is OpenCV's: docs/data.md tabulates the
-differences per operation.
+DALI resamples bilinearly where Pillow can do so bicubically, and its equalize is OpenCV's:
+benchmarks/2026-11-25-data-cpu.md tabulates the differences per operation.
 """
 
 import random

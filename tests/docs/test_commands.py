@@ -20,12 +20,15 @@ PROGRAMS = [
     "effnet_hf.data.scan",
     "effnet_hf.training.plots",
     "benchmarks/compare_runs.py",
+    "benchmarks/dali_difference.py",
     "benchmarks/loop_overhead.py",
     "benchmarks/timm_loop.py",
 ]
 # Flags of other programs, with whose they are.
 FOREIGN = {
     "--pretrained-from-file": "NVIDIA's main.py",
+    "--backend": "torchvision's training reference",
+    "--use-v2": "the same",
 }
 
 
@@ -107,7 +110,7 @@ def test_command_is_accepted(found, parsed):
             program, rest = launched(arguments)
             if (ROOT / program).is_file() and "OneLineErrors" not in program:
                 source = (ROOT / program).read_text("utf-8")
-                if "effnet_hf.cli" in source or "parse_recipe" in source:
+                if any(word in source for word in ("effnet_hf.cli", "import cli", "parse_recipe")):
                     parsed(program, rest)
                 else:  # a script of the tests, with a parser of its own
                     assert all(f'"{word.split("=")[0]}"' in source for word in rest if word.startswith("--"))

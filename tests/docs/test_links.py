@@ -7,7 +7,7 @@ import pytest
 from .reading import ROOT, links
 
 
-PROMISED = {"docs/data.md"}  # pages that are being written; an entry that exists is one to remove
+PROMISED: set[str] = set()  # pages that are being written; an entry that exists is one to remove
 
 
 @pytest.mark.parametrize("found", links(), ids=lambda found: found.where)

@@ -15,13 +15,17 @@ from .reading import python_blocks
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with what the pages call runs/mine, cat.jpg, checkpoint.pth.tar, b0-timm, …"""
+    """A folder with what the pages call runs/mine, cat.jpg, pictures, checkpoint.pth.tar, b0-timm, …"""
     folder = tmp_path_factory.mktemp("docs")
     model = EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant("b0")).eval()
     model.save_pretrained(folder / "runs/mine")
     EfficientNetNVImageProcessor.for_image_size(224).save_pretrained(folder / "runs/mine")
     pixels = np.random.default_rng(0).integers(0, 255, (120, 100, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "cat.jpg")
+    for number in range(8):
+        place = folder / "pictures" / ("val" if number % 4 == 3 else "train") / ("cat" if number < 4 else "dog")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(place / f"{number}.jpg")
     converted = load_foreign(folder / "runs/mine")
     write_foreign(converted, "timm", folder / "b0.safetensors")
     write_foreign(converted, "timm", folder / "b0-timm")
