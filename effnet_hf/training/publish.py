@@ -104,9 +104,7 @@ def _say(run: Run, summary: dict, plots: list[Path]) -> None:
         )
     report.line(f"time     {minutes:.1f} minutes, {summary['updates']:,} optimizer steps")
     if summary["bad_files"]:
-        report.line(
-            f"bad      {summary['bad_files']} unreadable pictures were replaced; {folder}/bad_files.txt lists them"
-        )
+        report.line(f"bad      {summary['bad_files']} unreadable pictures were replaced: {folder}/bad_files.txt")
     report.line(f"model    {folder}")
     report.line(f"metrics  {folder}/metrics.jsonl")
     for path in plots:
