@@ -9,12 +9,21 @@ from effnet_hf.errors import UserError
 
 
 COMMANDS = {
+    "train": "training steps beside timm, torchvision and stock transformers",
+    "inference": "latency percentiles and throughput of every runtime, beside the peers",
+    "memory": "peak memory of training and inference, with and without gradient checkpointing",
+    "roofline": "bytes and FLOPs counted, and the share of this machine's peaks that a step reaches",
+    "loop": "our whole training loop on real and on synthetic pictures",
+    "profile": "the 20 costliest kernels of a training step",
+    "scaling": "from one device to 8 and 64: pictures per second, GPU-hours, cost",
+    "suite": "all of these as one page in benchmarks/",
+    "page": "renders a suite's folder again from its JSON",
     "data": "pictures per second and core of every loader, beside timm, torchvision and datasets",
 }
 
 
 def main() -> int:
-    known = "\n".join(f"  {name:<8} {text}" for name, text in COMMANDS.items())
+    known = "\n".join(f"  {name:<9} {text}" for name, text in COMMANDS.items())
     if sys.argv[1:2] in ([], ["-h"], ["--help"]):
         print(f"usage: benchmark.py COMMAND [flags]\n\n{known}\n\nbenchmark.py COMMAND --help lists its flags.")
         return 0

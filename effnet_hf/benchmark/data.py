@@ -8,7 +8,6 @@ every round, so that ratios compare like with like.
 """
 
 import os
-import platform
 import random
 import statistics
 import tempfile
@@ -30,6 +29,7 @@ from ..image_processing_efficientnet_nv import IMAGENET_MEAN, IMAGENET_STD
 from ..recipes import load_recipe
 from ..training.precision import keep_freed_memory
 from .decoders import measure_decoders
+from .environment import describe_cpu
 from .report import write_report
 
 
@@ -318,18 +318,6 @@ def measure_opening(classes: int) -> list[dict]:
         finally:
             datasets.config.HF_DATASETS_CACHE = saved
     return rows
-
-
-def describe_cpu() -> str:
-    """Processor and the cores this process may use."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
 
 
 def _linked_tree(source: Path, scratch: Path, batch_size: int) -> Path:

@@ -36,3 +36,11 @@ def _cell(value) -> str:
     if isinstance(value, float):
         return f"{value:.0f}" if value >= 100 else f"{value:.2f}"
     return str(value)
+
+
+def print_rows(rows: list[dict], names: tuple[str, ...]) -> None:
+    """The columns `names` of `rows`, aligned, with the best speed-up over each peer by CPU time or the clock."""
+    for row in rows:
+        cells = [_cell(row[name]) for name in names if row.get(name) is not None]
+        ratios = " ".join(f"{peer} {ratio.get('cpu', ratio['wall']):.2f}x" for peer, ratio in row["speed_up"].items())
+        print("  ".join(f"{cell:>9}" for cell in cells), " vs", ratios, flush=True)

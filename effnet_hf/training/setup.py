@@ -20,6 +20,7 @@ from ..hub import software_versions
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..recipes import Recipe
+from ..tuning import use_onednn
 from .batches import BatchPlan, plan_batches
 from .checkpoint import Checkpoints, Progress
 from .ema import ModelEMA
@@ -162,6 +163,8 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
     _claim_output_dir(recipe, accelerator, checkpoints, resume_from)
     report = Report(accelerator, recipe.output_dir, recipe.quiet, keep_bytes=progress.metrics_bytes)
     model.to(accelerator.device)
+    if accelerator.device.type == "cpu":
+        use_onednn(model, image_size)
     if prepare_model is not None:
         model = prepare_model(model, loaders, accelerator, report)
     ema = ModelEMA(model, recipe.ema_decay) if recipe.ema_decay else None

@@ -1,0 +1,52 @@
+"""Flags that the commands share."""
+
+import argparse
+from collections.abc import Callable
+
+from .. import cli
+from ..configuration import VARIANTS
+from .contenders import PEERS, PRECISIONS
+
+
+def words(*choices: str) -> Callable[[str], list[str]]:
+    """Type of a comma-separated flag whose words come from `choices`."""
+
+    def parse(text: str) -> list[str]:
+        chosen = [word for word in text.split(",") if word]
+        for word in chosen:
+            if word not in choices:
+                raise argparse.ArgumentTypeError(f"there is no {word}; there are {', '.join(choices)}")
+        return chosen
+
+    return parse
+
+
+def numbers(text: str) -> list[int]:
+    """Type of a comma-separated flag of positive integers."""
+    try:
+        parsed = [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no list of numbers such as 1,8,64") from None
+    if min(parsed) < 1:
+        raise argparse.ArgumentTypeError(f"{text}: numbers start at 1")
+    return parsed
+
+
+def common_parser(name: str, description: str) -> cli.ArgumentParser:
+    """Flags of every command that runs networks."""
+    parser = cli.ArgumentParser(prog=f"benchmark.py {name}", description=description)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--num_threads", type=int, default=None, help="threads of a CPU; torch's choice by default")
+    parser.add_argument("--variants", type=words(*VARIANTS), default=["b0"], help="comma-separated")
+    parser.add_argument("--peers", type=words(*PEERS), default=list(PEERS), help="comma-separated, may be empty")
+    parser.add_argument("--precisions", type=words(*PRECISIONS), default=["fp32"], help="comma-separated")
+    parser.add_argument("--image_size", type=int, default=None, help="side in pixels; the variant's by default")
+    parser.add_argument("--rounds", type=int, default=10, help="measured rounds, in which all take turns")
+    parser.add_argument("--budget", type=float, default=None, help="seconds after which no new cell starts")
+    parser.add_argument("--output", default=None, help="write the figures to this JSON file")
+    return parser
+
+
+def settings(arguments) -> dict:
+    """The flags as they go into a result file: without paths of this machine."""
+    return {name: value for name, value in vars(arguments).items() if name not in ("output", "data_dir", "model")}

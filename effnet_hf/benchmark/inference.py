@@ -1,0 +1,206 @@
+"""Latency and throughput of inference: python benchmark.py inference --model runs/b0 --runtime torch,compile
+
+    torch         the model as from_pretrained gives it, eager
+    folded        batch norm folded into the convolutions (`effnet_hf.tuning.fold_batchnorm`), eager
+    compile       folded and compiled as one graph
+    graphs        folded, replayed as one CUDA graph                                        (CUDA)
+    compile-graphs  compiled and replayed as CUDA graphs                                     (CUDA)
+    onnxruntime, openvino  the file that export.py writes                                   (CPU)
+
+Per batch size all runtimes and peers take turns; percentiles are over single batches, each waited for.
+"""
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from ..configuration import VARIANTS, EfficientNetNVConfig
+from ..errors import UserError
+from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..training.model import check_checkpoint
+from ..training.precision import keep_freed_memory
+from ..tuning import CudaGraph, compile_for_inference, fold_batchnorm, use_onednn
+from .contenders import AUTOCAST, OURS, build, has, logits_of, pictures, set_precision
+from .environment import environment, resolve_device, write_figures
+from .flags import common_parser, numbers, settings, words
+from .report import print_rows
+from .timing import release, speed_up, take_turns
+
+
+RUNTIMES = ("torch", "folded", "compile", "graphs", "compile-graphs", "onnxruntime", "openvino")
+Runner = Callable[[torch.Tensor], torch.Tensor]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = common_parser("inference", __doc__.splitlines()[0])
+    parser.add_argument("--model", default=None, help="checkpoint folder or Hub id instead of fresh --variants")
+    parser.add_argument("--runtime", type=words(*RUNTIMES), default=["torch", "folded"], help="comma-separated")
+    parser.add_argument("--peer_runtime", type=words("torch", "compile"), default=["torch"], help="of the peers")
+    parser.add_argument("--batch_sizes", type=numbers, default=[1, 8, 64], help="comma-separated")
+    parser.add_argument("--layout", choices=["channels_last", "nchw"], default="channels_last", help="memory format")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for the rounds of one batch size, at most")
+    arguments = parser.parse_args(argv)
+    device = resolve_device(arguments.device, arguments.num_threads)
+    keep_freed_memory()
+    figures = {"kind": "inference", **environment(device), "settings": settings(arguments), "rows": [], "left_out": []}
+    started = time.monotonic()
+    for label in [arguments.model] if arguments.model else arguments.variants:
+        for precision in arguments.precisions:
+            if arguments.budget and time.monotonic() - started > arguments.budget:
+                figures["left_out"].append(f"{label} {precision}: no time left")
+                continue
+            set_precision(precision, device)
+            rows, failures = measure(arguments, device, label, precision)
+            figures["rows"] += rows
+            figures["left_out"] += failures
+            if arguments.output:  # after every cell: a run that is cut off leaves what it has
+                write_figures(figures, arguments.output)
+    for line in figures["left_out"]:
+        print(f"left out: {line}")
+    return 0
+
+
+def measure(arguments, device: torch.device, label: str, precision: str) -> tuple[list[dict], list[str]]:
+    """Rows of one network in one precision over all batch sizes, and a sentence for each runner that failed."""
+    model, variant = open_model(label, arguments.image_size)
+    size = arguments.image_size or model.config.image_size
+    channels_last = arguments.layout == "channels_last"
+    rows: list[dict] = []
+    failures: list[str] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for batch in arguments.batch_sizes:
+            pixels = pictures(batch, size, device, channels_last)
+            if precision in AUTOCAST:
+                pixels = pixels.to(AUTOCAST[precision])
+            makers = {
+                (OURS, runtime): partial(our_runner, runtime, model, pixels, Path(scratch))
+                for runtime in arguments.runtime
+            }
+            makers |= {
+                (peer, runtime): partial(peer_runner, peer, variant, runtime, size, pixels)
+                for peer in arguments.peers
+                if has(peer, variant)
+                for runtime in arguments.peer_runtime
+            }
+            steps, reference = {}, None
+            for (name, runtime), make in makers.items():
+                where = f"{variant} {precision} batch {batch}, {name} {runtime}"
+                try:
+                    run = make()
+                    with torch.inference_mode():
+                        logits = run(pixels).float()
+                except (ImportError, RuntimeError, UserError, ValueError) as error:
+                    failures.append(f"{where}: {str(error).strip().splitlines()[0]}")
+                    continue
+                if name == OURS:
+                    reference = logits.clone() if reference is None else reference
+                    failures += [] if agree(logits, reference) else [f"{where}: its logits differ from {OURS}'s"]
+                steps[name, runtime] = partial(run, pixels)
+            deadline = time.monotonic() + arguments.seconds
+            with torch.inference_mode():
+                samples = take_turns(steps, device, arguments.rounds, warmup=2, deadline=deadline)
+            for (name, runtime), own in samples.items():
+                row = {"variant": variant, "by": name, "runtime": runtime, "precision": precision}
+                row |= {"layout": arguments.layout, "batch": batch, "image_size": size, **own.summary(batch)}
+                row["speed_up"] = {
+                    peer: speed_up(own, samples[peer, "torch"], device.type == "cpu")
+                    for peer in arguments.peers
+                    if (peer, "torch") in samples
+                }
+                rows.append(row)
+            print_rows(
+                rows[-len(samples) :], ("variant", "by", "runtime", "precision", "batch", "p50_ms", "cpu_ms", "ips")
+            )
+            steps.clear()
+            release(device)
+    return rows, failures
+
+
+def agree(logits: torch.Tensor, reference: torch.Tensor) -> bool:
+    """Within what 8 bits of mantissa leave after a hundred layers; a wrong graph is far outside."""
+    return bool((logits - reference).abs().max() <= 0.1 * reference.abs().max() + 1e-6)
+
+
+def open_model(label: str, image_size: int | None) -> tuple[EfficientNetNVForImageClassification, str]:
+    """A fresh variant, or a checkpoint, in evaluation mode; and the variant that peers are measured as."""
+    if label in VARIANTS:
+        torch.manual_seed(0)
+        model = EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant(label)).eval()
+        with torch.no_grad():  # fresh weights give logits of 1e-3; statistics of a picture make them comparable
+            norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+            for norm in norms:
+                norm.momentum = None
+            model.train()(torch.randn(4, 3, 64, 64))
+        return model.eval(), label
+    config = check_checkpoint(label)
+    return EfficientNetNVForImageClassification.from_pretrained(label).eval(), config.variant or "custom"
+
+
+def placed(model: torch.nn.Module, like: torch.Tensor) -> torch.nn.Module:
+    """On the device, in the dtype and in the memory format of `like`."""
+    channels_last = like.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return model.to(like.device, like.dtype, memory_format=memory_format)
+
+
+def our_runner(runtime: str, model, pixels: torch.Tensor, scratch: Path) -> Runner:
+    """A callable from pictures to logits.
+
+    Raises:
+        UserError: a runtime that this device or environment lacks.
+    """
+    device = pixels.device
+    if runtime in ("onnxruntime", "openvino"):
+        return exported_runner(runtime, model, pixels, scratch)
+    if runtime in ("graphs", "compile-graphs") and device.type != "cuda":
+        raise UserError(f"--runtime {runtime} needs a GPU.")
+    if runtime == "torch":
+        network = placed(copy.deepcopy(model), pixels)
+        return lambda pixels: network(pixels).logits
+    network = placed(fold_batchnorm(model), pixels)
+    if runtime == "graphs":
+        return CudaGraph(network, pixels)
+    if runtime == "folded":
+        if device.type == "cpu" and 1 < len(pixels) < 16:
+            use_onednn(network, pixels.shape[-1])
+        return lambda pixels: network(pixels).logits
+    compiled = compile_for_inference(network, **({"mode": "reduce-overhead"} if runtime == "compile-graphs" else {}))
+
+    def run(pixels):
+        if runtime == "compile-graphs":
+            torch.compiler.cudagraph_mark_step_begin()
+        return compiled(pixels).logits
+
+    return run
+
+
+def peer_runner(name: str, variant: str, runtime: str, size: int, pixels: torch.Tensor) -> Runner:
+    network = placed(build(name, variant, size).eval(), pixels)
+    if runtime == "compile":
+        network = torch.compile(network, dynamic=False)
+    return lambda pixels: logits_of(network(pixels))
+
+
+def exported_runner(runtime: str, model, pixels: torch.Tensor, scratch: Path) -> Runner:
+    """The network as `export.py` writes it, behind ONNX Runtime or OpenVINO on the CPU, with torch's threads."""
+    if pixels.device.type != "cpu" or pixels.dtype != torch.float32:
+        raise UserError(f"--runtime {runtime} is measured on a CPU in fp32.")
+    try:
+        from ..export import Checkpoint, export_model
+        from ..export.runners import onnxruntime_runner, openvino_runner
+    except ImportError as error:
+        raise UserError(f"--runtime {runtime} needs the onnx extra ({error}).") from None
+    folder = scratch / str(pixels.shape[-1])
+    if not folder.exists():
+        processor = EfficientNetNVImageProcessor.for_image_size(pixels.shape[-1])
+        export_model(Checkpoint("benchmark", model, processor), folder)
+    file = folder / "model.onnx"
+    open_file = onnxruntime_runner if runtime == "onnxruntime" else openvino_runner
+    run = open_file(file, threads=torch.get_num_threads())
+    return lambda pixels: torch.from_numpy(run(pixels.contiguous().numpy()))

@@ -1,0 +1,105 @@
+"""Peak memory of one training step and one forward pass: python benchmark.py memory --variants b0,b4
+
+On a GPU: the allocator's own peak. On a CPU: the largest sum of living tensors during the step, from torch's profiler,
+which unlike the process's size depends on no allocator and repeats to the byte. Both count weights, gradients,
+optimizer state and activations.
+"""
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from ..configuration import EfficientNetNVConfig
+from .contenders import OURS, build, has, logits_of, pictures, set_precision, training_step
+from .environment import environment, resolve_device, write_figures
+from .flags import common_parser, numbers, settings
+from .report import markdown_table
+from .timing import release
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = common_parser("memory", __doc__.splitlines()[0])
+    parser.add_argument("--batch_sizes", type=numbers, default=[16], help="comma-separated")
+    arguments = parser.parse_args(argv)
+    device = resolve_device(arguments.device, arguments.num_threads)
+    rows, left_out = [], []
+    for variant in arguments.variants:
+        size = arguments.image_size or EfficientNetNVConfig.from_variant(variant).image_size
+        for precision in arguments.precisions:
+            set_precision(precision, device)
+            for batch in arguments.batch_sizes:
+                for name in (OURS, *(peer for peer in arguments.peers if has(peer, variant))):
+                    for checkpointing in (False, True) if name == OURS else (False,):
+                        where = {"variant": variant, "by": name, "precision": precision, "batch": batch}
+                        where |= {"image_size": size, "gradient_checkpointing": checkpointing}
+                        try:
+                            rows.append(
+                                {**where, **peaks(name, variant, size, batch, precision, checkpointing, device)}
+                            )
+                        except torch.OutOfMemoryError:
+                            left_out.append(f"{variant} {name} {precision} batch {batch}: out of memory")
+    figures = {"kind": "memory", **environment(device), "settings": settings(arguments), "rows": rows}
+    figures["left_out"] = left_out
+    print(markdown_table(rows))
+    if arguments.output:
+        write_figures(figures, arguments.output)
+    return 0
+
+
+def peaks(name, variant, size, batch, precision, checkpointing, device) -> dict[str, float]:
+    """`training_mb` and `inference_mb`, in MiB."""
+    pixels = pictures(batch, size, device, channels_last=True)
+    model = build(name, variant, size)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    step = training_step(name, model, pixels, precision)
+    step()  # makes the optimizer's state
+    training = peak(step, device)
+    model.eval()
+
+    def infer():
+        with torch.inference_mode():
+            return logits_of(model(pixels))
+
+    for parameter in model.parameters():
+        parameter.grad = None
+    del step
+    release(device)
+    inference = peak(infer, device, living=tensor_bytes([*model.parameters(), *model.buffers(), pixels]))
+    return {"training_mb": training, "inference_mb": inference}
+
+
+def peak(step, device: torch.device, living: int | None = None) -> float:
+    """MiB at the highest point of `step()`.
+
+    Args:
+        living: bytes of the tensors that exist before; for a training step found by looking at all of them.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        step()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if living is None:
+        living = tensor_bytes(_living_tensors())
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
+        step()
+    changes = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]
+    current = highest = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        current += event.nbytes()
+        highest = max(highest, current)
+    return (living + highest) / 2**20
+
+
+def tensor_bytes(tensors) -> int:
+    """Bytes of the storages behind `tensors`, each once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def _living_tensors() -> list[torch.Tensor]:
+    import gc
+
+    gc.collect()
+    return [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]

@@ -1,0 +1,276 @@
+"""The page and chart of a result folder, from its JSON files alone: python benchmark.py page FOLDER
+
+`FOLDER/*.json` -> `FOLDER.md` and `FOLDER/chart.png`. What a run left out, and what never ran, stands on the page.
+"""
+
+import json
+from pathlib import Path
+
+from .. import cli
+from ..errors import UserError
+from ..files import atomic_write
+from . import published
+from .contenders import OURS
+from .report import markdown_table
+
+
+GOALS = {"eager": 1.0, "compile": 1.25, "torch": 1.0, "folded": 1.0}
+PARTS = ("train", "inference", "memory", "roofline", "data", "loop", "profile", "suite")
+
+
+def read_results(folder: Path) -> list[dict]:
+    """Every run's figures in `folder`, in the order of `PARTS`.
+
+    Raises:
+        UserError: there is none, or one is no JSON.
+    """
+    results = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            results.append(json.loads(path.read_text("utf-8")))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path} is damaged: {error}.") from None
+    if not results:
+        raise UserError(f"{folder} holds no results; make some with benchmark.py suite.")
+    return sorted(results, key=lambda figures: PARTS.index(figures["kind"]) if figures["kind"] in PARTS else len(PARTS))
+
+
+def render(results: list[dict], folder_name: str) -> str:
+    """The Markdown page."""
+    first = results[0]
+    facts = first["hardware"]
+    on_cpu = facts["device"] == "cpu"
+    place = "one thread" if on_cpu and facts["threads"] == 1 else f"{facts['threads']} threads" if on_cpu else "one GPU"
+    lines = [
+        f"# Speed on {describe(facts)}, {first['date']}",
+        "",
+        f"{place}; pictures are noise that is in memory already. All contenders of a table took turns step by step, in"
+        " an order drawn anew each round; the first rounds are not counted. `x timm` is how many times faster than"
+        " timm's eager model: the median over rounds of the ratio within a round"
+        + (
+            ", of **CPU time**, because the machine is shared; wall times are medians." if on_cpu else ", by the clock."
+        ),
+        "",
+        f"![chart]({folder_name}/chart.png)",
+    ]
+    for figures in results:
+        lines += ["", f"## {TITLES.get(figures['kind'], figures['kind'])}", "", f"    {figures['command']}", ""]
+        lines += SECTIONS.get(figures["kind"], _plain)(figures)
+        lines += [f"- left out: {sentence}" for sentence in figures.get("left_out", [])]
+    missed = misses(results)
+    lines += ["", "## Goals missed", ""]
+    lines += [f"- {sentence}" for sentence in missed] or ["None of those that ran."]
+    versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
+    lines += ["", "## Measured with", "", f"{describe(facts)}; {versions}; commit {first['commit']}."]
+    lines += ["", f"Raw figures: `{folder_name}/*.json`; this page is `python benchmark.py page` of that folder."]
+    return "\n".join(lines) + "\n" + NOT_RUN[facts["device"]]
+
+
+def describe(facts: dict) -> str:
+    return facts["name"] if facts["device"] != "cpu" else f"a CPU ({facts['name']})"
+
+
+def _ratio(row: dict, peer: str) -> str:
+    ratio = row["speed_up"].get(peer)
+    return "" if ratio is None else f"{ratio.get('cpu', ratio['wall']):.2f}"
+
+
+def _speed_table(figures: dict, mode: str) -> list[str]:
+    peers = [peer for peer in figures["settings"]["peers"] if any(peer in row["speed_up"] for row in figures["rows"])]
+    on_cpu = figures["hardware"]["device"] == "cpu"
+    cells = []
+    for row in figures["rows"]:
+        cell = {"network": row["variant"], "by": row["by"], mode: row[mode], "precision": row["precision"]}
+        cell |= {"px": row["image_size"], "batch": row["batch"]}
+        if on_cpu:
+            cell["CPU ms"] = f"{row['cpu_ms']:.1f}"
+        if mode == "runtime":
+            cell |= {"p50 ms": f"{row['p50_ms']:.2f}", "p95": f"{row['p95_ms']:.2f}", "p99": f"{row['p99_ms']:.2f}"}
+        else:
+            cell["wall ms (quartiles)"] = f"{row['wall_ms']:.1f} ({row['wall_ms_q25']:.1f} to {row['wall_ms_q75']:.1f})"
+        cell["img/s"] = f"{row['ips']:,.1f}" if row["ips"] < 100 else f"{row['ips']:,.0f}"
+        for peer in peers:
+            cell[f"x {peer}"] = _ratio(row, peer)
+        if not on_cpu:
+            cell["layout"] = row["layout"]
+            anchor = (
+                published.training_ips(row["variant"], row["precision"])
+                if mode == "mode"
+                else published.inference_ips(row["variant"], row["precision"], row["batch"])
+            )
+            cell["original, A100 img/s"] = f"{anchor:,}" if anchor else ""
+        cell["n"] = row["steps"]
+        cells.append(cell)
+    return [markdown_table(cells)] if cells else []
+
+
+def _memory(figures: dict) -> list[str]:
+    cells = []
+    for row in figures["rows"]:
+        cell = {"network": row["variant"], "by": row["by"], "precision": row["precision"], "px": row["image_size"]}
+        cell |= {"batch": row["batch"], "checkpointing": "yes" if row["gradient_checkpointing"] else "no"}
+        cells.append(
+            cell | {"training, MiB": f"{row['training_mb']:,.1f}", "inference, MiB": f"{row['inference_mb']:,.1f}"}
+        )
+    return [markdown_table(cells)]
+
+
+def _roofline(figures: dict) -> list[str]:
+    cells = []
+    for row in figures["rows"]:
+        cell = {"network": row["variant"], "": row["kind"], "precision": row["precision"], "px": row["image_size"]}
+        cell |= {
+            "GFLOP": f"{row['gflop']:.2f}",
+            "MB unfused": f"{row['eager_mb']:.0f}",
+            "MB fused": f"{row['fused_mb']:.0f}",
+        }
+        cell |= {
+            "img/s by arithmetic": f"{row['compute_ips']:,.0f}",
+            "by memory, unfused": f"{row['eager_memory_ips']:,.0f}",
+        }
+        cells.append(cell | {"by memory, fused": f"{row['fused_memory_ips']:,.0f}", "reached": row.get("reached", "")})
+    peaks = "; ".join(
+        f"{precision}: copy {machine['tb_per_s']:.3g} TB/s, product {machine['tflops']:.3g} TFLOP/s"
+        for precision, machine in figures["machine"].items()
+    )
+    sheet = figures["datasheet"]
+    lines = [
+        "Per picture, counted: FLOPs, and bytes of every operation (unfused) or of convolutions and matrix products"
+        " alone (fused). `reached` is our best speed of the tables above, and its share of the lower of the two"
+        " ceilings that no code gets past, arithmetic and fused memory.",
+        "",
+        markdown_table(cells),
+        "",
+        f"Peaks measured in this run: {peaks}."
+        + (f" Datasheet: {sheet[0]} TB/s, {sheet[1]} TFLOP/s dense." if sheet else ""),
+    ]
+    return lines
+
+
+def _plain(figures: dict) -> list[str]:
+    lines = [
+        markdown_table(rows)
+        for rows in figures.values()
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict)
+    ]
+    return lines + (["```", figures["text"].rstrip(), "```"] if figures.get("text") else [])
+
+
+def add_reached(results: list[dict]) -> None:
+    """Puts our best measured speed, and its share of the ceiling, into the roofline's rows."""
+    best: dict[tuple, float] = {}
+    for figures in results:
+        kind = {"train": "training", "inference": "inference"}.get(figures["kind"])
+        for row in figures["rows"] if kind else ():
+            if row["by"] == OURS:
+                key = (kind, row["variant"], row["precision"], row["image_size"])
+                by_cpu = figures["hardware"]["device"] == "cpu" and figures["hardware"]["threads"] == 1
+                ips = 1e3 * row["batch"] / row["cpu_ms"] if by_cpu else row["ips"]
+                best[key] = max(best.get(key, 0), ips)
+    for figures in results:
+        for row in figures["rows"] if figures["kind"] == "roofline" else ():
+            ips = best.get((row["kind"], row["variant"], row["precision"], row["image_size"]))
+            if ips:
+                ceiling = min(row["compute_ips"], row["fused_memory_ips"])
+                row["reached"] = f"{ips:,.1f} ({100 * ips / ceiling:.0f} %)"
+
+
+def misses(results: list[dict]) -> list[str]:
+    """A sentence for each row of ours that falls short of the goal: 1.0 x timm and torchvision eager, 1.25 x compiled;
+    and for memory above timm's."""
+    sentences = []
+    for figures in results:
+        for row in figures.get("rows", ()):
+            if row.get("by") != OURS:
+                continue
+            goal = GOALS.get(row.get("mode") or row.get("runtime"))
+            for peer in ("timm", "torchvision") if goal and "speed_up" in row else ():
+                ratio = row["speed_up"].get(peer)
+                value = ratio and ratio.get("cpu", ratio["wall"])
+                if value and round(value, 2) < goal:
+                    how = row.get("mode") or row["runtime"]
+                    what = f"{figures['kind']} of {row['variant']}, batch {row['batch']}, {how}"
+                    sentences.append(f"{what}: {value:.2f} x {peer}, the goal is {goal}.")
+        if figures["kind"] == "memory":
+            theirs = {(r["variant"], r["precision"], r["batch"]): r for r in figures["rows"] if r["by"] == "timm"}
+            for row in figures["rows"]:
+                peer = theirs.get((row["variant"], row["precision"], row["batch"]))
+                for kind in ("training_mb", "inference_mb"):
+                    if row["by"] == OURS and peer and row[kind] > 1.005 * peer[kind]:
+                        sentences.append(f"{kind} of {row['variant']}: {row[kind]:.1f}, timm {peer[kind]:.1f}.")
+    return sentences
+
+
+def draw(results: list[dict], path: Path) -> None:
+    """One panel a kind and network: how many times faster than timm's eager model every row is."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels: dict[str, list[tuple[str, float, bool]]] = {}
+    for figures in results:
+        for row in figures["rows"] if figures["kind"] in ("train", "inference") else ():
+            ratio = row["speed_up"].get("timm")
+            if ratio is None:
+                continue
+            label = f"{row['by']} {row.get('mode') or row['runtime']}, batch {row['batch']}, {row['precision']}"
+            title = f"{'training step' if figures['kind'] == 'train' else 'inference'}, {row['variant']}"
+            panels.setdefault(title, []).append((label, ratio.get("cpu", ratio["wall"]), row["by"] == OURS))
+    if not panels:
+        return
+    height = max(len(bars) for bars in panels.values())
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(5.4 * len(panels), 1 + 0.26 * height), squeeze=False, layout="constrained"
+    )
+    for axis, (title, bars) in zip(axes[0], panels.items()):
+        names, values, own = zip(*bars[::-1])
+        drawn = axis.barh(range(len(bars)), values, color=["#76b900" if ours else "#b0b0b0" for ours in own])
+        axis.set_yticks(range(len(bars)), names, fontsize=7)
+        axis.bar_label(drawn, fmt="%.2f", fontsize=7, padding=2)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_title(f"{title}: x timm eager", fontsize=9)
+        axis.set_xlim(0, 1.15 * max(values))
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write_page(folder: Path) -> Path:
+    """Renders `folder` and returns the page's path."""
+    results = read_results(folder)
+    add_reached(results)
+    draw(results, folder / "chart.png")
+    page = folder.with_name(folder.name + ".md")
+    with atomic_write(page) as file:
+        file.write(render(results, folder.name))
+    return page
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.ArgumentParser(prog="benchmark.py page", description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="of a suite's JSON files")
+    print(write_page(Path(parser.parse_args(argv).folder)))
+    return 0
+
+
+TITLES = {
+    "train": "Training step",
+    "inference": "Inference",
+    "memory": "Peak memory",
+    "roofline": "What the machine allows",
+    "data": "Input pipelines",
+    "loop": "Our training loop, real data and synthetic",
+    "profile": "Where the time goes",
+    "suite": "The suite",
+}
+SECTIONS = {
+    "train": lambda figures: _speed_table(figures, "mode"),
+    "inference": lambda figures: _speed_table(figures, "runtime"),
+    "memory": _memory,
+    "roofline": _roofline,
+}
+NOT_RUN = {
+    "cpu": "\nNot run here: a GPU (`python benchmark.py suite --device cuda` makes that page), fp16, TF32.\n",
+    "cuda": "\nNot run here: several GPUs; those are on paper in docs/scaling.md.\n",
+}

@@ -1,0 +1,151 @@
+"""One page of everything: python benchmark.py suite --device cpu (20 minutes) or --device cuda (9 minutes)
+
+Each part is a command of its own in a process of its own, so that one that dies, or runs out of memory, takes no other
+with it. Parts come in the order of their worth; time runs out at the end of the list, and the page names what it cut.
+`--parts` measures some of them again into the same folder.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+
+from .. import cli
+from ..errors import UserError
+from .environment import environment, resolve_device, write_figures
+from .page import write_page
+
+
+SCRIPT = Path(__file__).parents[2] / "benchmark.py"
+
+# name: (most seconds, arguments). B4 runs at 192 pixels on a CPU: at its own 380 a round of steps takes a minute.
+CPU_PARTS = {
+    "train-b0": (420, "train --variants b0 --modes eager,compile --image_size 160 --batch_size 16 --rounds 8"),
+    "train-b4": (480, "train --variants b4 --modes eager,compile --image_size 192 --batch_size 8 --rounds 5"),
+    "inference-b0": (
+        300,
+        "inference --variants b0 --runtime torch,folded,compile,onnxruntime,openvino --batch_sizes 1,8 --rounds 15",
+    ),
+    "inference-b4": (
+        300,
+        "inference --variants b4 --runtime torch,folded,compile,onnxruntime,openvino --batch_sizes 1 --rounds 9",
+    ),
+    "memory": (90, "memory --variants b0,b4 --image_size 128 --batch_sizes 8"),
+    "roofline": (60, "roofline --variants b0,b4"),
+    "profile": (60, "profile --variants b0 --image_size 160 --batch_size 16 --peers timm"),
+    "loop": (120, "loop --variants b0 --image_size 128 --batch_sizes 32 --rounds 8 --num_workers 0"),
+}
+CUDA_PARTS = {
+    "train": (
+        200,
+        "train --variants b0,b4,widese-b0,widese-b4 --precisions bf16 --modes eager,compile,graphs --rounds 6"
+        " --budget 150",
+    ),
+    "inference": (
+        110,
+        "inference --variants b0,b4 --precisions bf16 --runtime torch,folded,graphs,compile,compile-graphs"
+        " --batch_sizes 1,256 --rounds 60 --seconds 6 --peers timm,torchvision --budget 80",
+    ),
+    "roofline": (25, "roofline --variants b0,b4 --precisions bf16,tf32"),
+    "train-largest": (
+        80,
+        "train --variants b0,b4 --precisions bf16 --modes eager,compile --batch_size largest --rounds 4 --peers timm",
+    ),
+    "loop": (
+        50,
+        "loop --variants b0 --precisions bf16 --loaders synthetic,imagefolder,dali-gpu --batch_sizes 256 --rounds 30",
+    ),
+    "memory": (35, "memory --variants b0,b4 --precisions bf16 --batch_sizes 128"),
+    "profile": (30, "profile --variants b0,b4 --precisions bf16 --batch_size 128 --peers timm"),
+    "qat": (40, "train --variants b0,b4 --precisions fp32 --modes eager,qat --peers timm --rounds 4 --batch_size 64"),
+    "train-precisions": (
+        90,
+        "train --variants b0,b4 --precisions fp16,tf32,fp32 --layouts channels_last,nchw --rounds 4 --peers timm"
+        " --budget 60",
+    ),
+    "inference-batches": (
+        60,
+        "inference --variants b0,b4 --precisions bf16,tf32 --runtime folded,graphs --batch_sizes 1,4,16,64,128,256"
+        " --rounds 40 --seconds 3 --peers timm --budget 40",
+    ),
+}
+LIMITS = {"cpu": 20 * 60, "cuda": 9 * 60}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.ArgumentParser(prog="benchmark.py suite", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--parts", default=None, help="comma-separated names of parts; all of them by default")
+    parser.add_argument("--data_dir", default=None, help="pictures for the real-data part, which is left out without")
+    parser.add_argument("--minutes", type=float, default=None, help="altogether; 20 on a CPU and 9 on a GPU")
+    parser.add_argument("--output_dir", default="benchmarks", help="where the page and its folder go")
+    parser.add_argument("--name", default=None, help="of the page; <date>-<hardware> by default")
+    arguments = parser.parse_args(argv)
+    device = resolve_device(arguments.device, threads=1 if arguments.device == "cpu" else None)
+    parts = choose_parts(arguments.parts, CPU_PARTS if device.type == "cpu" else CUDA_PARTS)
+    folder = Path(arguments.output_dir, arguments.name or f"{date.today().isoformat()}-{short_name(device)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + (60 * arguments.minutes if arguments.minutes else LIMITS[device.type])
+    notes, started = [], time.monotonic()
+    for name, (limit, words) in parts.items():
+        remaining = deadline - time.monotonic()
+        if name == "loop" and not arguments.data_dir:
+            notes.append("loop: needs --data_dir")
+        elif remaining < 10:
+            notes.append(f"{name}: no time left; suite --parts {name} measures it into the same folder")
+        else:
+            print(f"\n{name}: {words}", flush=True)
+            command = [*words.split(), "--device", device.type, "--output", str(folder / f"{name}.json")]
+            command += ["--data_dir", arguments.data_dir] if name == "loop" else []
+            trouble = run_part(command, min(limit, remaining))
+            notes += [f"{name}: {trouble}"] if trouble else []
+    figures = {"kind": "suite", **environment(device), "rows": [], "left_out": notes}
+    figures["seconds"] = round(time.monotonic() - started)
+    write_figures(figures, folder / "suite.json")
+    for note in notes:
+        print(f"left out: {note}")
+    print(write_page(folder))
+    return 0
+
+
+def choose_parts(wanted: str | None, known: dict) -> dict:
+    if wanted is None:
+        return known
+    for name in wanted.split(","):
+        if name not in known:
+            raise UserError(f"--parts {name}: there are {', '.join(known)}.")
+    return {name: known[name] for name in wanted.split(",")}
+
+
+def short_name(device: torch.device) -> str:
+    """`cpu`, or the GPU's name in lower case without its maker: `h100-80gb-hbm3`."""
+    if device.type == "cpu":
+        return "cpu"
+    return torch.cuda.get_device_name(device).lower().removeprefix("nvidia ").replace(" ", "-")
+
+
+def run_part(words: list[str], limit: float) -> str | None:
+    """Runs one command; a sentence if it did not end well. What it had written by then stays."""
+    threads = {"OMP_NUM_THREADS": "1"} if "cpu" in words else {}
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *words], env={**os.environ, **threads}, start_new_session=True, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+    try:
+        _, errors = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with the compilers it started
+        process.communicate()
+        return f"stopped after {limit:.0f} s; what it had measured by then is shown"
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    if process.returncode:
+        lines = errors.strip().splitlines() or [f"exit code {process.returncode}"]
+        return lines[-1]
+    return None

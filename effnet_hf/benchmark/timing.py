@@ -1,0 +1,94 @@
+"""Several candidates on one machine: they take turns, so that whatever else the machine does hits them alike."""
+
+import gc
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..training.metrics import percentiles
+
+
+@dataclass
+class Samples:
+    """Seconds of one step, by the clock and of this process's CPU time."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def summary(self, pictures: int) -> dict[str, float | int]:
+        """Milliseconds per step (median, quartiles, percentiles) and pictures per second of the median step."""
+        wall = 1e3 * np.array(self.wall)
+        low, high = np.percentile(wall, [25, 75])
+        latencies = percentiles(wall)
+        return {
+            "wall_ms": latencies["p50"],
+            "wall_ms_q25": float(low),
+            "wall_ms_q75": float(high),
+            "p50_ms": latencies["p50"],
+            "p95_ms": latencies["p95"],
+            "p99_ms": latencies["p99"],
+            "cpu_ms": 1e3 * statistics.median(self.cpu),
+            "cpu_ms_best": 1e3 * min(self.cpu),
+            "ips": 1e3 * pictures / latencies["p50"],
+            "steps": len(wall),
+        }
+
+
+def take_turns(
+    steps: dict[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int,
+    warmup: int = 2,
+    burst: int = 1,
+    deadline: float | None = None,
+) -> dict[str, Samples]:
+    """Runs every step `burst` times in each round, in an order drawn anew, and times the rounds after `warmup`.
+
+    A device is waited for before and after each burst, never within it.
+
+    Args:
+        deadline: `time.monotonic()` after which no further round starts, once three have been counted.
+    """
+    samples = {name: Samples() for name in steps}
+    order = list(steps)
+    for turn in range(warmup + rounds):
+        if deadline is not None and time.monotonic() > deadline and turn >= warmup + 3:
+            break
+        random.Random(turn).shuffle(order)
+        for name in order:
+            wait_for(device)
+            clock, process = time.perf_counter(), time.process_time()
+            for _ in range(burst):
+                steps[name]()
+            wait_for(device)
+            if turn >= warmup:
+                samples[name].wall.append((time.perf_counter() - clock) / burst)
+                samples[name].cpu.append((time.process_time() - process) / burst)
+    return samples
+
+
+def speed_up(own: Samples, baseline: Samples, on_cpu: bool) -> dict[str, float]:
+    """How many times faster `own` is: medians of the ratios within a round, by CPU time (on a CPU) and by the clock."""
+    figures = {"wall": statistics.median(b / a for a, b in zip(own.wall, baseline.wall))}
+    if on_cpu:
+        figures["cpu"] = statistics.median(b / a for a, b in zip(own.cpu, baseline.cpu))
+        figures["cpu_best"] = min(baseline.cpu) / min(own.cpu)
+    return figures
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def release(device: torch.device) -> None:
+    """Frees what a finished measurement left, compiled code included."""
+    torch._dynamo.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
