@@ -18,6 +18,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from .modeling_efficientnet_nv import ConvNormAct
 
 
+IN_PLACE = {"silu": nn.SiLU, "swish": nn.SiLU, "relu": nn.ReLU, "relu6": nn.ReLU6}
+
+
 @torch.no_grad()
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy for inference in which every convolution has taken over the scale and shift of its batch norm.
@@ -44,8 +47,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
             conv.weight = nn.Parameter(weight.to(dtype, memory_format=memory_format), requires_grad=False)
             conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
             layer.bn = nn.Identity()
-        if isinstance(layer.act, nn.SiLU | nn.ReLU | nn.ReLU6):
-            layer.act.inplace = True
+        if layer.act is not None and model.config.hidden_act in IN_PLACE:
+            layer.act = IN_PLACE[model.config.hidden_act](inplace=True)
     folded.train = _refuse_training
     folded.save_pretrained = _refuse_saving
     return folded

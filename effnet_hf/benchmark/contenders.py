@@ -122,7 +122,7 @@ def training_step(
     recipe = load_recipe("b0", global_batch_size=len(pixels), learning_rate=1e-4, lr_scaling="none")
     if name == OURS:
         optimizer = build_optimizer(model, recipe)
-        if device.type == "cpu" and mode == "eager":
+        if device.type == "cpu":
             use_onednn(model, pixels.shape[-1])
     else:
         optimizer = torch.optim.RMSprop(

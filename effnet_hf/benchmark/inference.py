@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -106,7 +107,7 @@ def measure(arguments, device: torch.device, label: str, precision: str) -> tupl
             with torch.inference_mode():
                 samples = take_turns(steps, device, arguments.rounds, warmup=2, deadline=deadline)
             for (name, runtime), own in samples.items():
-                row = {"variant": variant, "by": name, "runtime": runtime, "precision": precision}
+                row: dict[str, Any] = {"variant": variant, "by": name, "runtime": runtime, "precision": precision}
                 row |= {"layout": arguments.layout, "batch": batch, "image_size": size, **own.summary(batch)}
                 row["speed_up"] = {
                     peer: speed_up(own, samples[peer, "torch"], device.type == "cpu")

@@ -14,6 +14,7 @@ published whole runs took beyond their training steps. The other published rows 
 """
 
 import math
+from typing import Any
 
 from .. import cli
 from ..configuration import EfficientNetNVConfig
@@ -44,7 +45,7 @@ def parameters(variant: str) -> int:
 
 def predict(
     step_ips: float, batch: int, num_parameters: int, gpus: int, loader_ips: float = ORIGINAL_CORES * ORIGINAL_LOADER
-) -> dict[str, float | str]:
+) -> dict[str, Any]:
     """What `gpus` reach together.
 
     Args:
@@ -104,7 +105,7 @@ def outlook(step_ips: dict[str, float], batches: dict[str, int], loader_ips: flo
         for gpus in (1, 8, 64):
             figures = predict(ips, batches[variant], count, gpus, loader_ips)
             run = whole_run(figures["ips"], gpus, price=price)
-            row = {"network": variant, "GPUs": gpus, "img/s": f"{figures['ips']:,.0f}"}
+            row: dict[str, Any] = {"network": variant, "GPUs": gpus, "img/s": f"{figures['ips']:,.0f}"}
             row |= {"of linear": f"{100 * figures['efficiency']:.0f} %", "costs most": figures["limit"]}
             row |= {"all-reduce, ms": f"{figures['all_reduce_ms']:.2f}", "waiting, ms": f"{figures['waiting_ms']:.1f}"}
             row |= {"400 epochs, h": f"{run['hours']:,.1f}", "GPU-hours": f"{run['gpu_hours']:,.0f}"}

@@ -25,7 +25,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmark.py"
 
 # name: (most seconds, arguments). B4 runs at 192 pixels on a CPU: at its own 380 a round of steps takes a minute.
 CPU_PARTS = {
-    "train-b0": (420, "train --variants b0 --modes eager,compile --image_size 160 --batch_size 16 --rounds 8"),
+    "train-b0": (420, "train --variants b0 --modes eager,compile --image_size 128 --batch_size 32 --rounds 8"),
+    "train-b0-small": (240, "train --variants b0 --modes eager,compile --image_size 224 --batch_size 8 --rounds 6"),
     "train-b4": (480, "train --variants b4 --modes eager,compile --image_size 192 --batch_size 8 --rounds 5"),
     "inference-b0": (
         300,
@@ -37,7 +38,7 @@ CPU_PARTS = {
     ),
     "memory": (90, "memory --variants b0,b4 --image_size 128 --batch_sizes 8"),
     "roofline": (60, "roofline --variants b0,b4"),
-    "profile": (60, "profile --variants b0 --image_size 160 --batch_size 16 --peers timm"),
+    "profile": (60, "profile --variants b0 --image_size 128 --batch_size 32 --peers timm"),
     "loop": (120, "loop --variants b0 --image_size 128 --batch_sizes 32 --rounds 8 --num_workers 0"),
 }
 CUDA_PARTS = {

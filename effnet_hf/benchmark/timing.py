@@ -4,13 +4,17 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from ..training.metrics import percentiles
+
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass
@@ -40,13 +44,13 @@ class Samples:
 
 
 def take_turns(
-    steps: dict[str, Callable[[], object]],
+    steps: Mapping[Name, Callable[[], object]],
     device: torch.device,
     rounds: int,
     warmup: int = 2,
     burst: int = 1,
     deadline: float | None = None,
-) -> dict[str, Samples]:
+) -> dict[Name, Samples]:
     """Runs every step `burst` times in each round, in an order drawn anew, and times the rounds after `warmup`.
 
     A device is waited for before and after each burst, never within it.

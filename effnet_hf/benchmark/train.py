@@ -6,6 +6,7 @@ cell (variant, precision, memory layout, batch) all contenders take turns step b
 
 import itertools
 import time
+from typing import Any
 
 import torch
 
@@ -74,7 +75,7 @@ def measure(arguments, device, variant, precision, layout, size, batch) -> tuple
     samples = take_turns(steps, device, arguments.rounds, warmup=2, burst=burst)
     rows = []
     for (name, mode), own in samples.items():
-        row = {"variant": variant, "by": name, "mode": mode, "precision": precision, "layout": layout}
+        row: dict[str, Any] = {"variant": variant, "by": name, "mode": mode, "precision": precision, "layout": layout}
         row |= {"batch": batch, "image_size": size, **own.summary(batch)}
         row["speed_up"] = {
             peer: speed_up(own, samples[peer, "eager"], device.type == "cpu")
