@@ -4,7 +4,7 @@ import difflib
 import importlib
 import sys
 
-from effnet_hf import cli
+from effnet_hf.cli import run
 from effnet_hf.errors import UserError
 
 
@@ -35,4 +35,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    run(main)

@@ -10,6 +10,7 @@ the network *is*.
 """
 
 import copy
+from types import MethodType
 
 import torch
 from torch import nn
@@ -49,8 +50,7 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
             layer.bn = nn.Identity()
         if layer.act is not None and model.config.hidden_act in IN_PLACE:
             layer.act = IN_PLACE[model.config.hidden_act](inplace=True)
-    folded.train = _refuse_training
-    folded.save_pretrained = _refuse_saving
+    folded.train, folded.save_pretrained = MethodType(_stay_in_evaluation, folded), MethodType(_refuse_saving, folded)
     return folded
 
 
@@ -58,11 +58,13 @@ def _is_channels_last(weight: torch.Tensor) -> bool:
     return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
-def _refuse_training(mode: bool = True):
-    raise ValueError("this network's batch norm is folded away, so it cannot be trained; train the original.")
+def _stay_in_evaluation(self, mode: bool = True):
+    if mode:
+        raise ValueError("this network's batch norm is folded away, so it cannot be trained; train the original.")
+    return self
 
 
-def _refuse_saving(*args, **kwargs):
+def _refuse_saving(self, *args, **kwargs):
     raise ValueError("this network's batch norm is folded away; save the original, and fold after loading.")
 
 

@@ -132,13 +132,7 @@ def open_model(label: str, image_size: int | None) -> tuple[EfficientNetNVForIma
     """A fresh variant, or a checkpoint, in evaluation mode; and the variant that peers are measured as."""
     if label in VARIANTS:
         torch.manual_seed(0)
-        model = EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant(label)).eval()
-        with torch.no_grad():  # fresh weights give logits of 1e-3; statistics of a picture make them comparable
-            norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-            for norm in norms:
-                norm.momentum = None
-            model.train()(torch.randn(4, 3, 64, 64))
-        return model.eval(), label
+        return EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant(label)).eval(), label
     config = check_checkpoint(label)
     return EfficientNetNVForImageClassification.from_pretrained(label).eval(), config.variant or "custom"
 

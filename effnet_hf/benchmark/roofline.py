@@ -90,7 +90,7 @@ def peaks(device: torch.device, precision: str) -> dict[str, float]:
     """Measured `tb_per_s` (a copy counts twice) and `tflops` of this device in `precision`; best of several."""
     dtype = AUTOCAST.get(precision, torch.float32)
     on_cuda = device.type == "cuda"
-    source = torch.ones(2**28 if on_cuda else 2**26, device=device)
+    source = torch.ones(2**28 if on_cuda else 2**25, device=device)
     target = torch.empty_like(source)
     side = 8192 if on_cuda else 1024
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))

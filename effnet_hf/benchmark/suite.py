@@ -84,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--parts", default=None, help="comma-separated names of parts; all of them by default")
     parser.add_argument("--data_dir", default=None, help="pictures for the real-data part, which is left out without")
     parser.add_argument("--minutes", type=float, default=None, help="altogether; 20 on a CPU and 9 on a GPU")
+    parser.add_argument("--patience", type=float, default=1.0, help="multiplies all time limits; for a busy machine")
     parser.add_argument("--output_dir", default="benchmarks", help="where the page and its folder go")
     parser.add_argument("--name", default=None, help="of the page; <date>-<hardware> by default")
     arguments = parser.parse_args(argv)
@@ -91,7 +92,8 @@ def main(argv: list[str] | None = None) -> int:
     parts = choose_parts(arguments.parts, CPU_PARTS if device.type == "cpu" else CUDA_PARTS)
     folder = Path(arguments.output_dir, arguments.name or f"{date.today().isoformat()}-{short_name(device)}")
     folder.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + (60 * arguments.minutes if arguments.minutes else LIMITS[device.type])
+    seconds = 60 * arguments.minutes if arguments.minutes else LIMITS[device.type]
+    deadline = time.monotonic() + arguments.patience * seconds
     notes, started = [], time.monotonic()
     for name, (limit, words) in parts.items():
         remaining = deadline - time.monotonic()
@@ -103,7 +105,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"\n{name}: {words}", flush=True)
             command = [*words.split(), "--device", device.type, "--output", str(folder / f"{name}.json")]
             command += ["--data_dir", arguments.data_dir] if name == "loop" else []
-            trouble = run_part(command, min(limit, remaining))
+            trouble = run_part(command, min(arguments.patience * limit, remaining))
             notes += [f"{name}: {trouble}"] if trouble else []
     figures = {"kind": "suite", **environment(device), "rows": [], "left_out": notes}
     figures["seconds"] = round(time.monotonic() - started)

@@ -16,7 +16,10 @@ from .reading import ROOT, alternatives, commands, flags, words
 
 PROGRAMS = [
     *sorted(path.name for path in ROOT.glob("*.py")),
-    "benchmark.py data",
+    *(
+        f"benchmark.py {name}"
+        for name in ("data", "inference", "loop", "memory", "page", "profile", "roofline", "scaling", "suite", "train")
+    ),
     "effnet_hf.data.scan",
     "effnet_hf.training.plots",
     "benchmarks/compare_runs.py",

@@ -156,3 +156,14 @@ def test_three_optimizer_steps_equal_a_float64_reimplementation(settings, refere
 def test_adamw_uses_its_betas():
     optimizer = build_optimizer(torch.nn.Linear(2, 2), Recipe(optimizer="adamw", adam_betas=[0.8, 0.95]))
     assert optimizer.defaults["betas"] == (0.8, 0.95) and math.isclose(optimizer.defaults["lr"], 0.08)
+
+
+@pytest.mark.parametrize(
+    ("settings", "form"),
+    [({"optimizer": "rmsprop"}, {"foreach": False}), ({"optimizer": "sgd"}, {"fused": True}),
+     ({"optimizer": "adamw"}, {"fused": True})],
+    ids=["rmsprop", "sgd", "adamw"],
+)  # fmt: skip
+def test_each_optimizer_takes_the_form_that_is_fastest_on_a_cpu(settings, form):
+    optimizer = build_optimizer(torch.nn.Linear(2, 2), Recipe(**settings))
+    assert all(group[name] is value for group in optimizer.param_groups for name, value in form.items())

@@ -1,0 +1,168 @@
+"""benchmark.py as typed: what each command prints and writes, the page made of it, and how it refuses."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import benchmark as script
+from effnet_hf.benchmark import inference, page, suite
+from effnet_hf.cli import run
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["benchmark.py", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            run(script.main)
+        captured = capsys.readouterr()
+        return stop.value.code, captured.out, captured.err
+
+    return call
+
+
+SMALL = ("--image_size", 32, "--rounds", 3, "--peers", "timm")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("results") / "2026-01-02-cpu"
+
+
+def test_train_writes_rows_with_ratios_and_where_they_were_measured(command, folder):
+    code, out, _ = command("train", *SMALL, "--batch_size", 2, "--output", folder / "train.json")
+    figures = json.loads((folder / "train.json").read_text())
+    assert code == 0 and "timm" in out
+    assert {"date", "commit", "hardware", "versions", "command", "settings"} <= figures.keys()
+    assert figures["hardware"]["threads"] == torch.get_num_threads() and "torch" in figures["versions"]
+    assert str(folder) not in json.dumps(figures), "a path of this machine"
+    ours, theirs = figures["rows"]
+    assert (ours["by"], theirs["by"]) == ("effnet_hf", "timm") and ours["steps"] == 3 and ours["batch"] == 2
+    assert theirs["speed_up"]["timm"] == {"wall": 1, "cpu": 1, "cpu_best": 1} and ours["speed_up"]["timm"]["cpu"] > 0
+
+
+def test_train_names_what_did_not_run(command, tmp_path):
+    output = tmp_path / "train.json"
+    code, out, _ = command(
+        "train", *SMALL, "--peers", "", "--variants", "b0,b1", "--batch_size", 2, "--budget", 1e-9, "--output", output
+    )
+    assert code == 0 and "left out: b0 fp32 channels_last: no time left" in out
+    assert not output.exists()
+
+
+def test_inference_checks_every_runtime_against_the_first(command, folder, monkeypatch):
+    flags = ("--runtime", "torch,folded,graphs", "--batch_sizes", "1,2", "--output", folder / "inference.json")
+    code, out, _ = command("inference", *SMALL, *flags)
+    figures = json.loads((folder / "inference.json").read_text())
+    assert code == 0 and {row["runtime"] for row in figures["rows"]} == {"torch", "folded"}
+    assert all(row["p50_ms"] <= row["p95_ms"] <= row["p99_ms"] for row in figures["rows"])
+    assert [line.split(":")[0] for line in figures["left_out"]] == [
+        f"b0 fp32 batch {batch}, effnet_hf graphs" for batch in (1, 2)
+    ]
+    fold = inference.fold_batchnorm
+
+    def wrong(model):
+        folded = fold(model)
+        folded.classifier.weight.data.neg_()
+        folded.classifier.bias.data.neg_()
+        return folded
+
+    monkeypatch.setattr(inference, "fold_batchnorm", wrong)
+    _, out, _ = command("inference", *SMALL, "--batch_sizes", 1)
+    assert "effnet_hf folded: its logits differ" in out
+
+
+@pytest.mark.slow  # exports a whole network
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_inference_runs_the_exported_file(command, runtime):
+    pytest.importorskip(runtime)
+    code, out, _ = command("inference", *SMALL, "--runtime", f"torch,{runtime}", "--batch_sizes", "1,2")
+    assert code == 0 and "left out" not in out and out.count(runtime) == 2
+
+
+def test_memory_and_roofline_and_profile_write_their_tables(command, folder):
+    assert (
+        command("memory", *SMALL[:2], "--peers", "timm", "--batch_sizes", 2, "--output", folder / "memory.json")[0] == 0
+    )
+    assert command("roofline", "--image_size", 32, "--output", folder / "roofline.json")[0] == 0
+    code, out, _ = command("profile", *SMALL, "--batch_size", 2, "--output", folder / "profile.json")
+    assert code == 0 and "convolution" in out
+    memory = json.loads((folder / "memory.json").read_text())["rows"]
+    assert [(row["by"], row["gradient_checkpointing"]) for row in memory] == [
+        ("effnet_hf", False), ("effnet_hf", True), ("timm", False),
+    ]  # fmt: skip
+
+
+def test_the_page_is_rendered_from_the_files_alone(command, folder):
+    (folder / "suite.json").write_text(
+        json.dumps(
+            {**json.loads((folder / "train.json").read_text()), "kind": "suite", "rows": [], "left_out": ["loop: x"]}
+        )
+    )
+    code, out, _ = command("page", folder)
+    text = folder.with_name("2026-01-02-cpu.md").read_text()
+    assert code == 0 and (folder / "chart.png").stat().st_size > 5000
+    for title in ("Training step", "Inference", "Peak memory", "What the machine allows", "Where the time goes"):
+        assert f"## {title}\n" in text
+    assert "left out: loop: x" in text and "python benchmark.py train" in text and "Goals missed" in text
+    assert "Not run here: a GPU" in text and "| effnet_hf | eager | fp32 | 32 | 2 |" in text
+
+
+def test_a_row_below_its_goal_and_a_peak_above_timms_are_named():
+    def row(by, cpu):
+        return {"variant": "b0", "by": by, "mode": "compile", "batch": 2, "speed_up": {"timm": {"wall": 9, "cpu": cpu}}}
+
+    peak = {"variant": "b0", "precision": "fp32", "batch": 2, "inference_mb": 1.0}
+    results = [
+        {"kind": "train", "rows": [row("effnet_hf", 1.2), row("effnet_hf", 1.3), row("timm", 0.5)]},
+        {
+            "kind": "memory",
+            "rows": [{**peak, "by": "effnet_hf", "training_mb": 2.0}, {**peak, "by": "timm", "training_mb": 1.0}],
+        },
+    ]
+    assert page.misses(results) == [
+        "train of b0, batch 2, compile: 1.20 x timm, the goal is 1.25.",
+        "training_mb of b0: 2.0, timm 1.0.",
+    ]
+
+
+def test_the_suite_runs_its_parts_and_says_what_it_left_out(command, tmp_path, monkeypatch):
+    part = "roofline --image_size 32"
+    monkeypatch.setattr(
+        suite, "CPU_PARTS", {"roofline": (60, part), "loop": (60, "loop"), "broken": (60, "train --no")}
+    )
+    code, out, _ = command("suite", "--output_dir", tmp_path, "--name", "page")
+    assert code == 0
+    text = (tmp_path / "page.md").read_text()
+    assert "loop: needs --data_dir" in text and "broken: benchmark.py train: error: unknown flag --no" in text
+    assert "python benchmark.py roofline --image_size 32 --device cpu --output roofline.json" in text
+    _, out, _ = command("suite", "--output_dir", tmp_path, "--name", "page", "--minutes", 0.01, "--parts", "roofline")
+    assert "roofline: no time left" in out
+    assert suite.run_part(part.split(), 0.1).startswith("stopped after 0 s")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "--device", "cuda"], "no CUDA device"),
+        (["train", "--device", "tpu"], "--device tpu: there are cpu and cuda"),
+        (["train", "--variants", "b9"], "there is no b9"),
+        (["train", "--precisions", "fp16"], "--precision fp16 needs a GPU"),
+        (["train", "--batch_size", "many"], "--batch_size many"),
+        (["inference", "--batch_sizes", "1,x"], "no list of numbers"),
+        (["inference", "--batch_sizes", "0"], "numbers start at 1"),
+        (["inference", "--model", "/nowhere"], "does not exist"),
+        (["suite", "--parts", "trian"], "--parts trian: there are"),
+        (["page", "nowhere"], "nowhere holds no results"),
+        (["scaling", "--step_ips", "b0=fast"], "write VARIANT=NUMBER"),
+        (["scaling", "--step_ips", "b1=900"], "--batch has no b1"),
+        (["loop", "--data_dir", "x", "--precisions", "fp32,bf16"], "one at a time"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the sentences are those of a machine without a GPU")
+def test_mistakes_are_one_line(command, arguments, sentence):
+    code, _, errors = command(*arguments)
+    assert code == 2 and sentence in errors and len(errors.strip().splitlines()) == 1
