@@ -18,10 +18,8 @@ from effnet_hf import EfficientNetNVForImageClassification
 from effnet_hf.cli import ArgumentParser, run
 from effnet_hf.hub import software_versions
 from effnet_hf.recipes import load_recipe
-from effnet_hf.training.loop import train_step
+from effnet_hf.training import describe_device, make_accelerator, set_up, train_step
 from effnet_hf.training.optim import build_optimizer, training_loss
-from effnet_hf.training.precision import make_accelerator
-from effnet_hf.training.setup import describe_device, set_up
 
 
 def bare_step(model, recipe, batch):

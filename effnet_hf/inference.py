@@ -11,7 +11,7 @@ from transformers import pipeline
 from .errors import UserError
 from .files import atomic_write
 from .image_processing_efficientnet_nv import to_rgb
-from .training.model import check_checkpoint, load_model, load_processor
+from .training import check_checkpoint, load_model, load_processor
 
 
 PLOT_FORMATS = (".png", ".pdf", ".svg")

@@ -27,7 +27,7 @@ from ..errors import UserError
 from ..hub import software_versions
 from ..image_processing_efficientnet_nv import IMAGENET_MEAN, IMAGENET_STD
 from ..recipes import load_recipe
-from ..training.precision import keep_freed_memory
+from ..training import keep_freed_memory
 from .decoders import measure_decoders
 from .environment import describe_cpu
 from .report import write_report

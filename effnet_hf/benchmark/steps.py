@@ -16,10 +16,7 @@ from ..errors import UserError
 from ..files import atomic_write
 from ..hub import software_versions
 from ..recipes import Recipe
-from ..training.loop import train_step
-from ..training.metrics import percentiles
-from ..training.precision import make_accelerator
-from ..training.setup import Run, describe_device, set_up
+from ..training import Run, describe_device, make_accelerator, percentiles, set_up, train_step
 
 
 WARMUP = 10

@@ -1,17 +1,28 @@
 """Training as one readable story under Accelerate: start with `loop.py`."""
 
 from .evaluation import validate_checkpoint
-from .loop import train, validate
-from .metrics import TopKAccuracy
-from .model import build_model, build_processor, check_checkpoint
+from .loop import train, train_step, validate
+from .metrics import TopKAccuracy, percentiles
+from .model import build_model, build_processor, check_checkpoint, load_model, load_processor
+from .precision import keep_freed_memory, make_accelerator
+from .setup import Run, describe_device, set_up
 
 
 __all__ = [
+    "Run",
     "TopKAccuracy",
     "build_model",
     "build_processor",
     "check_checkpoint",
+    "describe_device",
+    "keep_freed_memory",
+    "load_model",
+    "load_processor",
+    "make_accelerator",
+    "percentiles",
+    "set_up",
     "train",
+    "train_step",
     "validate",
     "validate_checkpoint",
 ]
