@@ -17,7 +17,7 @@ from effnet_hf.hub import push_folder
 
 
 def parse() -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("source", metavar="SRC", help="file, folder, Hub id, NGC path, or lite0")
     parser.add_argument(
         "--to",

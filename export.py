@@ -14,7 +14,7 @@ from effnet_hf.cli import ArgumentParser, add_upload_flags, check_upload_flags, 
 
 
 def parse() -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, metavar="CHECKPOINT", help="checkpoint folder or Hub id")
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is there")

@@ -41,8 +41,33 @@ class ArgumentParser(OneLineErrors):
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("allow_abbrev", False)
-        kwargs.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(*args, **kwargs)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """One name a flag, short words for its values, and its default where it has one."""
+
+    def __init__(self, prog: str, **kwargs):
+        super().__init__(prog, max_help_position=32, **kwargs)
+
+    def _format_action_invocation(self, action):
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        name = action.option_strings[0]  # the others are its spellings with dashes
+        return f"{name} {self._format_args(action, self._get_default_metavar_for_optional(action))}"
+
+    def _get_default_metavar_for_optional(self, action):
+        if action.nargs == "?" or getattr(action.type, "__name__", "") == "string_to_bool":
+            return "true|false"
+        return {float: "X", None: "TEXT", str: "TEXT"}.get(action.type, "N")
+
+    def _get_help_string(self, action):
+        if action.default in (None, False, argparse.SUPPRESS) or action.default == [] or "default: " in action.help:
+            return action.help
+        if isinstance(action.default, list):
+            return f"{action.help} (default: {' '.join(map(str, action.default))})"
+        return f"{action.help} (default: %(default)s)"
 
 
 def add_upload_flags(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -124,6 +125,47 @@ def test_classify_precisions_and_plot(command, workplace, tmp_path):
         assert scores["bf16"][label] == pytest.approx(score, abs=0.05)
     code, _, _ = command("classify", "--model", workplace / "model", "--save_plot", tmp_path / "plot.png", picture)
     assert code == 0 and Image.open(tmp_path / "plot.png").width > 300
+
+
+PROGRAMS = [path.name for path in sorted(ROOT.glob("*.py"))]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_help_explains_every_flag_and_shows_no_empty_default(program, command):
+    code, out, err = command(program.removesuffix(".py"), "--help")
+    assert (code, err) == (0, "") and out.startswith(f"usage: {program}")
+    assert "default: None" not in out and "default: False" not in out
+    unexplained = re.findall(r"^  (--\S+)(?: \S+)?\n(?=  -|\n|\Z)", out, re.M)
+    assert unexplained == []
+
+
+def test_output_has_colours_nowhere_and_bars_only_where_someone_looks(command, workplace, tmp_path):
+    flags = ["--config", workplace / "squares.yaml", "--output_dir", tmp_path / "run", "--quiet", "false"]
+    code, out, err = command("train", *flags)
+    assert code == 0 and err == "" and "\x1b" not in out and "\r" not in out
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["model", "data", "batch", "optimize", "device"]
+    for word in ("best ", "time ", "model ", "metrics ", "plot ", "next "):
+        assert sum(line.startswith(word) for line in lines[-8:]) == 1, out
+
+
+def test_ctrl_c_twice_stops_at_once_quietly_and_leaves_whole_checkpoints_only(workplace, tmp_path):
+    line = [sys.executable, str(ROOT / "train.py"), "--config", str(workplace / "squares.yaml"), "--epochs", "400"]
+    line += ["--output_dir", str(tmp_path / "run"), "--warmup_epochs", "1", "--num_workers", "1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen(line, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes)
+    log = tmp_path / "run/metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline and not (log.exists() and '"train"' in log.read_text()):
+        time.sleep(0.1)
+    for _ in range(2):
+        os.killpg(process.pid, signal.SIGINT)  # a terminal's Ctrl-C reaches the loader processes too
+        time.sleep(0.05)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode in (75, 130) and err == ""
+    folder = tmp_path / "run/checkpoints"
+    assert all((path / "progress.json").is_file() for path in folder.glob("update-*"))
+    assert [path for path in folder.glob(".*")] == []
 
 
 def test_real_sigterm_saves_and_exits_with_75(workplace, tmp_path):

@@ -25,7 +25,7 @@ PROG = "python -m effnet_hf.data.scan"
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = cli.ArgumentParser(prog=PROG, description=__doc__.split(":")[0] + ".")
+    parser = cli.ArgumentParser(prog=PROG, description="Check a folder of pictures before a run meets it.")
     parser.add_argument("folder", help="a folder with train/ and val/, or with one folder per class")
     parser.add_argument("--num_workers", type=cli.at_least(0), help="processes; the free cores by default")
     parser.add_argument("--output", default=None, help="write the unreadable files to this text file, one per line")

@@ -12,8 +12,7 @@ from ..errors import UserError
 from ..files import atomic_folder
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
-from ..quiet import no_progress_bars
-from ..training import check_checkpoint
+from ..training import check_checkpoint, load_model, load_processor
 from .card import write_card
 from .network import ExportedNetwork
 from .onnx import draw_graph, write_properties
@@ -90,14 +89,8 @@ def open_checkpoint(model: str) -> Checkpoint:
     config = check_checkpoint(model)
     if not config.num_labels:
         raise UserError(f"--model {model} has no classes; export needs a classifier.")
-    try:
-        with no_progress_bars():
-            network = EfficientNetNVForImageClassification.from_pretrained(model).float().eval()
-        processor = EfficientNetNVImageProcessor.from_pretrained(model)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"--model {model} cannot be used: {str(error).strip().splitlines()[0]}") from None
-    recipe = Path(model, "recipe.yaml")
-    return Checkpoint(model, network, processor, recipe.read_text("utf-8") if recipe.is_file() else None)
+    network, recipe = load_model(model).float().eval(), Path(model, "recipe.yaml")
+    return Checkpoint(model, network, load_processor(model), recipe.read_text("utf-8") if recipe.is_file() else None)
 
 
 def export_onnx(model, output, **options) -> Exported:
@@ -114,7 +107,7 @@ def export_model(
     overwrite: bool = False,
     command: str | None = None,
     model_id: str | None = None,
-    **options,
+    **settings,
 ) -> Exported:
     """Writes a checkpoint as a folder that runs elsewhere, after proving that it computes the same.
 
@@ -125,13 +118,13 @@ def export_model(
         num_pictures: how many; 64 of a folder, or 16 generated ones.
         overwrite: replace an existing folder.
         command, model_id: for the model card.
-        options: fields of [`ExportOptions`].
+        settings: fields of [`ExportOptions`].
 
     Raises:
         UserError: the options or the checkpoint cannot be used, the file does not compute what the checkpoint does,
             or the folder cannot be written. Nothing is left behind.
     """
-    options = ExportOptions(**options)
+    options = ExportOptions(**settings)
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(str(model))
     if options.dynamic_image_size and checkpoint.model.config.padding == "same":
         raise UserError("--dynamic_image_size: this network pads by the picture's size (padding: same); leave it out.")

@@ -45,7 +45,7 @@ def _with_torchscript(network: ExportedNetwork, example: torch.Tensor, options: 
     torch.onnx.export(
         network,
         (example,),
-        buffer,
+        buffer,  # type: ignore[arg-type]  # a file-like object will do, torch says so itself
         input_names=["pixel_values"],
         output_names=[options.output_name],
         opset_version=options.opset,

@@ -50,7 +50,7 @@ def openvino_runner(path: str | Path, threads: int | None = None) -> Runner:
     """OpenVINO on the CPU, float32 where the file does not say otherwise; opens its own IR and ONNX files."""
     import openvino
 
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    settings: dict = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads or torch.get_num_threads() == 1:
         settings["INFERENCE_NUM_THREADS"] = threads or 1
     compiled = openvino.Core().compile_model(str(path), "CPU", settings)

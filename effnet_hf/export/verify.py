@@ -1,5 +1,6 @@
 """Proof before anything is put in place: the file is valid, its shapes are what was promised, its answers PyTorch's."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def compare(reference: np.ndarray, outputs: np.ndarray) -> Comparison:
         difference=float(difference),
         agreement=100 * float(same.mean()),
         certain_agreement=100 * float(same[certain].mean()) if certain.any() else 100.0,
-        snr=float(10 * np.log10(centred / noise)) if noise else float("inf"),
+        snr=(10 * math.log10(centred / noise) if centred else 0.0) if noise else math.inf,
         scale=float(np.abs(reference).max()),
     )
 
@@ -70,7 +71,7 @@ def run_all(
     runners: Mapping[str, tuple[Runner, Feed]], pictures: CheckPictures, batch_sizes: Sequence[int] = BATCH_SIZES
 ) -> dict[str, np.ndarray]:
     """Every runner's outputs (pictures, classes) on all pictures, in batches of 1, 8, 8, …"""
-    outputs = {name: [] for name in runners}
+    outputs: dict[str, list[np.ndarray]] = {name: [] for name in runners}
     for batch in pictures.batches(batch_sizes):
         fed: dict[int, np.ndarray] = {}
         for name, (run, feed) in runners.items():

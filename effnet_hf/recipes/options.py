@@ -68,7 +68,7 @@ class OptimizationOptions:
     global_batch_size: int = option(4096, "pictures per optimizer step, over all devices and accumulation steps")
     per_device_batch_size: int | None = option(None, "pictures a device handles at once; accumulation is derived")
     hardware: str | None = option(
-        None, "preset of batch, precision and workers: t4, v100-16g, v100-32g, a100, h100, cpu"
+        None, "preset of batch, precision and workers: t4, v100-16g, v100-32g, a100, h100, h200, cpu"
     )
     optimizer: Literal["rmsprop", "sgd", "adamw"] = option("rmsprop", "torch's own")
     learning_rate: float = option(0.08, "peak rate at a global batch of `lr_batch_size`")

@@ -13,7 +13,7 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
-from ..cli import OneLineErrors
+from ..cli import HelpFormatter, OneLineErrors
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError, did_you_mean
 from . import options
@@ -158,14 +158,25 @@ def parse_recipe(argv: list[str] | None = None, description: str = "", extra_fla
     Returns:
         The recipe and a namespace with `config`, `print_config` and the script's own flags.
     """
-    parser: typing.Any = _RecipeParser(options.GROUPS, description=description, allow_abbrev=False)
+    parser: typing.Any = _RecipeParser(
+        (),
+        usage="%(prog)s [--config RECIPE] --data_dir DIR [any option below]",
+        description=description,
+        formatter_class=HelpFormatter,
+        allow_abbrev=False,
+    )
     own = parser.add_argument_group("recipe")
     own.add_argument(
-        "--config", default="b0", help=f"built-in recipe or YAML file; built in: {', '.join(available_recipes())}"
+        "--config",
+        default="b0",
+        metavar="RECIPE",
+        help=f"built-in recipe or YAML file; built in: {', '.join(available_recipes())}",
     )
     own.add_argument("--print_config", action="store_true", help="print the resulting recipe and stop")
     if extra_flags is not None:
         extra_flags(own)
+    for group in options.GROUPS:
+        parser._add_dataclass_arguments(group)
     config = parser.peek(argv, "config")
     values = _read_values(config)
     parser.set_defaults(

@@ -21,7 +21,7 @@ class Report:
     def __init__(self, accelerator: Accelerator, output_dir: str, quiet: bool = False, keep_bytes: int = 0):
         self.accelerator, self.quiet = accelerator, quiet
         self.enabled = accelerator.is_main_process
-        self.live = self.enabled and not quiet and sys.stderr.isatty()
+        self.live = self.enabled and not quiet and (sys.stderr.isatty() or "ipykernel" in sys.modules)  # or a notebook
         self.bar: tqdm | None = None
         self.file = None
         if self.enabled:

@@ -1,0 +1,47 @@
+"""Where a run shows a progress bar: a terminal or a notebook, never a log file, never with --quiet."""
+
+import io
+import sys
+
+import pytest
+from accelerate import Accelerator
+
+from effnet_hf.training.report import Report
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize(
+    "stream, notebook, quiet, shown",
+    [
+        (Terminal, False, False, True),
+        (Terminal, False, True, False),
+        (io.StringIO, False, False, False),
+        (io.StringIO, True, False, True),
+        (io.StringIO, True, True, False),
+    ],
+    ids=["terminal", "terminal, --quiet", "log file", "notebook", "notebook, --quiet"],
+)
+def test_bar_is_shown_where_somebody_looks(stream, notebook, quiet, shown, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", stream())
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
+    if notebook:
+        monkeypatch.setitem(sys.modules, "ipykernel", object())
+    report = Report(Accelerator(cpu=True), str(tmp_path), quiet=quiet)
+    report.start_bar("epoch 1/2", total=3)
+    report.advance()
+    assert (report.bar is not None) == shown
+    report.close()
+    assert ("epoch 1/2" in sys.stderr.getvalue()) == shown
+
+
+def test_lines_do_not_break_a_bar(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    report = Report(Accelerator(cpu=True), str(tmp_path))
+    report.start_bar("epoch 1/2", total=3)
+    report.line("model    b0")
+    report.close()
+    assert capsys.readouterr().out == "model    b0\n"
