@@ -105,9 +105,8 @@ class Run:
         is new."""
         if not speed.epoch_elapsed:
             return
-        waited, share = speed.epoch_waited, speed.epoch_waited / speed.epoch_elapsed
-        sentence = self.loaders.train.limit(waited, speed.epoch_elapsed - waited)
-        values = {"limit": sentence, "train.data_share": share}
+        sentence = self.loaders.train.limit(speed.epoch_waited, speed.epoch_elapsed - speed.epoch_waited)
+        values = {"limit": sentence, "train.data_share": speed.epoch_waited / speed.epoch_elapsed}
         self.report.log("limit", self.progress.total_updates, values, epoch=self.progress.epoch)
         if self.limit_told != (verdict := sentence.partition(":")[0]):
             self.report.line(sentence)
