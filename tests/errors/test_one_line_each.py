@@ -104,7 +104,7 @@ CASES = {
         (SMALL + "--model {resnet}", "is a 'resnet' model, not one of ours"),
         (SMALL + "--model {model-without-config}", "holds no config.json"),
         (SMALL + "--model {model-with-broken-config}", "config.json"),
-        (SMALL + "--model {model-with-a-list-for-config}", "config.json is no JSON object"),
+        (SMALL + "--model {model-with-a-list-for-config}", "config.json"),
         (SMALL + "--model {model-with-nonsense-in-config}", "se_ratio must be a number"),
         (SMALL + "--model {model-without-weights}", "it holds no model.safetensors"),
         (SMALL + "--model {model-cut-short}", "cannot be loaded"),
