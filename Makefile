@@ -61,7 +61,7 @@ lint: $(VENV)/.ready
 
 $(VENV)/.ready: setup.cfg requirements/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint requirements/constraints.txt --editable '.[dev,dali,jpeg,onnx,optimum,tracking]'
+	$(VENV)/bin/pip install --quiet --constraint requirements/constraints.txt --editable '.[dev,dali,jpeg,onnx,optimum,quant,tracking]'
 	touch $@
 
 $(VENV)/.transformers5: requirements/transformers5.txt $(VENV)/.ready

@@ -25,6 +25,8 @@ def main() -> int:
     if arguments.print_config:
         print(recipe.to_yaml(), end="")
         return 0
+    if recipe.placement != "none":
+        raise UserError(f"--config {arguments.config} is a recipe of qat.py, which quantizes; run that instead.")
     if not recipe.data_dir and not recipe.dataset_name and recipe.loader != "synthetic":
         raise UserError(
             "no data: give --data_dir DIR with train/<class>/… and val/<class>/…, or --dataset_name user/name."

@@ -41,13 +41,17 @@ def main() -> None:
         loader=arguments.loader,
         topk=arguments.topk,
     )
-    if figures is None:  # not the first process
+    show(figures, arguments.topk, arguments.json)
+
+
+def show(figures: dict | None, topk: int, as_json: bool = False) -> None:
+    """Prints what a validation found; nothing on all processes but the first."""
+    if figures is None:
         return
-    if arguments.json:
+    if as_json:
         print(json.dumps(figures))
         return
-    topk = f"top{arguments.topk}"
-    print(f"top1 {figures['top1']:.2f} %   {topk} {figures[topk]:.2f} %   loss {figures['loss']:.4f}")
+    print(f"top1 {figures['top1']:.2f} %   top{topk} {figures[f'top{topk}']:.2f} %   loss {figures['loss']:.4f}")
     print(f"on {figures['n']:,} pictures, {figures['total_ips']:.1f} pictures/s")
 
 

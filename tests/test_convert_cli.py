@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from safetensors.torch import load_file
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.cli import run
@@ -55,10 +54,9 @@ def ours():
 
 @pytest.fixture
 def checkpoint(ours, tmp_path):
-    """`checkpoint.pth.tar` of the original's quantized training, in the working folder."""
+    """`checkpoint.pth.tar` of the original's training, in the working folder."""
     state = NVIDIA.write(ours, EfficientNetNVConfig.from_variant("b0"))
-    amax = {"classifier.fc._input_quantizer._amax": torch.tensor(2.5)}
-    content = {"epoch": 4, "best_prec1": 70.5, "state_dict": {f"module.{k}": v for k, v in {**state, **amax}.items()}}
+    content = {"epoch": 4, "best_prec1": 70.5, "state_dict": {f"module.{k}": v for k, v in state.items()}}
     torch.save(content, tmp_path / "checkpoint.pth.tar")
 
 
@@ -78,7 +76,7 @@ def test_from_auto_to_folder(convert, checkpoint, ours, tmp_path):
         "model.safetensors",
         "modeling_efficientnet_nv.py",
         "preprocessor_config.json",
-        "quantizer_amax.safetensors",
+        "quantization_efficientnet_nv.py",
         "trainer_state.pt",
     ]
     model, info = EfficientNetNVForImageClassification.from_pretrained(folder, output_loading_info=True)
@@ -86,14 +84,12 @@ def test_from_auto_to_folder(convert, checkpoint, ours, tmp_path):
     assert all(torch.equal(tensor, ours[key]) for key, tensor in model.state_dict().items())
     assert model.config.id2label[0] == "tench, Tinca tinca" and model.config.architectures == [type(model).__name__]
     assert EfficientNetNVImageProcessor.from_pretrained(folder).size == {"shortest_edge": 256}
-    assert load_file(folder / "quantizer_amax.safetensors") == {"classifier.input": torch.tensor(2.5)}
     trainer = torch.load(folder / "trainer_state.pt", weights_only=True)
     assert (trainer["epoch"], trainer["best_top1"], trainer["optimizer_state"]) == (4, 70.5, {})
 
     card = (folder / "README.md").read_text()
     for words in (
         "Converted from NVIDIA's names; the same function as the original.",
-        "quantizer_amax.safetensors holds the calibrated ranges of 1 quantizers.",
         "weights from checkpoint.pth.tar (sha256 ",
         "python convert.py --from auto checkpoint.pth.tar --to made/folder\n",
         "Nothing was measured on these weights",

@@ -1,13 +1,12 @@
 """Any EfficientNet in, ours out, and back: see docs/conversion.md."""
 
-from .load import AMAX_FILE, DIALECTS, Converted, find_dialect, imagenet_names, load_foreign
+from .load import DIALECTS, Converted, find_dialect, imagenet_names, load_foreign
 from .save import FOREIGN, TRAINER_FILE, to_foreign, write_folder, write_foreign
 from .trainer_state import TrainerState
 from .warm_start import warm_start
 
 
 __all__ = [
-    "AMAX_FILE",
     "DIALECTS",
     "FOREIGN",
     "TRAINER_FILE",

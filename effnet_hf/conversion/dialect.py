@@ -84,6 +84,8 @@ class Dialect:
             return f"architecture ({self.builder} has {known}; this is {variant or 'of another shape'})"
         if config.padding not in self.paddings:
             return f"padding ({_PADDINGS[config.padding]} here, {_PADDINGS[self.paddings[0]]} there)"
+        if config.quantization:
+            return f"quantization ({self.builder} has no quantizers)"
         activation = "relu6" if family == "lite" else "silu"
         if config.hidden_act.replace("swish", "silu") != activation:
             return f"activation ({config.hidden_act} here, {activation} there)"
@@ -159,6 +161,10 @@ class Dialect:
         names = self.key_names(config)
         return {names[ours]: tensor.reshape(self._their_shape(ours, tensor.shape)) for ours, tensor in state.items()}
 
+    def read_quantizers(self, amax: Mapping[str, torch.Tensor], config: EfficientNetNVConfig, where: str) -> dict:
+        """The ranges of a quantized checkpoint under our quantizer names; most dialects have none."""
+        return {}
+
     def key_names(self, config: EfficientNetNVConfig) -> dict[str, str]:
         modules = self.module_names(config)
         keys = {}
@@ -172,8 +178,10 @@ class Dialect:
 
 
 def expected_shapes(config: EfficientNetNVConfig) -> Mapping[str, tuple]:
-    """The keys of our state dict and their shapes, without allocating the weights."""
-    fields = {key: value for key, value in config.to_dict().items() if key not in ("id2label", "label2id")}
+    """The keys of our state dict, without quantizers, and their shapes; nothing is allocated."""
+    fields = {
+        key: value for key, value in config.to_dict().items() if key not in ("id2label", "label2id", "quantization")
+    }
     return _expected_shapes(json.dumps({**fields, "num_labels": config.num_labels}, sort_keys=True, default=str))
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 
 from ..configuration import VARIANTS, EfficientNetNVConfig
 from ..errors import UserError
@@ -27,7 +26,7 @@ DIALECTS: dict[str, Dialect] = {
 }
 # A file whose best variant leaves more than this share of the layers unmatched is some other network.
 _TOO_DIFFERENT = 0.3
-AMAX_FILE = "quantizer_amax.safetensors"
+_AMAX = "._amax"
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,13 @@ class Converted:
     """A checkpoint in our terms.
 
     Attributes:
-        config, state_dict: of `EfficientNetNVForImageClassification`.
+        config, state_dict: of `EfficientNetNVForImageClassification`; the state dict without quantizers' ranges.
         processor: the evaluation preprocessing that belongs to the weights.
         dialect: the name of the dialect it came in; `source`: what the user called it; `path`: the weight file.
         difference: how the foreign model differs from ours; `None` when both are the same function (see `exact`).
         notes: one sentence each, for the terminal and the model card.
-        quantizer_amax: calibrated ranges of a quantized checkpoint, by `module.argument` (see `nvidia.py`).
+        quantizer_amax: ranges of a quantized checkpoint's quantizers, by `module.argument`; `config.quantization` then
+            says where they stand.
         trainer_state: epoch, best accuracy and optimizer of a training checkpoint.
         origin: Hub id, if it came from there; `license`: as the Hub or timm states it.
     """
@@ -63,10 +63,18 @@ class Converted:
         return self.difference is None
 
     def model(self) -> EfficientNetNVForImageClassification:
-        """The model with these weights, in evaluation mode."""
-        with torch.device("meta"):  # every tensor is replaced, so drawing initial values would be wasted
-            model = EfficientNetNVForImageClassification(self.config)
-        model.load_state_dict(self.state_dict, strict=True, assign=True)
+        """The model with these weights, in evaluation mode.
+
+        Raises:
+            UserError: it is quantized and modelopt is not installed.
+        """
+        try:
+            with torch.device("meta"):  # every tensor is replaced, so drawing initial values would be wasted
+                model = EfficientNetNVForImageClassification(self.config)
+        except ImportError as error:
+            raise UserError(str(error)) from None
+        ranges = {f"{name}_quantizer{_AMAX}": tensor for name, tensor in self.quantizer_amax.items()}
+        model.load_state_dict({**self.state_dict, **ranges}, strict=True, assign=True)
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         return model.eval()
@@ -147,16 +155,15 @@ def load_foreign(
     where = opened.path.name
     spoken = find_dialect(opened.tensors) if dialect == "auto" else DIALECTS[dialect]
     tensors = {spoken.respell(key): tensor for key, tensor in opened.tensors.items()}
-    amax = {key: tensors.pop(key) for key in list(tensors) if spoken is NVIDIA and key.endswith("._amax")}
+    amax = {key: tensors.pop(key) for key in list(tensors) if key.endswith(_AMAX) and spoken in (NVIDIA, OURS)}
     config, processor = _described(opened, spoken, tensors, arch)
     config = _overridden(config, image_size=image_size, batch_norm_eps=batch_norm_eps)
     if processor is None:
         processor = spoken.processor(config, opened, arch)
+    if config.quantization and config.quantization["batch_norm"] == "folded":
+        raise UserError(f"{where}: its batch norm is folded into the convolutions, which no other EfficientNet has.")
     state = spoken.read(tensors, config, where)
-    if spoken is NVIDIA:
-        quantizer_amax = NVIDIA.read_quantizers(amax, config, where)
-    else:
-        quantizer_amax = _amax_beside(opened.path)
+    quantizer_amax = spoken.read_quantizers(amax, config, where)
     keys = {theirs: ours for ours, theirs in spoken.key_names(config).items()}
     trainer_state, trainer_notes = read_trainer_state(opened.extras, list(tensors), keys, expected_shapes(config))
     return Converted(
@@ -251,14 +258,7 @@ def _dimension(tensors: Mapping, dialect: Dialect, module: str, dimension: int, 
     return default if weight is None or weight.dim() <= dimension else weight.shape[dimension]
 
 
-def _amax_beside(path: Path) -> dict[str, torch.Tensor]:
-    """The quantizer ranges of a folder we wrote."""
-    file = path.with_name(AMAX_FILE)
-    return load_file(file) if file.is_file() else {}
-
-
 __all__ = [
-    "AMAX_FILE",
     "DIALECTS",
     "HEAD",
     "Converted",

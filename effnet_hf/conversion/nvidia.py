@@ -9,12 +9,13 @@ range covers. We name a quantizer by the module it sits in front of and the argu
 parameter) it quantizes: `….se.scale.gate` is the `gate` of `ScaleByGate.forward(gate, x)`.
 """
 
+import copy
 import re
 from collections.abc import Mapping
 
 import torch
 
-from ..configuration import EfficientNetNVConfig
+from ..configuration import QUANTIZATION, EfficientNetNVConfig
 from ..errors import UserError
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from .dialect import OUR_BLOCK, Dialect, expected_shapes, named_variant
@@ -69,8 +70,11 @@ class Nvidia(Dialect):
         return EfficientNetNVImageProcessor.for_image_size(config.image_size)
 
     def loading(self, config: EfficientNetNVConfig, path: str) -> str:
-        arch = "efficientnet-" + (named_variant(config) or config.variant or "b0")
-        line = f"python main.py --arch {arch} --pretrained-from-file {path}"
+        script, family = (
+            ("quant_main.py", "efficientnet-quant-") if config.quantization else ("main.py", "efficientnet-")
+        )
+        arch = family + (named_variant(config) or config.variant or "b0")
+        line = f"python {script} --arch {arch} --pretrained-from-file {path}"
         if config.num_labels != 1000:
             line += f" --num_classes {config.num_labels}"
         if config.batch_norm_eps != 1e-3:
@@ -78,6 +82,13 @@ class Nvidia(Dialect):
         return line
 
     # Quantizers.
+
+    def difference(self, config: EfficientNetNVConfig) -> str | None:
+        section, plain = config.quantization, copy.copy(config)
+        plain.quantization = None
+        if section and (section["placement"] != "nvidia" or section["float_layers"]):
+            return "quantization (the original has a quantizer at every place of its own, and no other)"
+        return super().difference(plain)
 
     def quantizer_names(self, config: EfficientNetNVConfig) -> dict[str, str]:
         """Our name of every quantizer of the original's quantized models to theirs; b0 has 222, b4 444."""
@@ -98,24 +109,33 @@ class Nvidia(Dialect):
 
     def read_quantizers(self, amax: Mapping[str, torch.Tensor], config: EfficientNetNVConfig, where: str) -> dict:
         """`_amax` buffers under our quantizer names: a scalar, or one value per output channel in a shape that
-        broadcasts against our weight.
+        broadcasts against our weight. Sets `config.quantization` if there are any.
 
         Raises:
-            UserError: a buffer belongs to no quantizer of this variant, or does not have its shape.
+            UserError: a buffer belongs to no quantizer of this variant, does not have its shape, or others are missing.
         """
+        if not amax:
+            return {}
         names, shapes, found = self.quantizer_names(config), expected_shapes(config), {}
         unknown = set(amax) - {f"{theirs}._amax" for theirs in names.values()}
         if unknown:
             raise UserError(f"{where}: {min(unknown)} belongs to no quantizer of a {config.variant}.")
+        if len(amax) < len(names):
+            missing = next(theirs for theirs in names.values() if f"{theirs}._amax" not in amax)
+            raise UserError(
+                f"{where} holds the ranges of {len(amax)} of {len(names)} quantizers, not that of {missing}: "
+                "its calibration was not finished."
+            )
         for name, theirs in names.items():
-            if f"{theirs}._amax" not in amax:
-                continue
             tensor = amax[f"{theirs}._amax"]
             weight = shapes[name] if name.endswith(".weight") else ()
             shape = (weight[0], *[1] * (len(weight) - 1)) if weight else ()
             if tensor.numel() != torch.Size(shape).numel():
                 raise UserError(f"{where}: {theirs}._amax is {tuple(tensor.shape)}, should be {shape}.")
             found[name] = tensor.reshape(shape)
+        if config.quantization is None:
+            # The library these were trained with, version 2.1.0, used -127 to 127.
+            config.quantization = {**QUANTIZATION, "narrow_range": True, "float_layers": []}
         return found
 
     def write_quantizers(self, amax: Mapping[str, torch.Tensor], config: EfficientNetNVConfig) -> dict:

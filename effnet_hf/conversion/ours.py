@@ -1,5 +1,9 @@
 """Our own names, so that our folders and files go through the same door as everybody's."""
 
+from collections.abc import Mapping
+
+import torch
+
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
@@ -35,6 +39,9 @@ class Ours(Dialect):
         if not source.preprocessor:
             return EfficientNetNVImageProcessor.for_image_size(config.image_size)
         return EfficientNetNVImageProcessor.from_dict(source.preprocessor)
+
+    def read_quantizers(self, amax: Mapping[str, torch.Tensor], config: EfficientNetNVConfig, where: str) -> dict:
+        return {key.removesuffix("_quantizer._amax"): tensor for key, tensor in amax.items()}
 
     def loading(self, config: EfficientNetNVConfig, path: str) -> str:
         return f'AutoModelForImageClassification.from_pretrained("{path}", trust_remote_code=True)'

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -15,8 +14,9 @@ from ..errors import UserError
 from ..files import atomic_folder, atomic_write
 from ..hub import CardFacts, describe_preprocessing, render_card, software_versions
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..quantization_efficientnet_nv import quantizers
 from ..quiet import no_progress_bars
-from .load import AMAX_FILE, DIALECTS, Converted
+from .load import DIALECTS, Converted
 from .nvidia import NVIDIA
 from .source import HEADER_KEY
 from .timm import TIMM
@@ -28,19 +28,17 @@ FOREIGN = tuple(name for name in DIALECTS if name != "effnet_hf")
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar")
 
 
-def to_foreign(
-    model: EfficientNetNVForImageClassification, dialect: str, quantizer_amax: Mapping[str, torch.Tensor] | None = None
-) -> dict[str, torch.Tensor]:
+def to_foreign(model: EfficientNetNVForImageClassification, dialect: str) -> dict[str, torch.Tensor]:
     """The model's state dict under a dialect's names and in its shapes, bit for bit.
 
-    Whether the foreign model computes the same is another question: `DIALECTS[dialect].difference(model.config)`.
-
-    Args:
-        quantizer_amax: calibrated ranges, for the one dialect that has a place for them (`"nvidia"`).
+    Whether the foreign model computes the same is another question: `DIALECTS[dialect].difference(model.config)`. The
+    ranges of quantizers go with it where there is a place for them (`"nvidia"`).
     """
-    state = DIALECTS[dialect].write(model.state_dict(), model.config)
-    if quantizer_amax and dialect == NVIDIA.name:
-        state.update(NVIDIA.write_quantizers(quantizer_amax, model.config))
+    ranges = {name: quantizer._amax for name, quantizer in quantizers(model).items()}
+    weights = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith("._amax")}
+    state = DIALECTS[dialect].write(weights, model.config)
+    if ranges and dialect == NVIDIA.name:
+        state.update(NVIDIA.write_quantizers(ranges, model.config))
     return {key: tensor.contiguous() for key, tensor in state.items()}
 
 
@@ -54,7 +52,7 @@ def write_folder(
     model_id: str | None = None,
 ) -> None:
     """Writes a checkpoint folder that `from_pretrained` opens: configuration, weights, image processor, model card,
-    modelling code; and `quantizer_amax.safetensors` and `trainer_state.pt` where the source had such things.
+    modelling code; and `trainer_state.pt` where the source was a training checkpoint.
 
     Args:
         force: also when the source's model is another function; the card then says so.
@@ -70,8 +68,6 @@ def write_folder(
         model.config.architectures = [type(model).__name__]
         model.save_pretrained(temporary)
         converted.processor.save_pretrained(temporary)
-        if converted.quantizer_amax:
-            save_file(converted.quantizer_amax, temporary / AMAX_FILE, metadata={"format": "pt"})
         if converted.trainer_state:
             torch.save(dataclasses.asdict(converted.trainer_state), temporary / TRAINER_FILE)
         card = render_card(_facts(converted, command, model_id))
@@ -94,7 +90,7 @@ def write_foreign(
     spoken, config, output = DIALECTS[dialect], converted.config, Path(output)
     difference = converted.difference or spoken.difference(config)
     _refuse(difference, converted.source, force)
-    state = to_foreign(converted.model(), dialect, converted.quantizer_amax)
+    state = to_foreign(converted.model(), dialect)
     if output.name.endswith(_FILE_SUFFIXES):
         if output.exists() and not overwrite:
             raise UserError(f"{output} already exists; name another file, or add --overwrite.")
@@ -144,7 +140,7 @@ def _facts(converted: Converted, command: str | None, model_id: str | None) -> C
         verdict = f"Converted from {dialect.title} names, but NOT the same function: differs by {converted.difference}."
     notes = [verdict, *converted.notes]
     if converted.quantizer_amax:
-        notes.append(f"{AMAX_FILE} holds the calibrated ranges of {len(converted.quantizer_amax)} quantizers.")
+        notes.append(f"Quantized to int8: {len(converted.quantizer_amax)} quantizers with their calibrated ranges.")
     return CardFacts(
         name=f"EfficientNet {config.variant or 'of a custom shape'}, converted from {converted.path.name}",
         model_id=model_id,
@@ -157,5 +153,5 @@ def _facts(converted: Converted, command: str | None, model_id: str | None) -> C
         command=command,
         versions=software_versions("effnet-hf", "timm", "safetensors"),
         notes=notes,
-        tags=["converted"],
+        tags=["converted", "int8"] if converted.quantizer_amax else ["converted"],
     )

@@ -94,7 +94,7 @@ def _locate(name: str, revision: str | None, token) -> tuple[Path, str | None]:
         return _ngc(match), None
     match = _HUB_ID.fullmatch(name)
     if match and not name.endswith(_WEIGHT_SUFFIXES):
-        patterns = ["config.json", "preprocessor_config.json", "quantizer_amax.safetensors", *WEIGHT_FILES]
+        patterns = ["config.json", "preprocessor_config.json", *WEIGHT_FILES]
         try:
             return download(match["id"], revision=revision, token=token, patterns=patterns), match["id"]
         except UserError as error:

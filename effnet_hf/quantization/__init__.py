@@ -6,15 +6,21 @@ Where quantizers stand is `effnet_hf/quantization_efficientnet_nv.py`, a model f
 from ..quantization_efficientnet_nv import PLACEMENTS, fold_batch_norm, quantizers
 from .calibrate import Calibration, calibrate, calibrate_weights
 from .insert import quantize, set_quantizers
+from .prepare import Quantization
+from .report import model_bytes
+from .sensitivity import sensitivity
 
 
 __all__ = [
     "PLACEMENTS",
     "Calibration",
+    "Quantization",
     "calibrate",
     "calibrate_weights",
     "fold_batch_norm",
+    "model_bytes",
     "quantize",
     "quantizers",
+    "sensitivity",
     "set_quantizers",
 ]

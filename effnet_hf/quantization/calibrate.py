@@ -70,9 +70,7 @@ def calibrate(model, batches: Iterable[torch.Tensor]) -> Calibration:
         model.train(was_training)
     bad = [name for name, quantizer in found.items() if not quantizer._amax.isfinite().all()]
     if bad:
-        raise UserError(
-            f"{len(bad)} quantizers saw numbers that are not finite, e.g. {bad[0]}: the model has diverged."
-        )
+        raise UserError(f"{len(bad)} quantizers saw NaN or infinity, e.g. {bad[0]}: the model has diverged.")
     settings["calibration_pictures"] = pictures
     silent = tuple(name for name, quantizer in activations.items() if quantizer._amax == 0)
     return Calibration(pictures, time.perf_counter() - started, silent)

@@ -3,9 +3,11 @@
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from modelopt.torch.quantization.calib import HistogramCalibrator
+from scipy.special import rel_entr
 
 
 class Histogram(HistogramCalibrator):
@@ -56,7 +58,29 @@ class Histogram(HistogramCalibrator):
             warnings.simplefilter("ignore")  # that processes are not synchronised; ours are
             if method == "percentile":
                 return self.compute_amax("percentile", percentile=percentile)
-            return self.compute_amax("entropy")
+        counts, edges = self._calib_hist.int().cpu().numpy(), self._calib_bin_edges.numpy()
+        return torch.tensor(edges[least_divergence(counts, 2 ** (self._num_bits - 1))].item())
+
+
+def least_divergence(counts: np.ndarray, levels: int, start: int = 128) -> int:
+    """The number of bins to keep so that the histogram, cut there and merged into `levels` groups, diverges least from
+    the whole: modelopt's entropy method without its loop over bins in Python, which takes minutes for a B0.
+    """
+    counts = counts.copy()
+    counts[0] = counts[1]
+    divergences = []
+    for kept in range(start, len(counts) + 1):
+        group = np.digitize(np.arange(kept), np.linspace(0, kept, levels + 1)) - 1
+        filled = counts[:kept] != 0
+        group, inside = group[filled], counts[:kept][filled]
+        means = np.bincount(group, inside, levels) / np.maximum(np.bincount(group, minlength=levels), 1)
+        merged = np.zeros(kept)
+        merged[filled] = means[group]
+        reference = counts[:kept].copy()
+        reference[-1] += counts[kept:].sum()
+        total = merged.sum()  # 0: nothing is left below the cut; modelopt compares with 0 / 0 then, and takes that cut
+        divergences.append(rel_entr(reference / reference.sum(), merged / total).sum() if total else np.inf)
+    return start + len(divergences) - 1 - int(np.argmin(divergences[::-1]))  # of equals, the most bins
 
 
 class Maximum:

@@ -3,8 +3,8 @@
 `load_recipe("b4")` reads a built-in one, `load_recipe("my.yaml")` yours; every field is also a flag of `train.py`.
 """
 
-from .options import GROUPS
+from .options import GROUPS, TRAINING_GROUPS
 from .recipe import Recipe, available_recipes, load_recipe, parse_recipe
 
 
-__all__ = ["GROUPS", "Recipe", "available_recipes", "load_recipe", "parse_recipe"]
+__all__ = ["GROUPS", "TRAINING_GROUPS", "Recipe", "available_recipes", "load_recipe", "parse_recipe"]

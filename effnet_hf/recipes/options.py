@@ -91,6 +91,9 @@ class OptimizationOptions:
     adam_betas: list[float] = option([0.9, 0.999], "of AdamW")
     label_smoothing: float = option(0.1, "training loss only; validation is plain cross entropy")
     gradient_clip: float = option(0.0, "largest gradient norm, 0 is off")
+    distillation_weight: float = option(0.0, "share of the loss that follows a teacher's logits instead of the labels")
+    distillation_temperature: float = option(1.0, "softens teacher and student alike")
+    teacher: str | None = option(None, "checkpoint to distil from; the one of --model by default")
     ema_decay: float = option(0.0, "moving average of the weights, validated and saved too; 0 is off")
     early_stopping_patience: int = option(0, "stop after so many epochs without a new best, 0 is off")
 
@@ -104,6 +107,26 @@ class PrecisionOptions:
     dynamic_loss_scale: bool = option(False, "let the loss scale grow every 100 steps; otherwise it only shrinks")
     channels_last: bool | None = option(None, "memory format; by default on everywhere but fp32 on CUDA")
     compile: Literal["none", "full", "blocks"] = option("none", "torch.compile the model with its loss, or each block")
+
+
+@dataclass(frozen=True)
+class QuantizationOptions:
+    _argument_group_name = "quantization (qat.py)"
+
+    placement: Literal["none", "nvidia", "cpu"] = option("none", "where quantizers stand; `none` is a float model")
+    calibration_method: Literal["percentile", "entropy", "max"] = option("percentile", "ranges of activations")
+    calibration_percentile: float = option(99.99, "share of the magnitudes, in percent, that a range covers")
+    calibration_batches: int = option(10, "training batches per device to calibrate on")
+    skip_calibration: bool = option(False, "keep the ranges of a --model that is quantized already")
+    narrow_range: bool = option(False, "integers -127 to 127 instead of -128 to 127")
+    qat_batch_norm: Literal["train", "frozen", "folded"] = option(
+        "train", "go on as in training, keep the statistics, or fold into the convolutions before fine-tuning"
+    )
+    float_layers: list[str] = option([], "layers without quantizers, by module name; shell wildcards")
+    sensitivity: Literal["none", "sqnr", "accuracy"] = option(
+        "none", "report what each layer's quantizers cost alone: signal to noise of the logits, or top-1"
+    )
+    sensitivity_batches: int = option(4, "validation batches per device for that report, 0 is all")
 
 
 @dataclass(frozen=True)
@@ -133,4 +156,5 @@ class RunOptions:
     hub_token: str | None = option(None, "defaults to the token of `hf auth login`")
 
 
-GROUPS = (ModelOptions, DataOptions, OptimizationOptions, PrecisionOptions, RunOptions)
+TRAINING_GROUPS = (ModelOptions, DataOptions, OptimizationOptions, PrecisionOptions, RunOptions)
+GROUPS = (*TRAINING_GROUPS, QuantizationOptions)

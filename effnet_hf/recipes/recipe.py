@@ -29,6 +29,7 @@ class Recipe(
     options.OptimizationOptions,
     options.PrecisionOptions,
     options.RunOptions,
+    options.QuantizationOptions,
 ):
     """Everything that defines a run; see `options.py` for each field.
 
@@ -118,6 +119,8 @@ _RANGES = {
     "adam_betas": (0, 1 - 1e-6),
     "label_smoothing": (0, 1),
     "gradient_clip": (0, _INFINITY),
+    "distillation_weight": (0, 1),
+    "distillation_temperature": (0.01, _INFINITY),
     "ema_decay": (0, 1),
     "early_stopping_patience": (0, _INFINITY),
     "loss_scale": (1, _INFINITY),
@@ -129,6 +132,9 @@ _RANGES = {
     "checkpoint_every_steps": (0, _INFINITY),
     "checkpoint_every_minutes": (0, _INFINITY),
     "keep_checkpoints": (1, _INFINITY),
+    "calibration_percentile": (1, 100),
+    "calibration_batches": (1, _INFINITY),
+    "sensitivity_batches": (0, _INFINITY),
 }
 _HINTS = typing.get_type_hints(Recipe)
 _NAMES = [field.name for field in dataclasses.fields(Recipe)]
@@ -148,12 +154,19 @@ def load_recipe(name_or_path: str, **overrides) -> Recipe:
     return Recipe(**{**_read_values(name_or_path), **overrides})
 
 
-def parse_recipe(argv: list[str] | None = None, description: str = "", extra_flags=None) -> tuple[Recipe, Namespace]:
+def parse_recipe(
+    argv: list[str] | None = None,
+    description: str = "",
+    extra_flags=None,
+    groups=options.TRAINING_GROUPS,
+    config: str = "b0",
+) -> tuple[Recipe, Namespace]:
     """The recipe that a command line describes: `--config`, then `--hardware`'s preset, then every flag given.
 
     Args:
         argv: the arguments, `sys.argv[1:]` by default.
         extra_flags: called with the parser to add a script's own flags.
+        groups: the options that become flags; `config`: the recipe without `--config`.
 
     Returns:
         The recipe and a namespace with `config`, `print_config` and the script's own flags.
@@ -168,14 +181,14 @@ def parse_recipe(argv: list[str] | None = None, description: str = "", extra_fla
     own = parser.add_argument_group("recipe")
     own.add_argument(
         "--config",
-        default="b0",
+        default=config,
         metavar="RECIPE",
         help=f"built-in recipe or YAML file; built in: {', '.join(available_recipes())}",
     )
     own.add_argument("--print_config", action="store_true", help="print the resulting recipe and stop")
     if extra_flags is not None:
         extra_flags(own)
-    for group in options.GROUPS:
+    for group in groups:
         parser._add_dataclass_arguments(group)
     config = parser.peek(argv, "config")
     values = _read_values(config)

@@ -131,7 +131,7 @@ class Checkpoints:
             then = load_recipe(str(path / "recipe.yaml"))
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"--resume {path} is not a checkpoint of this version: {error}") from None
-        for name in ("seed", "global_batch_size", "variant"):
+        for name in ("seed", "global_batch_size", "variant", "placement", "qat_batch_norm", "float_layers"):
             old, new = getattr(then, name), getattr(self.recipe, name)
             if old != new:
                 raise UserError(

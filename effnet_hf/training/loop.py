@@ -11,19 +11,21 @@ import torch
 from ..errors import UserError
 from ..recipes import Recipe
 from .metrics import LatencyMeter, LossMeter, Speed, percentiles, topk_correct
-from .optim import learning_rate, set_learning_rate, training_loss
+from .optim import distillation_loss, learning_rate, set_learning_rate, training_loss
 from .precision import make_accelerator
 from .publish import finish
 from .setup import Run, set_up
 from .signals import EXIT_INTERRUPTED
 
 
-def train(recipe: Recipe, prepare_model: Callable | None = None) -> int:
+def train(recipe: Recipe, prepare_model: Callable | None = None, describe: Callable | None = None) -> int:
     """Trains as the recipe says and leaves a `save_pretrained` folder in `recipe.output_dir`.
 
     Args:
-        prepare_model: called with (model, loaders, accelerator, report) before the optimizer exists; `qat.py` inserts
-            and calibrates its quantizers there.
+        prepare_model: called with (model, loaders, accelerator, report, resuming) before the optimizer exists; `qat.py`
+            inserts its quantizers there, and calibrates them unless a checkpoint's are about to be restored.
+        describe: called with (summary, report) by the first process when the model is published; returns tables for the
+            model card.
 
     Returns:
         0 when the run is complete, `EXIT_INTERRUPTED` after a signal: `--resume auto` goes on from there.
@@ -42,7 +44,7 @@ def train(recipe: Recipe, prepare_model: Callable | None = None) -> int:
                 if not complete or (run.progress.epoch < last_epoch and run.interruption.agreed()):
                     run.report.line(f"{run.interruption.received or 'stopped'}: saved; go on with --resume auto")
                     return EXIT_INTERRUPTED
-        return finish(run)
+        return finish(run, describe)
     finally:
         run.loaders.close()
         run.report.close()
@@ -102,6 +104,11 @@ def train_step(run: Run, batch: dict) -> torch.Tensor:
     with accelerator.accumulate(run.model):
         logits = run.model(pixel_values=batch["pixel_values"]).logits
         loss = training_loss(logits, batch["labels"], recipe.label_smoothing)
+        if run.teacher is not None:
+            with torch.no_grad(), accelerator.autocast():
+                taught = run.teacher(pixel_values=batch["pixel_values"]).logits
+            share = recipe.distillation_weight
+            loss = (1 - share) * loss + share * distillation_loss(logits, taught, recipe.distillation_temperature)
         accelerator.backward(loss)
         if recipe.gradient_clip and accelerator.sync_gradients:
             accelerator.clip_grad_norm_(run.model.parameters(), recipe.gradient_clip)

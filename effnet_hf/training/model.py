@@ -1,5 +1,6 @@
 """The model and the image processor that a recipe asks for, fresh or from a checkpoint."""
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,10 @@ def check_checkpoint(name_or_path: str) -> EfficientNetNVConfig:
         raise UserError(
             f"--model {name_or_path} is a {config.model_type!r} model, not one of ours;"
             " if it is an EfficientNet, convert it first: python convert.py --help"
+        )
+    if config.quantization and importlib.util.find_spec("modelopt") is None:
+        raise UserError(
+            f"--model {name_or_path} is quantized and needs NVIDIA's Model Optimizer: pip install 'effnet-hf[quant]'"
         )
     return config
 
@@ -131,7 +136,28 @@ def build_model(recipe: Recipe, class_names: list[str]) -> EfficientNetNVForImag
     config = check_checkpoint(recipe.model)
     known = [config.id2label[i] for i in sorted(config.id2label)]
     unnamed = known == [f"LABEL_{i}" for i in range(len(class_names))]
+    if config.quantization and known != class_names and not unnamed:
+        raise UserError(
+            f"--model {recipe.model} is quantized and knows other classes; fine-tune the float model on these first."
+        )
     model = load_model(recipe.model, new_classifier=True, **labels, **recipe.architecture_overrides())
     if known != class_names and not unnamed:
         model._init_weights(model.classifier)  # same number of classes, other classes: the old head means nothing
     return model
+
+
+def build_teacher(recipe: Recipe, class_names: list[str]) -> EfficientNetNVForImageClassification | None:
+    """The model to distil from, in evaluation mode, if the recipe distils.
+
+    Raises:
+        UserError: there is none, or its classes are not the data's.
+    """
+    if not recipe.distillation_weight:
+        return None
+    name = recipe.teacher or recipe.model
+    if name is None:
+        raise UserError("--distillation_weight needs a --teacher, or a --model to start from.")
+    config = check_checkpoint(name)
+    if [config.id2label[i] for i in sorted(config.id2label)] != class_names:
+        raise UserError(f"--teacher {name} knows other classes than the data.")
+    return load_model(name).eval().requires_grad_(False)

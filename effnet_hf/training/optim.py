@@ -88,3 +88,9 @@ def training_loss(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: 
     `(1 - eps) * -sum(t log p) + eps * mean(-log p)`, which is torch's own definition for both kinds of target.
     """
     return nn.functional.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+
+
+def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Kullback-Leibler divergence from the teacher's softened probabilities, times T^2 (arXiv:1503.02531)."""
+    log_probs, targets = (nn.functional.log_softmax(x.float() / temperature, -1) for x in (logits, teacher_logits))
+    return nn.functional.kl_div(log_probs, targets, reduction="batchmean", log_target=True) * temperature**2

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from ..files import atomic_write
@@ -11,8 +12,12 @@ from ..quiet import no_progress_bars
 from .setup import Run, describe_device
 
 
-def finish(run: Run) -> int:
-    """Publishes the run and prints where things are; returns the exit code 0."""
+def finish(run: Run, describe: Callable | None = None) -> int:
+    """Publishes the run and prints where things are; returns the exit code 0.
+
+    Args:
+        describe: called with (summary, report); returns tables for the model card.
+    """
     recipe, progress, report = run.recipe, run.progress, run.report
     run.checkpoints.publish(run.bare_model)
     if not run.accelerator.is_main_process:
@@ -45,9 +50,10 @@ def finish(run: Run) -> int:
     from .plots import draw  # `python -m effnet_hf.training.plots` must not find itself imported already
 
     plots = draw({folder.name: folder}, folder / "plots")
-    with atomic_write(folder / "README.md") as file:
-        file.write(render_card(_facts(run, summary)))
     _say(run, summary, plots)
+    tables = describe(summary, report) if describe is not None else ()
+    with atomic_write(folder / "README.md") as file:
+        file.write(render_card(_facts(run, summary, tables)))
     if recipe.push_to_hub:
         url = push_folder(
             folder,
@@ -60,7 +66,7 @@ def finish(run: Run) -> int:
     return 0
 
 
-def _facts(run: Run, summary: dict) -> CardFacts:
+def _facts(run: Run, summary: dict, tables) -> CardFacts:
     recipe, config = run.recipe, run.bare_model.config
     source = recipe.dataset_name or (Path(recipe.data_dir).resolve().name if recipe.data_dir else "synthetic pictures")
     topk = f"top{recipe.topk}"
@@ -88,6 +94,8 @@ def _facts(run: Run, summary: dict) -> CardFacts:
         versions=software_versions(),
         base_model=recipe.model,
         notes=notes,
+        tables=tables,
+        tags=["int8"] if config.quantization else [],
         plots=["plots/curves.png"],
     )
 

@@ -25,7 +25,7 @@ from .batches import BatchPlan, plan_batches
 from .checkpoint import Checkpoints, Progress
 from .ema import ModelEMA
 from .metrics import Speed
-from .model import build_model, build_processor, image_size_of
+from .model import build_model, build_processor, build_teacher, image_size_of
 from .optim import build_optimizer, peak_learning_rate
 from .precision import wants_channels_last
 from .profiling import Profiler
@@ -45,6 +45,7 @@ class Run:
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     ema: ModelEMA | None
+    teacher: torch.nn.Module | None
     checkpoints: Checkpoints
     report: Report
     progress: Progress
@@ -149,9 +150,12 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
         channels_last=channels_last,
     )
     set_seed(recipe.seed)  # the same fresh weights on every process …
-    model = build_model(recipe, loaders.class_names)
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
+    model, teacher = build_model(recipe, loaders.class_names), build_teacher(recipe, loaders.class_names)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    for network in filter(None, (model, teacher)):
+        network.to(accelerator.device, memory_format=memory_format)
+        if accelerator.device.type == "cpu":
+            use_onednn(network, image_size)
     if recipe.sync_batch_norm:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if recipe.gradient_checkpointing:
@@ -161,11 +165,8 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
         progress = checkpoints.read_progress(resume_from, loaders.train.num_samples)
     _claim_output_dir(recipe, accelerator, checkpoints, resume_from)
     report = Report(accelerator, recipe.output_dir, recipe.quiet, keep_bytes=progress.metrics_bytes)
-    model.to(accelerator.device)
-    if accelerator.device.type == "cpu":
-        use_onednn(model, image_size)
     if prepare_model is not None:
-        model = prepare_model(model, loaders, accelerator, report)
+        model = prepare_model(model, loaders, accelerator, report, resume_from is not None)
     ema = ModelEMA(model, recipe.ema_decay) if recipe.ema_decay else None
     if ema is not None:
         accelerator.register_for_checkpointing(ema)
@@ -175,7 +176,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
         checkpoints.restore(resume_from)
     report.start_trackers(recipe)
     run = Run(
-        recipe, accelerator, plan, loaders, processor, model, optimizer, ema, checkpoints, report, progress,
+        recipe, accelerator, plan, loaders, processor, model, optimizer, ema, teacher, checkpoints, report, progress,
         Interruption(accelerator), Profiler(recipe, accelerator),
     )  # fmt: skip
     _introduce(run, resume_from)

@@ -4,10 +4,11 @@ import pytest
 import torch
 from random_weights import assert_same, random_state
 
-from effnet_hf import EfficientNetNVConfig
-from effnet_hf.conversion import load_foreign
+from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification
+from effnet_hf.conversion import load_foreign, write_folder, write_foreign
 from effnet_hf.conversion.nvidia import NVIDIA
 from effnet_hf.errors import UserError
+from effnet_hf.quantization import quantizers, set_quantizers
 
 
 CONFIG = EfficientNetNVConfig.from_variant("b0", num_labels=5)
@@ -111,8 +112,6 @@ def test_quantizer_names_are_places_of_the_model():
     """Each name is a module and an argument of its forward, or a parameter of it."""
     import inspect
 
-    from effnet_hf import EfficientNetNVForImageClassification
-
     with torch.device("meta"):
         model = EfficientNetNVForImageClassification(CONFIG)
     for name in NVIDIA.quantizer_names(CONFIG):
@@ -121,26 +120,55 @@ def test_quantizer_names_are_places_of_the_model():
         assert port in dict(module.named_parameters()) or port in inspect.signature(module.forward).parameters, name
 
 
-def test_quantized_checkpoint(ours, theirs, load):
-    amax = {
-        "layer1.block0.se.mul_a_quantizer._amax": torch.tensor(0.5),
-        "layer1.block0.se.squeeze._weight_quantizer._amax": torch.rand(8, 1, 1, 1),
-        "classifier.fc._weight_quantizer._amax": torch.rand(5, 1),
-        "classifier.fc._input_quantizer._amax": torch.tensor(3.0),
-    }
+@pytest.fixture
+def amax(ours):
+    """A range for every quantizer, under the original's names and in its shapes."""
+    generator, found = torch.Generator().manual_seed(1), {}
+    for name, theirs in NVIDIA.quantizer_names(CONFIG).items():
+        shape = ()
+        if name.endswith(".weight"):
+            weight = ours[name]
+            shape = (len(weight), 1, 1, 1) if weight.dim() == 4 or ".se." in name else (len(weight), 1)
+        found[f"{theirs}._amax"] = torch.rand(shape, generator=generator) + 0.5
+    return found
+
+
+def test_quantized_checkpoint_becomes_a_quantized_model(ours, theirs, amax, load, tmp_path):
+    pytest.importorskip("modelopt", reason="needs the quant extra")
     found = load({f"module.{key}": tensor for key, tensor in {**theirs, **amax}.items()})
     assert_same(found.state_dict, ours)
-    shapes = {name: tuple(tensor.shape) for name, tensor in found.quantizer_amax.items()}
-    assert shapes == {
-        "efficientnet.encoder.stages.0.blocks.0.se.reduce.weight": (8, 1),
-        "classifier.input": (),
-        "classifier.weight": (5, 1),
-        "efficientnet.encoder.stages.0.blocks.0.se.scale.gate": (),
-    }
+    assert len(found.quantizer_amax) == len(amax) == 222
+    section = found.config.quantization
+    assert (section["placement"], section["narrow_range"], section["num_bits"]) == ("nvidia", True, 8)
+    assert found.quantizer_amax["efficientnet.encoder.stages.0.blocks.0.se.reduce.weight"].shape == (8, 1)
+
+    write_folder(found, tmp_path / "folder")
+    model = EfficientNetNVForImageClassification.from_pretrained(tmp_path / "folder").eval()
+    names = NVIDIA.quantizer_names(CONFIG)
+    for name, quantizer in quantizers(model).items():
+        assert quantizer._amax.flatten().tolist() == amax[f"{names[name]}._amax"].flatten().tolist()
+        assert quantizer.narrow_range
+    with torch.no_grad():
+        x = torch.randn(2, 3, 64, 64)
+        assert torch.equal(model(x).logits, found.model()(x).logits)
+        set_quantizers(model, False)
+        assert not torch.equal(model(x).logits, found.model()(x).logits)
+
+    line = write_foreign(load_foreign(tmp_path / "folder"), "nvidia", tmp_path / "back.pth")
+    assert line.startswith("python quant_main.py --arch efficientnet-quant-b0 ")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert set(back) == set(theirs) | set(amax)
+    assert all(torch.equal(back[key], tensor) for key, tensor in {**theirs, **amax}.items())
+
+
+def test_damaged_quantizers_are_refused(theirs, amax, load):
     with pytest.raises(UserError, match="layer1.block0.residual_quantizer._amax belongs to no quantizer of a b0"):
-        load({**theirs, "layer1.block0.residual_quantizer._amax": torch.tensor(1.0)})
+        load({**theirs, **amax, "layer1.block0.residual_quantizer._amax": torch.tensor(1.0)})
     with pytest.raises(UserError, match=r"_amax is \(4,\), should be \(5, 1\)"):
-        load({**theirs, "classifier.fc._weight_quantizer._amax": torch.rand(4)})
+        load({**theirs, **amax, "classifier.fc._weight_quantizer._amax": torch.rand(4)})
+    del amax["stem.conv._input_quantizer._amax"]
+    with pytest.raises(UserError, match="221 of 222 quantizers, not that of stem.conv._input_quantizer"):
+        load({**theirs, **amax})
 
 
 def original_optimizer(theirs, swap=False):

@@ -5,14 +5,20 @@ import torch
 from random_weights import assert_same, random_state
 
 from effnet_hf import EfficientNetNVConfig
-from effnet_hf.configuration import VARIANTS
+from effnet_hf.configuration import QUANTIZATION, VARIANTS
 from effnet_hf.conversion import DIALECTS, FOREIGN, Converted, load_foreign, to_foreign, write_folder, write_foreign
 from effnet_hf.conversion.dialect import named_variant
 from effnet_hf.conversion.nvidia import NVIDIA
+from effnet_hf.errors import UserError
 from effnet_hf.image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 
 
-def converted(config, path, **fields) -> Converted:
+def converted(config, path, quantized: bool = False) -> Converted:
+    fields = {}
+    if quantized:
+        pytest.importorskip("modelopt", reason="needs the quant extra")
+        fields["quantizer_amax"] = random_amax(config)
+        config.quantization = {**QUANTIZATION, "narrow_range": True}
     processor = EfficientNetNVImageProcessor(size=100, crop_size=90, resample=2, image_mean=[0.1, 0.2, 0.3])
     return Converted(config, random_state(config), processor, "effnet_hf", "source", path, **fields)
 
@@ -59,14 +65,14 @@ def test_quantized_dictionaries_return_every_bit(variant):
 def test_files_return_every_bit(dialect, suffix, tmp_path):
     padding = "same" if dialect in ("lukemelas", "transformers") else "symmetric"
     config = EfficientNetNVConfig.from_variant("b0", num_labels=7, padding=padding)
-    amax = random_amax(config) if dialect == "nvidia" else {}
-    before = converted(config, tmp_path / "source", quantizer_amax=amax)
+    before = converted(config, tmp_path / "source", quantized=dialect == "nvidia")
     write_foreign(before, dialect, tmp_path / f"x{suffix}")
     arch = "efficientnet_b0" if (dialect, suffix) == ("timm", ".pth") else None
     after = load_foreign(tmp_path / f"x{suffix}", arch=arch)
     assert (after.dialect, after.exact, after.config.variant, after.config.num_labels) == (dialect, True, "b0", 7)
     assert_same(after.state_dict, before.state_dict)
-    assert_same(after.quantizer_amax, amax)
+    assert_same(after.quantizer_amax, before.quantizer_amax)
+    assert (after.config.quantization is None) == (dialect != "nvidia")
     if suffix == ".safetensors":  # the header also carries what names and shapes cannot
         assert after.config.to_dict() == before.config.to_dict()
         assert after.processor.to_dict() == before.processor.to_dict()
@@ -89,7 +95,7 @@ def test_folders_return_every_bit_without_our_header(dialect, tmp_path, monkeypa
 def test_our_folder_returns_every_bit(tmp_path):
     config = EfficientNetNVConfig.from_variant("b0", id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1})
     config.batch_norm_eps, config.dropout_rate = 1e-5, 0.3
-    before = converted(config, tmp_path / "source", quantizer_amax=random_amax(config))
+    before = converted(config, tmp_path / "source", quantized=True)
     (tmp_path / "source").write_bytes(b"x")
     write_folder(before, tmp_path / "x")
     after = load_foreign(tmp_path / "x")
@@ -100,6 +106,10 @@ def test_our_folder_returns_every_bit(tmp_path):
         key: tensor.tolist() for key, tensor in before.quantizer_amax.items()
     }
     assert after.processor.to_dict() == before.processor.to_dict()
+    with pytest.raises(UserError, match=r"quantization \(timm.create_model has no quantizers\)"):
+        write_foreign(after, "timm", tmp_path / "timm.pth")
+    write_foreign(after, "timm", tmp_path / "timm.pth", force=True)
+    assert_same(load_foreign(tmp_path / "timm.pth", arch="efficientnet_b0").state_dict, before.state_dict)
 
 
 def test_model_writes_like_its_state_dict():

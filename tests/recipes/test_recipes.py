@@ -3,7 +3,7 @@
 import pytest
 
 from effnet_hf.errors import UserError
-from effnet_hf.recipes import Recipe, available_recipes, load_recipe, parse_recipe
+from effnet_hf.recipes import GROUPS, Recipe, available_recipes, load_recipe, parse_recipe
 from effnet_hf.recipes.recipe import FOLDER
 
 
@@ -26,6 +26,36 @@ def test_published_recipe_has_nvidias_hyper_parameters(name):
     config = recipe.model_config()
     assert config.survival_prob == (0.8 if name.endswith("b4") else 1.0)
     assert config.dropout_rate == (0.4 if name.endswith("b4") else 0.2)
+
+
+QUANTIZED = {  # nvidia quant recipes: optimizer, rate at its global batch, epochs, schedule, momentum, weight decay
+    "b0": ("sgd", 0.0125, 1024, 10, "cosine", 0.89, 4.5e-5),
+    "b4": ("rmsprop", 4.09e-6, 256, 2, "linear", 0.9, 9.714e-4),
+}
+
+
+@pytest.mark.parametrize("name", ["b0", "b4", "widese-b0", "widese-b4"])
+def test_quantization_recipe_has_nvidias_hyper_parameters(name):
+    recipe = load_recipe(f"quant-{name}")
+    found = (recipe.optimizer, recipe.learning_rate, recipe.lr_batch_size, recipe.epochs, recipe.lr_schedule)
+    assert (*found, recipe.momentum, recipe.weight_decay) == QUANTIZED[name.removeprefix("widese-")]
+    assert recipe.variant == name and recipe.global_batch_size == recipe.lr_batch_size
+    assert (recipe.rmsprop_alpha, recipe.rmsprop_eps) == (0.853, 0.00422) or name.endswith("b0")
+    assert (recipe.warmup_epochs, recipe.mixup, recipe.label_smoothing, recipe.augmentation) == (0, 0, 0, "none")
+    assert (recipe.placement, recipe.calibration_method, recipe.calibration_percentile) == (
+        "nvidia",
+        "percentile",
+        99.99,
+    )
+    assert (recipe.calibration_batches, recipe.interpolation, recipe.qat_batch_norm) == (11, "bilinear", "train")
+
+
+def test_training_has_no_quantization_flags_but_qat_has(capsys):
+    with pytest.raises(SystemExit):
+        parse_recipe(["--placement", "cpu"])
+    assert "unknown flag --placement" in capsys.readouterr().err
+    recipe, _ = parse_recipe(["--placement", "cpu", "--float_layers", "a", "b"], groups=GROUPS, config="quant-b0")
+    assert (recipe.placement, recipe.float_layers, recipe.learning_rate) == ("cpu", ["a", "b"], 0.0125)
 
 
 @pytest.mark.parametrize("name", available_recipes())

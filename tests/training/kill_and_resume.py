@@ -1,6 +1,8 @@
 """Kills a run with SIGKILL at random moments, resumes it every time, and compares it with an undisturbed one.
 
-    python tests/training/kill_and_resume.py --kills 20
+    python tests/training/kill_and_resume.py --kills 20 [--quantized]
+
+`--quantized` does it to quantization-aware training: insertion and calibration come first in every life.
 
 Each attempt runs in a forked child, so the libraries are imported once. A kill may fall anywhere: into a step, into
 validation, into the writing of a checkpoint (every step writes one). Exit code 0 means bit-equal.
@@ -19,9 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from workbench import fingerprint, small_recipe, write_squares
-
-from effnet_hf.training import train
+from workbench import fingerprint, quantized_recipe, run, small_recipe, write_squares
 
 
 def in_child(recipe, kill_after: float | None = None) -> int | None:
@@ -31,7 +31,7 @@ def in_child(recipe, kill_after: float | None = None) -> int | None:
         code = 70
         try:
             sys.stdout = open(os.devnull, "w")
-            code = train(recipe)
+            code = run(recipe)
         except BaseException:
             import traceback
 
@@ -49,17 +49,22 @@ def in_child(recipe, kill_after: float | None = None) -> int | None:
     return None
 
 
-def main(kills: int, seed: int) -> int:
+def main(kills: int, seed: int, quantized: bool) -> int:
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
         data = write_squares(Path(scratch, "data"))
         settings = {"checkpoint_every_steps": 1, "epochs": 3}
         whole, broken = Path(scratch, "whole"), Path(scratch, "broken")
+        make_recipe = small_recipe
+        if quantized:
+            if in_child(small_recipe(data, Path(scratch, "float"), epochs=1)) != 0:
+                raise SystemExit("the float run failed")
+            make_recipe, settings["model"] = quantized_recipe, Path(scratch, "float")
         started = time.monotonic()
-        if in_child(small_recipe(data, whole, **settings)) != 0:
+        if in_child(make_recipe(data, whole, **settings)) != 0:
             raise SystemExit("the undisturbed run failed")
         duration = time.monotonic() - started
-        recipe = small_recipe(data, broken, resume="auto", **settings)
+        recipe = make_recipe(data, broken, resume="auto", **settings)
         done = 0
         while done < kills:
             # Late enough to get past the start, early enough that the run needs several lives.
@@ -86,5 +91,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quantized", action="store_true")
     arguments = parser.parse_args()
-    sys.exit(main(arguments.kills, arguments.seed))
+    sys.exit(main(arguments.kills, arguments.seed, arguments.quantized))

@@ -9,6 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from effnet_hf.recipes import Recipe
+from effnet_hf.training import train
 
 
 def write_squares(folder: Path, per_class: int = 12, size: int = 24) -> Path:
@@ -48,6 +49,22 @@ def small_recipe(data_dir: Path, output_dir: Path, **changes) -> Recipe:
         "quiet": True,
     }
     return Recipe(**{**settings, **changes})
+
+
+def quantized_recipe(data_dir: Path, output_dir: Path, model: Path, **changes) -> Recipe:
+    """The same, as quantization-aware training from the float model in `model`."""
+    settings = {"model": str(model), "placement": "nvidia", "calibration_batches": 3, "warmup_epochs": 0}
+    return small_recipe(data_dir, output_dir, **{**settings, **changes})
+
+
+def run(recipe: Recipe) -> int:
+    """What `train.py` or `qat.py` does with a recipe."""
+    if recipe.placement == "none":
+        return train(recipe)
+    from effnet_hf.quantization import Quantization
+
+    quantization = Quantization(recipe)
+    return train(recipe, prepare_model=quantization.prepare, describe=quantization.describe)
 
 
 def fingerprint(output_dir: Path) -> dict[str, str]:

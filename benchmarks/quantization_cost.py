@@ -1,0 +1,102 @@
+"""What quantization costs: calibration beside a plain forward pass and a training step, a QAT step beside a float one.
+
+    python benchmarks/quantization_cost.py --variant b0 --image_size 224 --batch_size 8 --repeats 5
+
+Same weights and batch; the variants take turns, so a noisy machine hits them alike. CPU time of this process on a CPU,
+wall time with the device synchronised on a GPU; the fastest of the repeats, and ratios. One JSON line at the end.
+"""
+
+import copy
+import json
+import time
+
+import torch
+
+from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification
+from effnet_hf.cli import ArgumentParser, run
+from effnet_hf.hub import software_versions
+from effnet_hf.quantization import calibrate, quantize
+from effnet_hf.training.precision import keep_freed_memory
+from effnet_hf.training.setup import describe_device
+
+
+PUBLISHED = 14.7 / 2645  # NVIDIA's B0: pictures/s calibrated to pictures/s trained with quantizers
+
+
+def main() -> None:
+    parser = ArgumentParser(description="Calibration and quantization-aware steps beside float ones.")
+    parser.add_argument("--variant", default="b0")
+    parser.add_argument("--image_size", type=int, default=None, help="the variant's by default")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--calibration_batches", type=int, default=4, help="batches of one calibration")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
+    torch.manual_seed(0)
+    size = {"image_size": arguments.image_size} if arguments.image_size else {}
+    config = EfficientNetNVConfig.from_variant(arguments.variant, num_labels=10, **size)
+    plain = EfficientNetNVForImageClassification(config).to(device, memory_format=torch.channels_last)
+    quantized = copy.deepcopy(plain)
+    quantize(quantized)
+    shape = (arguments.batch_size, 3, config.image_size, config.image_size)
+    batches = [
+        torch.randn(shape, device=device).to(memory_format=torch.channels_last)
+        for _ in range(arguments.calibration_batches)
+    ]
+    calibrate(quantized, batches[:1])
+
+    def forward():
+        with torch.no_grad():
+            for batch in batches:
+                plain.eval()(batch)
+
+    def step(model):
+        for batch in batches:
+            model.train()(batch).logits.logsumexp(1).mean().backward()
+
+    variants = {
+        "forward": forward,
+        "calibration": lambda: calibrate(quantized, batches),
+        "float step": lambda: step(plain),
+        "QAT step": lambda: step(quantized),
+    }
+    seconds = {name: [] for name in variants}
+    for _ in range(arguments.repeats + 1):
+        for name, variant in variants.items():
+            seconds[name].append(_timed(variant, device))
+    pictures = arguments.batch_size * len(batches)
+    best = {name: min(values[1:]) for name, values in seconds.items()}  # the first of each is warm-up
+    for name, value in best.items():
+        print(f"{name:<12} {pictures / value:8.1f} pictures/s   {value / best['forward']:5.2f} x a forward pass")
+    ratios = {
+        "qat_step_to_float_step": best["QAT step"] / best["float step"],
+        "calibration_ips_to_qat_ips": best["QAT step"] / best["calibration"],
+    }
+    ratios["times_the_originals_calibration_ratio"] = ratios["calibration_ips_to_qat_ips"] / PUBLISHED
+    print(f"a QAT step costs {ratios['qat_step_to_float_step']:.2f} x a float step")
+    print(
+        f"calibration runs at {ratios['calibration_ips_to_qat_ips']:.2f} x the pictures/s of QAT;"
+        f" the original's ratio was {PUBLISHED:.4f}"
+    )
+    print(json.dumps({
+        "variant": arguments.variant, "image_size": config.image_size, "batch_size": arguments.batch_size,
+        "repeats": arguments.repeats, "device": describe_device(device), "seconds": best, **ratios,
+        "versions": software_versions("nvidia-modelopt"),
+    }))  # fmt: skip
+
+
+def _timed(call, device) -> float:
+    if device.type == "cpu":
+        started = time.process_time()
+        call()
+        return time.process_time() - started
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    run(main)

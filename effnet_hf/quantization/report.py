@@ -1,0 +1,74 @@
+"""Float, calibrated, fine-tuned: the figures side by side."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..files import atomic_write
+from ..quantization_efficientnet_nv import quantizers
+
+
+FIGURES_FILE = "quantization.json"
+STAGES = {"float": "float", "ptq": "PTQ, calibrated only", "qat": "QAT, fine-tuned"}
+
+
+def model_bytes(model, quantized: bool = True) -> int:
+    """Bytes of a model's numbers: one per quantized weight and four per range; four for everything else.
+
+    What an int8 file needs, without its container; batch norm counts as it is, though an export folds it.
+    """
+    ranges = {f"{name.rpartition('.')[0]}.{name.rpartition('.')[2]}_quantizer._amax" for name in quantizers(model)}
+    int8 = {name for name in quantizers(model) if name.endswith(".weight")} if quantized else set()
+    total = 0
+    for name, tensor in model.state_dict().items():
+        if name.endswith("num_batches_tracked") or (name in ranges and not quantized):
+            continue
+        total += tensor.numel() * (1 if name in int8 else 4)
+    return total
+
+
+def figures_of(results: Mapping, size: int) -> dict:
+    """What the table shows of a validation: `top1`, top-k, `loss`, `n`; and `bytes`."""
+    return {name: value for name, value in results.items() if name[:3] == "top" or name in ("loss", "n")} | {
+        "bytes": size
+    }
+
+
+def save_figures(folder: str | Path, figures: Mapping) -> None:
+    with atomic_write(Path(folder, FIGURES_FILE)) as file:
+        json.dump(figures, file, indent=1)
+
+
+def load_figures(folder: str | Path) -> dict:
+    """Those of an earlier launch of the same run; empty if there are none."""
+    try:
+        return json.loads(Path(folder, FIGURES_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def rows(figures: Mapping, topk: int) -> tuple[list[str], list[list[str]]]:
+    """Header and rows: one per stage that was measured."""
+    known = [(title, figures[stage]) for stage, title in STAGES.items() if stage in figures]
+    n = next((entry["n"] for _, entry in known), 0)
+    header = ["", f"top-1, % (n = {n:,})", f"top-{topk}, %", "loss", "MB"]
+    lines = [
+        [
+            title,
+            f"{entry['top1']:.2f}",
+            f"{entry[f'top{topk}']:.2f}",
+            f"{entry['loss']:.4f}",
+            f"{entry['bytes'] / 1e6:.2f}",
+        ]
+        for title, entry in known
+    ]
+    return header, lines
+
+
+def text_table(header: list[str], lines: list[list[str]]) -> list[str]:
+    """The same as lines of text with aligned columns."""
+    widths = [max(len(line[i]) for line in (header, *lines)) for i in range(len(header))]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
+        for line in (header, *lines)
+    ]
