@@ -29,8 +29,9 @@ def main() -> int:
     if not recipe.data_dir and not recipe.dataset_name and recipe.loader != "synthetic":
         raise UserError("no data: give --data_dir DIR with train/<class>/… and val/<class>/….")
     if arguments.evaluate:
-        if not recipe.model or not recipe.data_dir:
-            raise UserError("--evaluate needs --model and --data_dir.")
+        loader = recipe.loader
+        if not recipe.model or not recipe.data_dir or loader == "synthetic":
+            raise UserError("--evaluate needs --model, and --data_dir with real pictures.")
         from effnet_hf.training import validate_checkpoint
 
         show(
@@ -40,7 +41,7 @@ def main() -> int:
                 precision=recipe.precision,
                 per_device_batch_size=recipe.per_device_batch_size or 64,
                 num_workers=recipe.num_workers,
-                loader=recipe.loader,
+                loader=loader,
                 topk=recipe.topk,
             ),
             recipe.topk,

@@ -61,7 +61,7 @@ def main() -> None:
         "float step": lambda: step(plain),
         "QAT step": lambda: step(quantized),
     }
-    seconds = {name: [] for name in variants}
+    seconds: dict[str, list] = {name: [] for name in variants}
     for _ in range(arguments.repeats + 1):
         for name, variant in variants.items():
             seconds[name].append(_timed(variant, device))
