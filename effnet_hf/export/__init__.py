@@ -1,7 +1,9 @@
 """Checkpoints as files that run elsewhere: written, proved, described. `export_model` is the way in."""
 
-from .folder import Checkpoint, Exported, export_model, export_onnx, open_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint
+from .folder import export_model, export_onnx
 from .options import FORMATS, INT8_TARGETS, ExportOptions
+from .result import Exported
 from .runtime import ONNXEfficientNet
 
 

@@ -4,6 +4,7 @@ import os
 import platform
 
 from ..hub import CardFacts, describe_preprocessing, render_card, software_versions
+from .int8_report import HEADER
 
 
 _LIBRARY = {"onnx": "onnx", "openvino": "openvino", "pt2": "pytorch"}
@@ -88,8 +89,11 @@ def _facts(checkpoint, exported, command: str | None, model_id: str | None) -> C
         f"Exported as {how[options.format]}, {kind}. Checked on {exported.pictures} before it was written: "
         f"{exported.runtime} against PyTorch, largest difference {checked.difference:.2g}, {top1}."
     ]
-    tables = list(exported.tables)
-    if exported.top1:
+    tables = []
+    if exported.rows:
+        title = f"INT8 beside float on {exported.pictures}, one thread of this machine"
+        tables.append((title, HEADER, [row.cells() for row in exported.rows]))
+    elif exported.top1:
         tables.append(
             (
                 f"Top-1 on {exported.pictures}, %",

@@ -4,9 +4,9 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..modeling_efficientnet_nv import ConvNormAct, EfficientNetNVForImageClassification
+from ..quantization_efficientnet_nv import fold_batch_norm
 from .options import DTYPES, ExportOptions
 
 
@@ -20,7 +20,7 @@ class ExportedNetwork(nn.Module):
     def __init__(self, model: EfficientNetNVForImageClassification, options: ExportOptions):
         super().__init__()
         self.dtype, self.softmax = DTYPES[options.dtype], options.softmax
-        self.model = fold_batch_norm(copy.deepcopy(model).eval()).to(self.dtype)
+        self.model = fold_all(copy.deepcopy(model).eval()).to(self.dtype)
         self.requires_grad_(False)
         self.eval()
 
@@ -34,13 +34,14 @@ class ExportedNetwork(nn.Module):
 
 
 @torch.no_grad()
-def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """In place: every convolution takes over the scale and shift of its batch norm; in evaluation the same function."""
+def fold_all(model: nn.Module) -> nn.Module:
+    """In place: every convolution takes over the scale and shift of its batch norm; in evaluation the same function.
+
+    Quantized weights are put on their grid first: the fold then multiplies the grid, and no weight changes its integer.
+    """
     for layer in model.modules():
+        if hasattr(layer, "weight_quantizer"):
+            layer.weight.copy_(layer.weight_quantizer(layer.weight))
         if isinstance(layer, ConvNormAct) and isinstance(layer.bn, nn.BatchNorm2d):
-            conv, bn = layer.conv, layer.bn
-            conv.weight, conv.bias = fuse_conv_bn_weights(
-                conv.weight, conv.bias, bn.running_mean, bn.running_var, bn.eps, bn.weight, bn.bias
-            )
-            layer.bn = nn.Identity()
+            fold_batch_norm(layer)
     return model

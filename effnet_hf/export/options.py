@@ -78,8 +78,8 @@ class ExportOptions:
         if self.int8:
             if self.format != "onnx" or self.dtype != "fp32" or self.exporter != "torchscript":
                 raise UserError("--int8 goes with --format onnx, --dtype fp32 and --exporter torchscript.")
-            if self.dynamic_image_size:
-                raise UserError("--int8 was calibrated for one picture size; leave out --dynamic_image_size.")
+            if self.dynamic_image_size or self.with_preprocessing:
+                raise UserError("--int8 goes without --dynamic_image_size and --with_preprocessing.")
         if self.format != "pt2":
             require("onnx", extra="onnx")
             require("onnxruntime", extra="onnx")

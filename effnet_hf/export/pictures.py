@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data import DataSource
+from ..data import DataSource, Split
 from ..data.pictures import BadPicture, Picture
 from ..errors import UserError
 
@@ -48,9 +48,7 @@ class FolderPictures(CheckPictures):
 
     def __init__(self, data_dir: str, class_names: list[str], count: int | None = None):
         source = DataSource.from_folder(data_dir, train=False)
-        split = source.val
-        if count is not None and count < len(split):
-            split = split.subset(np.linspace(0, len(split) - 1, count).round().astype(int))
+        split = _thinned(source.val, count)
         labels, found = split.labels, source.class_names
         if set(found) <= set(class_names):
             labels = np.asarray([class_names.index(name) for name in found])[labels]
@@ -58,6 +56,14 @@ class FolderPictures(CheckPictures):
             labels = None
         self._split = split
         super().__init__(f"{len(split):,} pictures of {Path(data_dir).resolve().name}", labels)
+
+    @classmethod
+    def of(cls, split: Split, count: int | None = None) -> "FolderPictures":
+        """Of a split that is open already, labels unknown."""
+        found = cls.__new__(cls)
+        found._split = _thinned(split, count)
+        CheckPictures.__init__(found, f"{len(found._split):,} pictures", None)
+        return found
 
     def __len__(self) -> int:
         return len(self._split)
@@ -67,6 +73,12 @@ class FolderPictures(CheckPictures):
             return Picture(self._split.read(index)).rgb()
         except BadPicture as error:
             raise UserError(f"{self._split.name(index)} {error}; take it out of the folder.") from None
+
+
+def _thinned(split: Split, count: int | None) -> Split:
+    if count is None or count >= len(split):
+        return split
+    return split.subset(np.linspace(0, len(split) - 1, count).round().astype(int))
 
 
 class GeneratedPictures(CheckPictures):

@@ -1,0 +1,109 @@
+"""The one file of an INT8 export: written for its target, then measured beside float and the checkpoint in PyTorch."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from ..data import DataSource
+from ..errors import UserError
+from .checkpoint import Checkpoint, properties
+from .int8 import for_ort_cpu
+from .int8_report import latencies, make_rows
+from .network import ExportedNetwork
+from .onnx import draw_graph, write_properties
+from .options import ExportOptions, installed
+from .pictures import CheckPictures, FolderPictures
+from .qdq import fold_weights, take_out
+from .result import Exported
+from .runners import onnxruntime_runner, openvino_runner, torch_runner
+from .verify import check_structure, compare, run_all, top1
+
+
+CALIBRATION = 64
+# Least signal-to-noise ratio of the logits against fake quantization, decibels. Measured on B0: 28 and 18; a graph with
+# a mistake in it has about 0.
+LEAST_SNR = {"tensorrt": 12.0, "ort-cpu": 5.0}
+PYTORCH = "checkpoint, fake-quantized, PyTorch"
+
+
+def write_int8(
+    checkpoint: Checkpoint, file: Path, options: ExportOptions, pictures: CheckPictures, data_dir: str | None
+) -> Exported:
+    """Writes and measures the file.
+
+    Raises:
+        UserError: its logits are not the checkpoint's.
+    """
+    drawn = draw_graph(ExportedNetwork(checkpoint.model, options), checkpoint.image_size, options)
+    unquantized = copy.deepcopy(drawn)
+    take_out(unquantized)
+    float_file = file.with_name("float.onnx")  # beside it for the comparison only
+    onnx.save(unquantized, float_file)
+    if options.int8 == "tensorrt":
+        model = drawn
+        fold_weights(model)
+    else:
+        model = for_ort_cpu(drawn, _calibration(checkpoint, data_dir))
+    write_properties(model, properties(checkpoint, options))
+    file.write_bytes(model.SerializeToString())
+    try:
+        return _measure(checkpoint, file, float_file, options, pictures)
+    finally:
+        float_file.unlink()
+
+
+def _calibration(checkpoint: Checkpoint, data_dir: str) -> list[np.ndarray]:
+    found = FolderPictures.of(DataSource.from_folder(data_dir).train, CALIBRATION)
+    return [np.stack(checkpoint.processor(batch)["pixel_values"]) for batch in found.batches((8,))]
+
+
+def _measure(
+    checkpoint: Checkpoint, file: Path, float_file: Path, options: ExportOptions, pictures: CheckPictures
+) -> Exported:
+    import onnxruntime
+
+    config = checkpoint.model.config
+    check_structure(file, options, config.num_channels, checkpoint.image_size, config.num_labels)
+    names = {"float": "float, ONNX Runtime", "int8": f"{options.int8} INT8, ONNX Runtime"}
+    runners = {
+        PYTORCH: torch_runner(checkpoint.model, options.softmax),
+        names["float"]: onnxruntime_runner(float_file, threads=1),
+        names["int8"]: onnxruntime_runner(file, threads=1),
+    }
+    floats = {names["int8"]: names["float"]}
+    sizes = {names["float"]: float_file.stat().st_size, names["int8"]: file.stat().st_size}
+    if options.int8 == "tensorrt" and installed("openvino"):
+        for kind, path in (("float", float_file), (f"{options.int8} INT8", file)):
+            runners[f"{kind}, OpenVINO"] = openvino_runner(path, threads=1)
+            sizes[f"{kind}, OpenVINO"] = path.stat().st_size
+        floats[f"{options.int8} INT8, OpenVINO"] = "float, OpenVINO"
+
+    def processed(images):
+        return np.stack(checkpoint.processor(images)["pixel_values"])
+
+    outputs = run_all({name: (run, processed) for name, run in runners.items()}, pictures)
+    comparison = compare(outputs[PYTORCH], outputs[names["int8"]])
+    if not comparison.snr >= LEAST_SNR[options.int8]:
+        raise UserError(
+            f"the INT8 file does not compute what the checkpoint does: signal to noise {comparison.snr:.1f} "
+            f"dB (wanted: {LEAST_SNR[options.int8]:g}), agreement {comparison.agreement:.2f} %; nothing was written."
+        )
+    times = latencies(runners, processed([pictures.open(0)]))
+    rows = make_rows(outputs, PYTORCH, pictures.labels, sizes, times, floats)
+    accuracy = None
+    if pictures.labels is not None:
+        accuracy = tuple(top1(outputs[name], pictures.labels) for name in (names["int8"], PYTORCH))
+    runtime = f"ONNX Runtime {onnxruntime.__version__}"
+    return Exported(
+        file.parent,
+        file,
+        file.stat().st_size,
+        options,
+        runtime,
+        pictures.description,
+        comparison,
+        accuracy,
+        tuple(rows),
+    )
