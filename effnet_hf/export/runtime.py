@@ -19,11 +19,11 @@ from .options import require
 from .runners import onnxruntime_session
 
 
-class ONNXEfficientNet:
+class ONNXEfficientNet(torch.nn.Module):
     """`model.onnx` behind the face of a transformers model: `model(pixel_values).logits`.
 
-    Not a torch module: there is nothing to train. `device` says where PyTorch's tensors come from and go to; where ONNX
-    Runtime computes is chosen by `providers`.
+    A torch module without parameters, because transformers asks for one; there is nothing to train. `device` says where
+    PyTorch's tensors come from and go to; where ONNX Runtime computes is chosen by `providers`.
     """
 
     main_input_name = "pixel_values"
@@ -32,6 +32,7 @@ class ONNXEfficientNet:
     hf_device_map = None
 
     def __init__(self, session, config: EfficientNetNVConfig, processor: EfficientNetNVImageProcessor | None = None):
+        super().__init__()
         self.session, self.config, self.processor = session, config, processor
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.input_name = session.get_inputs()[0].name
@@ -72,7 +73,7 @@ class ONNXEfficientNet:
             raise UserError(f"{folder} cannot be opened: {str(error).strip().splitlines()[0]}") from error
         return cls(session, config, processor)
 
-    def __call__(self, pixel_values, **_) -> ImageClassifierOutput:
+    def forward(self, pixel_values, **_) -> ImageClassifierOutput:
         """`pixel_values` (N, 3, H, W), tensor or array; logits come back as a tensor on the same device.
 
         Of a graph that ends in a softmax these are logarithms of the probabilities, whose softmax they are.
@@ -85,8 +86,6 @@ class ONNXEfficientNet:
             outputs = np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
         logits = torch.from_numpy(outputs)
         return ImageClassifierOutput(logits=logits.to(getattr(pixel_values, "device", "cpu")))
-
-    forward = __call__
 
     def classify(self, picture: Image.Image, top_k: int = 5) -> list[dict]:
         """`{"label", "score"}` of the best classes, whichever way the folder was exported; no tensors needed."""
@@ -115,9 +114,6 @@ class ONNXEfficientNet:
     def to(self, device=None, *_, **__) -> "ONNXEfficientNet":
         if device is not None and not isinstance(device, torch.dtype):
             self.device = torch.device(device)
-        return self
-
-    def eval(self) -> "ONNXEfficientNet":
         return self
 
     def can_generate(self) -> bool:
