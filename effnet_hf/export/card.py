@@ -89,7 +89,7 @@ def _facts(checkpoint, exported, command: str | None, model_id: str | None) -> C
         f"Exported as {how[options.format]}, {kind}. Checked on {exported.pictures} before it was written: "
         f"{exported.runtime} against PyTorch, largest difference {checked.difference:.2g}, {top1}."
     ]
-    tables = []
+    tables: list[tuple] = []
     if exported.rows:
         title = f"INT8 beside float on {exported.pictures}, one thread of this machine"
         tables.append((title, HEADER, [row.cells() for row in exported.rows]))

@@ -94,7 +94,7 @@ def _measure(
     rows = make_rows(outputs, PYTORCH, pictures.labels, sizes, times, floats)
     accuracy = None
     if pictures.labels is not None:
-        accuracy = tuple(top1(outputs[name], pictures.labels) for name in (names["int8"], PYTORCH))
+        accuracy = top1(outputs[names["int8"]], pictures.labels), top1(outputs[PYTORCH], pictures.labels)
     runtime = f"ONNX Runtime {onnxruntime.__version__}"
     return Exported(
         file.parent,

@@ -1,7 +1,7 @@
 """INT8 beside float, in one run: accuracy, agreement with the fake-quantized checkpoint, size, latency."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,7 +44,7 @@ class Row:
 
 def latencies(runners: Mapping[str, Runner], picture: np.ndarray, repeats=(15, 7)) -> dict[str, tuple[float, float]]:
     """Median milliseconds of a call at batch 1 and 8, all runners taking turns, after one call that is not counted."""
-    taken = {name: ([], []) for name in runners}
+    taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in runners}
     for position, (batch, count) in enumerate(zip(LATENCY_BATCHES, repeats)):
         array = np.repeat(picture, batch, axis=0)
         for repeat in range(count + 1):
@@ -53,7 +53,7 @@ def latencies(runners: Mapping[str, Runner], picture: np.ndarray, repeats=(15, 7
                 run(array)
                 if repeat:
                     taken[name][position].append(1e3 * (time.perf_counter() - started))
-    return {name: tuple(float(np.median(values)) for values in both) for name, both in taken.items()}
+    return {name: (float(np.median(one)), float(np.median(eight))) for name, (one, eight) in taken.items()}
 
 
 def make_rows(
@@ -68,7 +68,8 @@ def make_rows(
     rows = []
     for name, found in outputs.items():
         float_row = floats.get(name)
-        ratio = None if float_row is None else tuple(b / a for a, b in zip(times[name], times[float_row]))
+        own, other = times[name], times[float_row or name]
+        ratio = None if float_row is None else (other[0] / own[0], other[1] / own[1])
         rows.append(
             Row(
                 name=name,
@@ -82,7 +83,7 @@ def make_rows(
     return rows
 
 
-def as_text(rows: list[Row]) -> str:
+def as_text(rows: Sequence[Row]) -> str:
     """The table, in columns for a terminal."""
     lines = [HEADER, *(row.cells() for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
@@ -92,7 +93,7 @@ def as_text(rows: list[Row]) -> str:
     return "\n".join("  ".join(line) for line in padded)
 
 
-def warnings(rows: list[Row]) -> list[str]:
+def warnings(rows: Sequence[Row]) -> list[str]:
     """A sentence for every INT8 row that is slower than its float row."""
     return [
         f"{row.name} is slower than float on this machine, {min(row.times_float):.2f} times its speed."

@@ -86,7 +86,7 @@ def load_model(name_or_path: str, new_classifier: bool = False, **settings) -> E
             )
     except SafetensorError as error:
         raise UserError(f"--model {name_or_path} cannot be loaded: its weights are damaged ({error}).") from None
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:  # the last: modelopt is missing
         raise UserError(f"--model {name_or_path} cannot be loaded: {first_line(error)}") from None
     for problem, entries in (("lacks", report["missing_keys"]), ("has another shape of", report["mismatched_keys"])):
         names = sorted(entry if isinstance(entry, str) else entry[0] for entry in entries)

@@ -56,7 +56,7 @@ WRONG = [  # (arguments, what the line names)
     ("--model {tmp}/empty --output {tmp}/out", "no config.json"),
     ("--model {tmp}/file --output {tmp}/out", "is a file"),
     ("--model {tmp}/resnet --output {tmp}/out", "'resnet' model, not one of ours"),
-    ("--model {tmp}/torn --output {tmp}/out", "cannot be used"),
+    ("--model {tmp}/torn --output {tmp}/out", "cannot be loaded"),
     ("--model {model} --output {tmp}/full", "not empty"),
     ("--model {model} --output {tmp}/file", "is a file"),
     ("--model {model} --output {tmp}/file/out", "is a file"),
