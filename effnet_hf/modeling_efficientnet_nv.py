@@ -260,9 +260,8 @@ class EfficientNetNVPreTrainedModel(PreTrainedModel):
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
         for block in self.modules():
             if isinstance(block, MBConv):
-                contexts = partial(_checkpoint_contexts, block)  # not a lambda: models are copied and pickled
-                func = partial(gradient_checkpointing_func, use_reentrant=False, context_fn=contexts)
-                block._gradient_checkpointing_func = func
+                # not a lambda: models are copied and pickled
+                block._gradient_checkpointing_func = partial(_checkpointed, gradient_checkpointing_func, block)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers, but config.json names every class of this file, not only the saved one: the folder opens
@@ -271,6 +270,12 @@ class EfficientNetNVPreTrainedModel(PreTrainedModel):
         auto_map = {model._auto_class: f"modeling_efficientnet_nv.{model.__name__}" for model in classes}
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **auto_map}
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _checkpointed(func, block: MBConv, *args):
+    if torch.compiler.is_compiling():  # a compiled block updates the statistics in its forward graph only
+        return func(*args, use_reentrant=False)
+    return func(*args, use_reentrant=False, context_fn=partial(_checkpoint_contexts, block))
 
 
 def _checkpoint_contexts(block: MBConv):

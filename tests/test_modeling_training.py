@@ -278,6 +278,14 @@ def test_checkpointing_survives_copying_and_pickling(tiny_config, pixels):
         assert_equal_to_the_bit(two_training_steps(model, pixels), expected)
 
 
+def test_checkpointing_compiles_and_still_updates_the_statistics_once(tiny_config, pixels):
+    plain = EfficientNetNVForImageClassification(tiny_config(dropout_rate=0.0))
+    compiled = torch.compile(enable_checkpointing(copy.deepcopy(plain)), backend="aot_eager")
+    expected, found = two_training_steps(plain, pixels), two_training_steps(compiled, pixels)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[f"_orig_mod.{name}" if name != "loss" else name], tensor, msg=name)
+
+
 def test_checkpointing_can_be_switched_off_again(tiny_config, pixels):
     model = enable_checkpointing(EfficientNetNVForImageClassification(tiny_config()))
     disable = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
