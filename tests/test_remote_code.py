@@ -105,3 +105,13 @@ def test_every_door_opens_without_the_package_and_gives_the_same_answers(saved):
         assert_folder_is_complete(saved / f"{kind}-again")
         reopened = CLASSES[kind].from_pretrained(saved / f"{kind}-again")
         assert torch.equal(reopened(pixel_values)[0], CLASSES[kind].from_pretrained(saved / kind)(pixel_values)[0])
+
+
+def test_pipeline_with_the_package_asks_nothing(saved):
+    """transformers 5 also looks for a video processor, and asks to run the folder's code unless told there is none."""
+    code = "import effnet_hf; from transformers import pipeline; import sys\n"
+    code += "print(len(pipeline('image-classification', sys.argv[1])(sys.argv[2])))"
+    command = [sys.executable, "-c", code, str(saved / "classifier"), str(saved / "picture.png")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(HERE.parent), *sys.path])}
+    child = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert child.stdout.splitlines()[-1] == "5" and "custom code" not in child.stdout + child.stderr, child.stderr
