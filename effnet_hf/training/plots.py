@@ -86,12 +86,22 @@ def _points(rows: list[dict], kind: str, metric: str) -> list[tuple[float, float
     return points
 
 
+def _labels(folders: list[str]) -> dict[str, Path]:
+    """A name for every run: its folder's, with as many of the folders above as it takes to tell them apart."""
+    paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
+    for depth in range(1, max(len(path.parts) for path in paths) + 1):
+        labels = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(labels)) == len(paths):
+            break
+    return dict(zip(labels, paths))
+
+
 def main() -> None:
     parser = ArgumentParser(prog=PROG, description="Draw the curves of one or several runs.")
     parser.add_argument("runs", nargs="+", help="output folders of train.py")
     parser.add_argument("--output", default="plots", help="folder for curves.png")
     arguments = parser.parse_args()
-    for path in draw({Path(name).name: Path(name) for name in arguments.runs}, Path(arguments.output)):
+    for path in draw(_labels(arguments.runs), Path(arguments.output)):
         print(path)
 
 

@@ -1,0 +1,53 @@
+"""The curves of several runs in one picture, told apart and drawn from what the runs wrote."""
+
+import json
+import sys
+
+import matplotlib.pyplot as plt
+import pytest
+from PIL import Image
+
+from effnet_hf.training import plots
+
+
+def write_run(folder, tops):
+    folder.mkdir(parents=True)
+    rows = []
+    for epoch, top1 in enumerate(tops):
+        for update in (1, 2):
+            where = {"type": "train", "epoch": epoch, "update": update}
+            rows.append({**where, "train.lr": 0.1 * update, "train.total_ips": 50.0})
+        rows.append({"type": "val", "epoch": epoch, "val.top1": top1, "val.top5": 99.0, "val.loss": 1 / top1})
+        rows.append({"type": "epoch", "epoch": epoch, "train.loss": 2 / top1})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were drawn: `close` is what would lose them."""
+    figures = []
+    monkeypatch.setattr(plots.plt, "close", figures.append)
+    yield figures
+    monkeypatch.undo()
+    plt.close("all")
+
+
+def test_runs_are_overlaid_with_their_own_values_and_names(tmp_path, drawn, monkeypatch, capsys):
+    first, second = write_run(tmp_path / "a/model", [50.0, 60.0]), write_run(tmp_path / "b/model", [70.0, 80.0])
+    monkeypatch.setattr(sys, "argv", ["plots", str(first), str(second), "--output", str(tmp_path / "out")])
+    plots.main()
+    assert capsys.readouterr().out.strip() == str(tmp_path / "out/curves.png")
+    assert Image.open(tmp_path / "out/curves.png").width > 1000
+    panels = {axis.get_title(): axis for axis in drawn[0].axes}
+    assert set(panels) == {"Loss", "Top-1", "Top-5", "Learning rate", "Training throughput"}
+    top1 = {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in panels["Top-1"].lines}
+    assert top1 == {"a/model val": ([1, 2], [50, 60]), "b/model val": ([1, 2], [70, 80])}
+    colours = {line.get_label(): line.get_color() for line in panels["Loss"].lines}
+    assert colours["a/model train"] == colours["a/model val"] != colours["b/model train"]
+    assert list(panels["Learning rate"].lines[0].get_xdata()) == [0.5, 1, 1.5, 2]
+
+
+def test_one_run_needs_no_name(tmp_path, drawn):
+    plots.draw({"a": write_run(tmp_path / "a", [50.0])}, tmp_path / "out")
+    assert [line.get_label() for line in drawn[0].axes[0].lines] == ["train", "val"]
