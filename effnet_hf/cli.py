@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from .errors import UserError
 
@@ -87,8 +88,8 @@ def check_upload_flags(args: argparse.Namespace) -> None:
         raise UserError("--hub_model_id does nothing without --push_to_hub.")
 
 
-def command_line(args: argparse.Namespace) -> str:
-    """The command as it was typed, for a model card: without the token."""
+def command_line(args: Any) -> str:
+    """The command as it was typed, for logs and model cards: without `args.hub_token`."""
     secret = (f"--hub_token={args.hub_token}", args.hub_token, "--hub_token")
     script = os.path.basename(sys.argv[0])
     return shlex.join(["python", script, *(word for word in sys.argv[1:] if word not in secret)])

@@ -73,8 +73,8 @@ def test_train_benchmark_reports_percentiles_and_leaves_no_run(command, tmp_path
 
 def test_profile_writes_a_trace_and_a_table(command, workplace, tmp_path):
     flags = ["--config", workplace / "squares.yaml", "--output_dir", tmp_path, "--profile", "true", "--epochs", "2"]
-    code, _, _ = command("train", *flags, "--global_batch_size", "4", "--per_device_batch_size", "4")
-    assert code == 0
+    code, out, _ = command("train", *flags, "--global_batch_size", "4", "--per_device_batch_size", "4")
+    assert code == 0 and f"profile  {tmp_path}/profile/trace.json" in out
     assert json.loads((tmp_path / "profile/trace.json").read_text())["traceEvents"]
     assert "convolution" in (tmp_path / "profile/top_operators.txt").read_text()
 

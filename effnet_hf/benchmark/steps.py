@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..files import atomic_write
 from ..hub import software_versions
 from ..recipes import Recipe
-from ..training import Run, describe_device, make_accelerator, percentiles, set_up, train_step
+from ..training import Run, describe_device, make_accelerator, percentiles, precision_name, set_up, train_step
 
 
 WARMUP = 10
@@ -53,14 +53,14 @@ def benchmark_steps(recipe: Recipe, mode: str, steps: int) -> dict:
         "variant": run.bare_model.config.variant,
         "image_size": run.bare_model.config.image_size,
         "loader": recipe.loader,
-        "precision": recipe.precision or accelerator.mixed_precision,
+        "precision": precision_name(recipe, accelerator),
         "compile": recipe.compile,
         "device": f"{accelerator.num_processes} x {describe_device(accelerator.device)}",
         "versions": software_versions(),
     }
     if accelerator.is_main_process:
         with atomic_write(target) as file:
-            json.dump(figures, file, indent=1)
+            file.write(json.dumps(figures, indent=1) + "\n")
     return figures
 
 

@@ -106,7 +106,7 @@ class PrecisionOptions:
     loss_scale: float = option(128.0, "initial fp16 loss scale")
     dynamic_loss_scale: bool = option(False, "let the loss scale grow every 100 steps; otherwise it only shrinks")
     channels_last: bool | None = option(None, "memory format; by default on everywhere but fp32 on CUDA")
-    compile: Literal["none", "full", "blocks"] = option("none", "torch.compile the model with its loss, or each block")
+    compile: Literal["none", "full", "blocks"] = option("none", "torch.compile the model as a whole, or stage by stage")
 
 
 @dataclass(frozen=True)

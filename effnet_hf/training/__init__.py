@@ -4,7 +4,7 @@ from .evaluation import validate_checkpoint
 from .loop import train, train_step, validate
 from .metrics import TopKAccuracy, percentiles
 from .model import build_model, build_processor, check_checkpoint, load_model, load_processor
-from .precision import keep_freed_memory, make_accelerator
+from .precision import keep_freed_memory, make_accelerator, precision_name
 from .setup import Run, describe_device, set_up
 
 
@@ -19,6 +19,7 @@ __all__ = [
     "load_model",
     "load_processor",
     "make_accelerator",
+    "precision_name",
     "percentiles",
     "set_up",
     "train",

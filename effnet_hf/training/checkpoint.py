@@ -41,6 +41,7 @@ class Progress:
     total_updates: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
+    logged: tuple[float, int] = (0.0, 0)  # loss_sum and loss_count of the last line of metrics
     best_top1: float = -1.0
     best_topk: float = 0.0
     best_loss: float = 0.0
@@ -52,6 +53,10 @@ class Progress:
     metrics_bytes: int = 0
     num_samples: int = 0
     num_processes: int = 1
+
+    def start_epoch(self, epoch: int) -> None:
+        self.epoch, self.update = epoch, 0
+        self.loss_sum, self.loss_count, self.logged = 0.0, 0, (0.0, 0)
 
 
 class Checkpoints:
@@ -73,8 +78,13 @@ class Checkpoints:
                 (folder / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
                 (folder / "progress.json").write_text(json.dumps(dataclasses.asdict(progress), indent=1))
         if self.accelerator.is_main_process:
-            for old in self.all()[: -self.recipe.keep_checkpoints]:
-                shutil.rmtree(old)
+            kept = self.all()
+            # Resumed from an older checkpoint, a run leaves the later ones behind: they belong to another future.
+            for path in [path for path in kept if path.name > target.name]:
+                kept.remove(path)
+                shutil.rmtree(path)
+            for path in kept[: -self.recipe.keep_checkpoints]:
+                shutil.rmtree(path)
         return target
 
     def all(self) -> list[Path]:
@@ -109,14 +119,38 @@ class Checkpoints:
         if resume == "auto":
             return self.all()[-1] if self.all() else None
         path = Path(resume)
-        if (path / "progress.json").is_file():
-            return path
-        nested = sorted(path.glob("checkpoints/update-*/progress.json"))
-        if not nested:
+        if not (path / "progress.json").is_file():
+            nested = sorted(path.glob("checkpoints/update-*/progress.json"))
+            if not nested:
+                raise UserError(
+                    f"--resume {resume}: no checkpoint there; name a folder like {self.folder}/update-00001250."
+                )
+            path = nested[-1].parent
+        output_dir = self.folder.parent
+        if self._is_elsewhere(path) and (output_dir / "metrics.jsonl").exists() and not self.recipe.overwrite:
             raise UserError(
-                f"--resume {resume}: no checkpoint there; name a folder like {self.folder}/update-00001250."
+                f"--output_dir {output_dir} already holds another run than --resume {resume};"
+                " start afresh with --overwrite true, or name another folder."
             )
-        return nested[-1].parent
+        return path
+
+    def _is_elsewhere(self, path: Path) -> bool:
+        return path.resolve().parent != self.folder.resolve()
+
+    def adopt(self, path: Path) -> None:
+        """Brings what belongs to a checkpoint of another run's folder into this one: its figures and best model."""
+        if not self._is_elsewhere(path):
+            return
+        if self.accelerator.is_main_process:
+            self.clean(everything=True)
+            origin, output_dir = path.resolve().parents[1], self.folder.parent
+            log = origin / "metrics.jsonl"
+            with atomic_write(output_dir / "metrics.jsonl", "wb") as file:
+                file.write(log.read_bytes() if log.is_file() else b"")
+            if (origin / "checkpoints/best").is_dir():
+                with atomic_folder(self.folder / "best", overwrite=True) as folder:
+                    shutil.copytree(origin / "checkpoints/best", folder, dirs_exist_ok=True)
+        self.accelerator.wait_for_everyone()
 
     def read_progress(self, path: Path, num_samples: int) -> Progress:
         """Where a checkpoint stands.
@@ -145,7 +179,7 @@ class Checkpoints:
             )
         return progress
 
-    def restore(self, path: Path) -> None:
+    def restore(self, path: Path, progress: Progress) -> None:
         """Puts model, moving average, optimizer, loss scale and RNGs back as they were.
 
         Raises:
@@ -155,6 +189,8 @@ class Checkpoints:
             self.accelerator.load_state(str(path))
         except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, EOFError, UnpicklingError) as error:
             raise UserError(f"--resume {path} cannot be restored: {first_line(error)}") from None
+        # Micro-batches so far, by which Accelerate tells when a step is whole: as this launch divides the batch.
+        self.accelerator.step = progress.total_updates * self.accelerator.gradient_accumulation_steps
 
     def clean(self, everything: bool = False) -> None:
         """Removes what a killed writer left behind; with `everything` the checkpoints of the earlier run too."""

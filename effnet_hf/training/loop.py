@@ -35,13 +35,8 @@ def train(recipe: Recipe, prepare_model: Callable | None = None, describe: Calla
     try:
         with run.interruption, run.profiler:
             last_epoch = min(recipe.epochs, run.progress.epoch + (recipe.run_epochs or recipe.epochs))
-            while run.progress.epoch < last_epoch:
-                complete = train_epoch(run)
-                if complete:
-                    end_epoch(run)
-                if run.patience_is_over:
-                    break
-                if not complete or (run.progress.epoch < last_epoch and run.interruption.agreed()):
+            while run.progress.epoch < last_epoch and not run.patience_is_over:
+                if not train_epoch(run) or not end_epoch(run, last_epoch):
                     run.report.line(f"{run.interruption.received or 'stopped'}: saved; go on with --resume auto")
                     return EXIT_INTERRUPTED
         return finish(run, describe)
@@ -54,7 +49,7 @@ def train_epoch(run: Run) -> bool:
     """Runs the optimizer steps left in this epoch; False if a signal ended it early, with everything saved."""
     recipe, accelerator, progress, report = run.recipe, run.accelerator, run.progress, run.report
     loader = run.loaders.train
-    losses = LossMeter(accelerator, progress.loss_sum, progress.loss_count)
+    losses = LossMeter(accelerator, progress.loss_sum, progress.loss_count, progress.logged)
     speed = Speed(recipe.global_batch_size, accelerator.device)
     saved_at, first = time.monotonic(), progress.update
     run.model.train()
@@ -84,7 +79,7 @@ def train_epoch(run: Run) -> bool:
         # Several processes must stop at the same step; agreeing costs a collective, so they do it when they log.
         stop = (log_now or accelerator.num_processes == 1) and not epoch_is_over and run.interruption.agreed()
         if stop or (run.checkpoint_is_due(saved_at) and not epoch_is_over):
-            progress.loss_sum, progress.loss_count = losses.total(), losses.count
+            progress.loss_sum, progress.loss_count, progress.logged = losses.total(), losses.count, losses.seen
             run.save()
             saved_at = time.monotonic()
         if stop:
@@ -117,10 +112,16 @@ def train_step(run: Run, batch: dict) -> torch.Tensor:
     return loss.detach()
 
 
-def end_epoch(run: Run) -> None:
-    """Validates, remembers the best model, writes the epoch's line and its checkpoint."""
+def end_epoch(run: Run, last_epoch: int) -> bool:
+    """Validates, remembers the best model, writes the epoch's line and its checkpoint; False if a signal stops the run.
+
+    Whatever `checkpoint_every_epochs` says, a launch ends with a checkpoint.
+    """
     recipe, progress = run.recipe, run.progress
-    results = {"val": validate(run.model, run.loaders.val, run.accelerator, recipe.topk)}
+    run.share_statistics()
+    # Without DDP, whose forward pass is a collective: the processes may have different numbers of batches.
+    model = run.accelerator.unwrap_model(run.model)
+    results = {"val": validate(model, run.loaders.val, run.accelerator, recipe.topk)}
     if run.ema is not None:
         results["val_ema"] = validate(run.ema.model, run.loaders.val, run.accelerator, recipe.topk)
 
@@ -136,10 +137,13 @@ def end_epoch(run: Run) -> None:
         run.checkpoints.save_best(run.ema.model if progress.best_is_ema else run.bare_model)
     run.log_epoch(progress.loss_sum / max(progress.loss_count, 1), results)
 
-    progress.epoch, progress.update, progress.loss_sum, progress.loss_count = progress.epoch + 1, 0, 0.0, 0
+    progress.start_epoch(progress.epoch + 1)
     every = recipe.checkpoint_every_epochs
-    if progress.epoch == recipe.epochs or run.patience_is_over or (every and progress.epoch % every == 0):
+    is_last = progress.epoch == last_epoch or run.patience_is_over
+    stop = not is_last and run.interruption.agreed()
+    if is_last or stop or (every and progress.epoch % every == 0):
         run.save()
+    return not stop
 
 
 @torch.inference_mode()
@@ -147,7 +151,8 @@ def validate(model, loader, accelerator, topk: int = 5) -> dict[str, float]:
     """Top-1, top-k (percent) and cross entropy over every picture exactly once, on any number of processes.
 
     Also `total_ips` and `compute_ips` (pictures per second of all processes together, with and without waiting for
-    data) and `compute_latency_*` (milliseconds per batch on this process); the first batches count in no speed.
+    data), `data_time` (seconds per batch) and `compute_latency_*` (milliseconds per batch on this process); the first
+    batches count in no speed.
     """
     was_training = model.training
     model.eval()
@@ -175,5 +180,6 @@ def validate(model, loader, accelerator, topk: int = 5) -> dict[str, float]:
     if len(latencies):
         elapsed = time.perf_counter() - started[warmup]
         figures |= {"total_ips": timed / elapsed, "compute_ips": timed / (latencies.sum() / 1e3)}
+        figures["data_time"] = max(elapsed - latencies.sum() / 1e3, 0.0) / len(latencies)
         figures |= {f"compute_latency_{name}": value for name, value in percentiles(latencies).items()}
     return figures

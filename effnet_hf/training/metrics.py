@@ -77,10 +77,10 @@ def percentiles(milliseconds: np.ndarray) -> dict[str, float]:
 class LossMeter:
     """Mean loss of an epoch and since the last look, summed on the device so that no step waits for the host."""
 
-    def __init__(self, accelerator, total: float = 0.0, count: int = 0):
+    def __init__(self, accelerator, total: float = 0.0, count: int = 0, seen: tuple[float, int] = (0.0, 0)):
         self.accelerator = accelerator
         self.sum = torch.tensor(total, dtype=torch.float64, device=accelerator.device)
-        self.count, self.seen = count, (total, count)
+        self.count, self.seen = count, seen
 
     def add(self, loss: torch.Tensor) -> None:
         self.sum += loss.detach()

@@ -134,16 +134,20 @@ def build_model(recipe: Recipe, class_names: list[str]) -> EfficientNetNVForImag
     if not recipe.model:
         return EfficientNetNVForImageClassification(recipe.model_config(**labels))
     config = check_checkpoint(recipe.model)
-    known = [config.id2label[i] for i in sorted(config.id2label)]
-    unnamed = known == [f"LABEL_{i}" for i in range(len(class_names))]
-    if config.quantization and known != class_names and not unnamed:
+    if config.quantization and not has_classes(config, class_names):
         raise UserError(
             f"--model {recipe.model} is quantized and knows other classes; fine-tune the float model on these first."
         )
     model = load_model(recipe.model, new_classifier=True, **labels, **recipe.architecture_overrides())
-    if known != class_names and not unnamed:
-        model._init_weights(model.classifier)  # same number of classes, other classes: the old head means nothing
+    if not has_classes(config, class_names):
+        model._init_weights(model.classifier)  # perhaps as many classes, but other ones: the old head means nothing
     return model
+
+
+def has_classes(config: EfficientNetNVConfig, class_names: list[str]) -> bool:
+    """Whether a checkpoint's classifier is for these classes; one that names none is, if their number fits."""
+    known = [config.id2label[i] for i in sorted(config.id2label)]
+    return known in (class_names, [f"LABEL_{i}" for i in range(len(class_names))])
 
 
 def build_teacher(recipe: Recipe, class_names: list[str]) -> EfficientNetNVForImageClassification | None:

@@ -41,6 +41,8 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     ]
     compilation = None
     if recipe.compile != "none":
+        # `blocks` compiles the seven stages as variants of one function, each for training and validation.
+        torch._dynamo.config.cache_size_limit = 64
         compilation = TorchDynamoPlugin(backend="inductor", use_regional_compilation=recipe.compile == "blocks")
     try:
         accelerator = Accelerator(
@@ -118,6 +120,11 @@ def _has_tf32(device: torch.device) -> bool:
     return (
         device.type == "cuda" and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
     )
+
+
+def precision_name(recipe: Recipe, accelerator: Accelerator) -> str:
+    """fp32, tf32, fp16 or bf16: what the recipe asks for, or else `accelerate launch`."""
+    return recipe.precision or accelerator.mixed_precision.replace("no", "fp32")
 
 
 def wants_channels_last(recipe: Recipe, accelerator: Accelerator) -> bool:

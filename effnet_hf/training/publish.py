@@ -1,11 +1,11 @@
 """The end of a run: the best model where `from_pretrained` finds it, plots, a summary, a model card, an upload."""
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ..cli import command_line
 from ..files import atomic_write
 from ..hub import CardFacts, describe_preprocessing, push_folder, render_card, software_versions
 from ..quiet import no_progress_bars
@@ -42,11 +42,11 @@ def finish(run: Run, describe: Callable | None = None) -> int:
         "bad_files": run.loaders.train.bad_files.count,
         "device": describe_device(run.accelerator.device),
         "versions": software_versions(),
-        "command": " ".join(sys.argv),
+        "command": command_line(recipe),
     }
     report.log("summary", progress.total_updates, summary)
     with atomic_write(folder / "summary.json") as file:
-        json.dump(summary, file, indent=1)
+        file.write(json.dumps(summary, indent=1) + "\n")
     from .plots import draw  # `python -m effnet_hf.training.plots` must not find itself imported already
 
     plots = draw({folder.name: folder}, folder / "plots")
@@ -76,7 +76,7 @@ def _facts(run: Run, summary: dict, tables) -> CardFacts:
         which = ", the moving average of the weights" if summary["best_is_ema"] else ""
         notes.append(f"Best of {summary['epochs']} epochs by top-1 on the pictures reported below{which}.")
     settings = {name: value for name, value in vars(recipe).items() if value not in (None, [], False)}
-    for secret_or_place in ("hub_token", "output_dir", "resume"):
+    for secret_or_place in ("hub_token", "data_dir", "output_dir", "resume"):
         settings.pop(secret_or_place, None)
     return CardFacts(
         name=f"EfficientNet {config.variant or ''} on {source}".replace("  ", " "),
@@ -90,6 +90,7 @@ def _facts(run: Run, summary: dict, tables) -> CardFacts:
         n_eval=summary["n"] or None,
         metrics=measured,
         recipe=settings,
+        command=summary["command"],
         hardware=f"{run.accelerator.num_processes} x {summary['device']}",
         versions=software_versions(),
         base_model=recipe.model,
@@ -117,5 +118,7 @@ def _say(run: Run, summary: dict, plots: list[Path]) -> None:
     report.line(f"metrics  {folder}/metrics.jsonl")
     for path in plots:
         report.line(f"plot     {path}")
+    if run.recipe.profile:
+        report.line(f"profile  {folder}/profile/trace.json, top_operators.txt")
     report.line(f"next     python classify.py --model {folder} PICTURE")
     report.line(f"         python validate.py --model {folder} --data_dir DIR")

@@ -29,8 +29,8 @@ class Report:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(path, "ab")
             # A resumed run forgets what was logged after its checkpoint: those steps will happen again.
-            self.file.truncate(keep_bytes)
-            self.file.seek(keep_bytes)
+            self.file.truncate(min(keep_bytes, path.stat().st_size))
+            self.file.seek(0, os.SEEK_END)
 
     def start_trackers(self, recipe) -> None:
         if recipe.report_to:

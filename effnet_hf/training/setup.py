@@ -2,7 +2,6 @@
 
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
+from ..cli import command_line
 from ..data import Loaders, build_loaders
 from ..errors import UserError
 from ..files import atomic_write
@@ -25,9 +25,9 @@ from .batches import BatchPlan, plan_batches
 from .checkpoint import Checkpoints, Progress
 from .ema import ModelEMA
 from .metrics import Speed
-from .model import build_model, build_processor, build_teacher, image_size_of
+from .model import build_model, build_processor, build_teacher, check_checkpoint, has_classes, image_size_of
 from .optim import build_optimizer, peak_learning_rate
-from .precision import wants_channels_last
+from .precision import precision_name, wants_channels_last
 from .profiling import Profiler
 from .report import Report
 from .signals import Interruption
@@ -74,6 +74,12 @@ class Run:
         if self.accelerator.num_processes > 1:
             accelerate.utils.broadcast_object_list(due)
         return due[0]
+
+    def share_statistics(self) -> None:
+        """Gives all processes the first one's batch norm statistics, which are the ones that are saved."""
+        if self.accelerator.num_processes > 1:
+            for model in (self.bare_model, *([self.ema.model] if self.ema is not None else [])):
+                accelerate.utils.broadcast(list(model.buffers()))
 
     def save(self) -> None:
         now = time.monotonic()
@@ -164,6 +170,8 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
     if resume_from is not None:
         progress = checkpoints.read_progress(resume_from, loaders.train.num_samples)
     _claim_output_dir(recipe, accelerator, checkpoints, resume_from)
+    if resume_from is not None:
+        checkpoints.adopt(resume_from)
     report = Report(accelerator, recipe.output_dir, recipe.quiet, keep_bytes=progress.metrics_bytes)
     if prepare_model is not None:
         model = prepare_model(model, loaders, accelerator, report, resume_from is not None)
@@ -173,7 +181,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
     model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
     set_seed(recipe.seed, device_specific=True)  # … and other dropout draws on each
     if resume_from is not None:
-        checkpoints.restore(resume_from)
+        checkpoints.restore(resume_from, progress)
     report.start_trackers(recipe)
     run = Run(
         recipe, accelerator, plan, loaders, processor, model, optimizer, ema, teacher, checkpoints, report, progress,
@@ -214,7 +222,7 @@ def _introduce(run: Run, resume_from: Path | None) -> None:
     """Says in a few lines what is about to run, and writes the same to the log."""
     recipe, accelerator, report, progress = run.recipe, run.accelerator, run.report, run.progress
     train, config = run.loaders.train, run.bare_model.config
-    precision = recipe.precision or {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    precision = precision_name(recipe, accelerator)
     peak = peak_learning_rate(recipe)
     scaled = (
         f" ({recipe.learning_rate:g} at {recipe.lr_batch_size}, {recipe.lr_scaling})"
@@ -223,6 +231,8 @@ def _introduce(run: Run, resume_from: Path | None) -> None:
     )
     parameters = sum(p.numel() for p in run.bare_model.parameters())
     start = f"weights of {recipe.model}" if recipe.model else "fresh weights"
+    if recipe.model and not has_classes(check_checkpoint(recipe.model), run.loaders.class_names):
+        start += f", a new classifier for {config.num_labels} classes"
     report.line(f"model    {config.variant or 'custom'}, {parameters:,} parameters, {config.image_size} px, {start}")
     report.line(
         f"data     {train.num_samples:,} training and {run.loaders.val.num_samples:,} validation pictures,"
@@ -249,7 +259,7 @@ def _introduce(run: Run, resume_from: Path | None) -> None:
         "precision": precision,
         "resumed_from": str(resume_from) if resume_from else None,
         "versions": software_versions(),
-        "command": " ".join(sys.argv),
+        "command": command_line(recipe),
     }
     report.log("run", progress.total_updates, values)
 

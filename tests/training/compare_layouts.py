@@ -17,12 +17,13 @@ from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout, not a package installed from elsewhere
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from accelerate import debug_launcher
 from workbench import small_recipe, write_squares
 
-from effnet_hf.training import train
+from effnet_hf.training import train, validate_checkpoint
 
 
 QUIET = {"survival_prob": 1.0, "dropout_rate": 0.0, "mixup": 0.0, "ema_decay": 0.0}
@@ -47,8 +48,19 @@ def launch_two_machines(recipe, output_dir: Path) -> None:
         raise SystemExit(f"the two machines failed with exit codes {codes}")
 
 
+def validated_what_was_saved(recipe, scratch: Path) -> bool:
+    """Batch norm's statistics differ between processes; validation must be of those that are saved."""
+    data, output = write_squares(scratch / "more", validation=2), scratch / "saved"  # pictures for both processes
+    recipe = recipe.replace(data_dir=str(data), output_dir=str(output), epochs=1, batch_norm_momentum=0.5)
+    debug_launcher(train, args=(recipe,), num_processes=2)
+    claimed = json.loads((output / "summary.json").read_text())
+    saved = validate_checkpoint(str(output), str(data), num_workers=0)
+    print(f"2 processes validated {claimed['n']} pictures: {claimed['loss']:.6f}, what they saved {saved['loss']:.6f}")
+    return claimed["n"] == saved["n"] and abs(claimed["loss"] - saved["loss"]) < 1e-5 * saved["loss"]
+
+
 def main(scratch: Path, two_machines: bool) -> int:
-    data = write_squares(scratch / "data")
+    data = write_squares(scratch / "data", validation=1)  # one batch, so that one of two processes has none
     recipe = small_recipe(data, scratch / "accumulated", **QUIET)
     debug_launcher(train, args=(recipe,), num_processes=1)
     debug_launcher(train, args=(recipe.replace(output_dir=str(scratch / "two")),), num_processes=2)
@@ -56,6 +68,8 @@ def main(scratch: Path, two_machines: bool) -> int:
     if two_machines:
         launch_two_machines(recipe, scratch / "machines")
         layouts["2 machines x 1 process"] = "machines"
+    if not validated_what_was_saved(recipe, scratch):
+        return 1
     losses = {name: figures(scratch / folder) for name, folder in layouts.items()}
     reference = losses["1 process x 2 accumulated"]
     worst = 0.0

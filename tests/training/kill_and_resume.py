@@ -19,6 +19,7 @@ from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout, not a package installed from elsewhere
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from workbench import fingerprint, quantized_recipe, run, small_recipe, write_squares

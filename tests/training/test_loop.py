@@ -5,16 +5,21 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
 from effnet_hf.errors import UserError
-from effnet_hf.training import train, validate_checkpoint
+from effnet_hf.training import build_model, train, validate, validate_checkpoint
 from effnet_hf.training.signals import EXIT_INTERRUPTED, Interruption
 
 from .workbench import fingerprint, small_recipe, write_squares
+from .workbench import read_rows as rows
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +34,18 @@ def whole_run(squares, tmp_path_factory):
     return output
 
 
-def rows(output: Path, kind: str) -> list[dict]:
-    lines = (output / "metrics.jsonl").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["type"] == kind]
+def test_validation_is_plain_cross_entropy_over_every_picture():
+    """Neither smoothed nor averaged over batches, of which the last is smaller."""
+    logits, labels = torch.randn(7, 4) * 5, torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    batches = [{"pixel_values": logits[i : i + 3], "labels": labels[i : i + 3]} for i in (0, 3, 6)]
+    model = torch.nn.Module()
+    model.forward = lambda pixel_values: SimpleNamespace(logits=pixel_values)
+    figures = validate(model, SimpleNamespace(epoch=lambda _: iter(batches)), Accelerator(cpu=True), topk=2)
+    log_odds, ranks = logits.double().log_softmax(-1), logits.argsort(-1, descending=True)
+    assert figures["loss"] == pytest.approx(-log_odds[range(7), labels].mean().item(), rel=1e-6)
+    assert figures["top1"] == pytest.approx(100 * (ranks[:, 0] == labels).double().mean().item())
+    assert figures["top2"] == pytest.approx(100 * (ranks[:, :2] == labels[:, None]).any(1).double().mean().item())
+    assert figures["n"] == 7 and figures["data_time"] >= 0
 
 
 def test_run_leaves_a_folder_that_opens_as_a_model(whole_run):
@@ -72,6 +86,16 @@ def test_saved_model_scores_in_validate_what_it_scored_in_training(whole_run, sq
     summary = json.loads((whole_run / "summary.json").read_text())
     assert figures["n"] == 12
     assert (figures["top1"], figures["loss"]) == pytest.approx((summary["top1"], summary["loss"]), rel=1e-5)
+
+
+def test_published_model_is_the_one_that_validated_best(whole_run):
+    summary = json.loads((whole_run / "summary.json").read_text())
+    assert (summary["best_epoch"], summary["best_is_ema"]) == (2, True)  # so it must be the average after the last step
+    published, average, last = (
+        load_file(whole_run / folder / "model.safetensors") for folder in ("", "ema", "checkpoints/update-00000008")
+    )
+    assert all(torch.equal(tensor, average[name]) for name, tensor in published.items())
+    assert not torch.equal(published["classifier.weight"], last["classifier.weight"])
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 6])
@@ -122,6 +146,18 @@ def test_equal_top1_is_decided_by_the_loss(squares, tmp_path, monkeypatch):
     assert (summary["best_epoch"], summary["loss"]) == (2, 0.3)
 
 
+def test_gradient_is_clipped_once_per_step_over_all_micro_batches(squares, tmp_path):
+    settings = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0, "learning_rate": 1.0, "gradient_clip": 0.01}
+    settings |= {"global_batch_size": 36, "per_device_batch_size": 12, "epochs": 1, "warmup_epochs": 0}
+    recipe = small_recipe(squares, tmp_path, **settings)
+    set_seed(recipe.seed)
+    before = build_model(recipe, ["blue", "green", "red"])
+    assert train(recipe) == 0
+    after = AutoModelForImageClassification.from_pretrained(tmp_path / "checkpoints/update-00000001")
+    moved = [(b - a).norm() for a, b in zip(before.parameters(), after.parameters())]
+    assert torch.stack(moved).norm().item() == pytest.approx(0.01, rel=1e-3)  # one step of rate 1 and of that length
+
+
 def test_early_stopping_counts_epochs_without_a_new_best(squares, tmp_path):
     recipe = small_recipe(squares, tmp_path / "run", learning_rate=0.0, epochs=9, early_stopping_patience=2)
     assert train(recipe.replace(batch_norm_momentum=0.0, ema_decay=0.0)) == 0
@@ -144,8 +180,6 @@ def test_fine_tuning_replaces_the_head_when_classes_differ(squares, whole_run, t
 
 
 def test_head_of_the_same_size_but_other_classes_is_new(squares, whole_run, tmp_path):
-    from effnet_hf.training import build_model
-
     recipe = small_recipe(squares, tmp_path, model=str(whole_run))
     base = AutoModelForImageClassification.from_pretrained(whole_run)
     assert torch.equal(build_model(recipe, ["blue", "green", "red"]).classifier.weight, base.classifier.weight)

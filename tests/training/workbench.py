@@ -12,10 +12,10 @@ from effnet_hf.recipes import Recipe
 from effnet_hf.training import train
 
 
-def write_squares(folder: Path, per_class: int = 12, size: int = 24) -> Path:
-    """Three classes of noisy coloured squares, `per_class` for training and 4 for validation."""
+def write_squares(folder: Path, per_class: int = 12, size: int = 24, validation: int = 4) -> Path:
+    """Three classes of noisy coloured squares, `per_class` for training and `validation` to validate on."""
     rng = np.random.default_rng(0)
-    for split, count in (("train", per_class), ("val", 4)):
+    for split, count in (("train", per_class), ("val", validation)):
         for label, colour in (("blue", (40, 60, 200)), ("green", (50, 180, 60)), ("red", (210, 50, 40))):
             target = folder / split / label
             target.mkdir(parents=True, exist_ok=True)
@@ -67,6 +67,12 @@ def run(recipe: Recipe) -> int:
     return train(recipe, prepare_model=quantization.prepare, describe=quantization.describe)
 
 
+def read_rows(output_dir: Path, kind: str | None = None) -> list[dict]:
+    """The lines of a run's metrics.jsonl, all or of one type."""
+    rows = map(json.loads, (output_dir / "metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if kind in (None, row["type"])]
+
+
 def fingerprint(output_dir: Path) -> dict[str, str]:
     """What must be equal between an interrupted and an uninterrupted run: weights, average, optimizer, losses."""
     newest = sorted((output_dir / "checkpoints").glob("update-*"))[-1]
@@ -79,9 +85,8 @@ def fingerprint(output_dir: Path) -> dict[str, str]:
         for key in sorted(tensors):
             digest.update(key.encode() + tensors[key].numpy().tobytes())
         prints[f"{folder.relative_to(output_dir)} weights"] = digest.hexdigest()
-    rows = [json.loads(line) for line in (output_dir / "metrics.jsonl").read_text().splitlines()]
     figures = []
-    for row in rows:
+    for row in read_rows(output_dir):
         if row["type"] in ("train", "val", "val_ema", "epoch"):
             timeless = {k: v for k, v in row.items() if "time" not in k and "ips" not in k and "latency" not in k}
             figures.append(timeless)
