@@ -8,7 +8,14 @@ from torch import nn
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification
 from effnet_hf.training.optim import training_loss
-from effnet_hf.tuning import CudaGraph, compile_for_inference, fold_batchnorm, use_onednn
+from effnet_hf.tuning import (
+    CudaGraph,
+    compile_for_inference,
+    fold_batchnorm,
+    split_depthwise_gradients,
+    tune_for_cpu_training,
+    use_onednn,
+)
 
 
 @pytest.fixture
@@ -68,9 +75,9 @@ def test_a_folded_network_refuses_training_and_saving(lived_in, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_onednn_changes_neither_logits_nor_gradients_nor_what_is_saved(lived_in):
+def test_cpu_tuning_changes_neither_logits_nor_gradients_nor_what_is_saved(lived_in):
     plain = lived_in(dropout_rate=0.0, survival_prob=1.0).train()
-    tuned = use_onednn(copy.deepcopy(plain), image_size=128)
+    tuned = tune_for_cpu_training(copy.deepcopy(plain), image_size=128)
     pointwise = [m for m in tuned.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
     assert pointwise and all(conv.dilation == (2, 2) for conv in pointwise)
     pixels, labels = torch.randn(4, 3, 96, 96), torch.tensor([0, 1, 2, 3])
@@ -82,6 +89,25 @@ def test_onednn_changes_neither_logits_nor_gradients_nor_what_is_saved(lived_in)
         torch.testing.assert_close(measured.grad, expected.grad, rtol=1e-3, atol=1e-5, msg=name)
     assert plain.state_dict().keys() == tuned.state_dict().keys()
     assert plain.config.to_dict() == tuned.config.to_dict()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("size", [(9, 12), (8, 7)], ids=str)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_split_gradients_are_those_of_torch(stride, size, channels_last):
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    plain = nn.Conv2d(6, 6, 5, stride, 2, groups=6, bias=False).to(memory_format=memory_format)
+    split = split_depthwise_gradients(copy.deepcopy(plain))
+    assert "_conv_forward" in vars(split)
+    pixels = torch.randn(3, 6, *size).contiguous(memory_format=memory_format)
+    first, second = pixels.clone().requires_grad_(), pixels.clone().requires_grad_()
+    expected, measured = plain(first), split(second)
+    gradient = torch.randn_like(expected)
+    expected.backward(gradient)
+    measured.backward(gradient)
+    assert torch.equal(measured, expected)
+    torch.testing.assert_close(second.grad, first.grad)
+    torch.testing.assert_close(split.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_onednn_leaves_small_pictures_alone(lived_in):
@@ -111,6 +137,7 @@ def test_a_training_step_is_one_graph_forwards_and_backwards(tiny_config):
     torch._dynamo.reset()
     # dropout and stochastic depth stay on: their draws must not break the graph
     model = EfficientNetNVForImageClassification(tiny_config(survival_prob=0.8)).train()
+    tune_for_cpu_training(model, image_size=96)
 
     def loss_of(pixels, labels):
         return training_loss(model(pixels).logits, labels, 0.1)

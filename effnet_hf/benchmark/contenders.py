@@ -11,7 +11,7 @@ from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..recipes import load_recipe
 from ..training.optim import build_optimizer, training_loss
 from ..training.precision import allow_tf32
-from ..tuning import use_onednn
+from ..tuning import tune_for_cpu_training
 
 
 OURS, PEERS = "effnet_hf", ("timm", "torchvision", "transformers")
@@ -123,7 +123,7 @@ def training_step(
     if name == OURS:
         optimizer = build_optimizer(model, recipe)
         if device.type == "cpu":
-            use_onednn(model, pixels.shape[-1])
+            tune_for_cpu_training(model, pixels.shape[-1])
     else:
         optimizer = torch.optim.RMSprop(
             model.parameters(), lr=1e-4, alpha=recipe.rmsprop_alpha, eps=recipe.rmsprop_eps, momentum=recipe.momentum,

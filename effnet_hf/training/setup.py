@@ -20,7 +20,7 @@ from ..hub import software_versions
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..recipes import Recipe
-from ..tuning import use_onednn
+from ..tuning import tune_for_cpu_training
 from .batches import BatchPlan, plan_batches
 from .checkpoint import Checkpoints, Progress
 from .ema import ModelEMA
@@ -175,6 +175,8 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
     report = Report(accelerator, recipe.output_dir, recipe.quiet, keep_bytes=progress.metrics_bytes)
     if prepare_model is not None:
         model = prepare_model(model, loaders, accelerator, report, resume_from is not None)
+    if accelerator.device.type == "cpu":
+        tune_for_cpu_training(model, image_size)
     ema = ModelEMA(model, recipe.ema_decay) if recipe.ema_decay else None
     if ema is not None:
         accelerator.register_for_checkpointing(ema)
