@@ -97,7 +97,7 @@ def split_depthwise_gradients(model: nn.Module) -> nn.Module:
     for conv in model.modules():
         if type(conv) is nn.Conv2d and conv.kernel_size == (5, 5) and conv.groups == conv.in_channels:
             if conv.padding == (2, 2) and conv.bias is None:
-                conv._conv_forward = MethodType(_conv_forward, conv)
+                conv.__dict__["_conv_forward"] = MethodType(_conv_forward, conv)
     return model
 
 
