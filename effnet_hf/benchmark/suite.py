@@ -30,11 +30,13 @@ CPU_PARTS = {
     "train-b4": (480, "train --variants b4 --modes eager,compile --image_size 192 --batch_size 8 --rounds 5"),
     "inference-b0": (
         300,
-        "inference --variants b0 --runtime torch,folded,compile,onnxruntime,openvino --batch_sizes 1,8 --rounds 15 --seconds 120",
+        "inference --variants b0 --runtime torch,folded,compile,onnxruntime,openvino --batch_sizes 1,8 --rounds 15"
+        " --seconds 120",
     ),
     "inference-b4": (
         300,
-        "inference --variants b4 --runtime torch,folded,compile,onnxruntime,openvino --batch_sizes 1 --rounds 9 --seconds 120",
+        "inference --variants b4 --runtime torch,folded,compile,onnxruntime,openvino --batch_sizes 1 --rounds 9"
+        " --seconds 120",
     ),
     "memory": (90, "memory --variants b0,b4 --image_size 128 --batch_sizes 8"),
     "roofline": (60, "roofline --variants b0,b4"),
