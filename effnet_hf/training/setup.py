@@ -161,7 +161,7 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
     for network in filter(None, (model, teacher)):
         network.to(accelerator.device, memory_format=memory_format)
         if accelerator.device.type == "cpu":
-            use_onednn(network, image_size)
+            tune_for_cpu_training(network, image_size)
     if recipe.sync_batch_norm:
         model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if recipe.gradient_checkpointing:
@@ -175,8 +175,6 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
     report = Report(accelerator, recipe.output_dir, recipe.quiet, keep_bytes=progress.metrics_bytes)
     if prepare_model is not None:
         model = prepare_model(model, loaders, accelerator, report, resume_from is not None)
-    if accelerator.device.type == "cpu":
-        tune_for_cpu_training(model, image_size)
     ema = ModelEMA(model, recipe.ema_decay) if recipe.ema_decay else None
     if ema is not None:
         accelerator.register_for_checkpointing(ema)
