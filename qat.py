@@ -51,7 +51,9 @@ def main() -> int:
     from effnet_hf.training import train
 
     quantization = Quantization(recipe)
-    return train(recipe, prepare_model=quantization.prepare, describe=quantization.describe)
+    return train(
+        recipe, prepare_model=quantization.prepare, check_model=quantization.check, describe=quantization.describe
+    )
 
 
 if __name__ == "__main__":

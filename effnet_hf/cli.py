@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import errno
+import math
 import os
 import shlex
 import signal
@@ -46,6 +47,17 @@ class ArgumentParser(OneLineErrors):
         super().__init__(*args, **kwargs)
 
 
+def above_zero(text: str) -> float:
+    """The `type` of a flag that takes positive numbers."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
+    return value
+
+
 class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     """One name a flag, short words for its values, and its default where it has one."""
 
@@ -61,7 +73,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _get_default_metavar_for_optional(self, action):
         if action.nargs == "?" or getattr(action.type, "__name__", "") == "string_to_bool":
             return "true|false"
-        return {float: "X", None: "TEXT", str: "TEXT"}.get(action.type, "N")
+        return {float: "X", above_zero: "X", None: "TEXT", str: "TEXT"}.get(action.type, "N")
 
     def _get_help_string(self, action):
         if action.default in (None, False, argparse.SUPPRESS) or action.default == [] or "default: " in action.help:

@@ -206,7 +206,7 @@ def _own_ports(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _quantizer_maker(quantization: dict):
-    attributes, quantizer_class = _modelopt()
+    attributes, quantizer_class = require_modelopt()
     settings = {"num_bits": quantization["num_bits"], "narrow_range": quantization["narrow_range"]}
     # No gradient to what is clamped, as in NVIDIA's original library.
     per_tensor, per_channel = (attributes(**settings, axis=axis, pass_through_bwd=False) for axis in (None, 0))
@@ -221,7 +221,7 @@ def _quantizer_maker(quantization: dict):
     return make
 
 
-def _modelopt() -> tuple:
+def require_modelopt() -> tuple:
     """modelopt's description of a quantizer, and its quantizer. Imported late: that takes seconds."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it tells everyone that there is no GPU
     try:

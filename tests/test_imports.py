@@ -14,7 +14,7 @@ MODEL_FILES = {path.stem for path in PACKAGE.glob("*_efficientnet_nv.py")} | {"c
 SHARED = {"errors", "files", "cli", "quiet", "__about__"}  # of no room; they know nobody above them
 FLOORS = [
     {"benchmark", "conversion", "export", "hub", "inference", "quantization", "training"},
-    {"data", "recipes"},
+    {"data", "recipes", "tuning"},
     MODEL_FILES,
     SHARED,
 ]

@@ -9,8 +9,7 @@ from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..recipes import load_recipe
-from ..training.optim import build_optimizer, training_loss
-from ..training.precision import allow_tf32
+from ..training import allow_tf32, build_optimizer, training_loss
 from ..tuning import tune_for_cpu_training
 
 

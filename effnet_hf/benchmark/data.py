@@ -56,6 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.ArgumentParser(prog="benchmark.py data", description=__doc__.splitlines()[0])
     add_flags(parser)
     arguments = parser.parse_args(argv)
+    if arguments.output and Path(arguments.output).is_dir():  # not after a quarter of an hour
+        raise UserError(f"--output {arguments.output} is a folder; name a file to write to.")
     torch.set_num_threads(1)
     keep_freed_memory()  # for all rows alike, as our training does on a CPU
     figures = {

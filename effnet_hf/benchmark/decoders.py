@@ -10,6 +10,7 @@ from PIL import Image
 
 from ..data.dali import DaliDecoder, dali_is_installed
 from ..data.pictures import BadPicture, Box, Picture, read_file
+from ..errors import UserError
 
 
 def measure_decoders(paths: list[str], rounds: int = 9) -> list[dict]:
@@ -27,6 +28,8 @@ def measure_decoders(paths: list[str], rounds: int = 9) -> list[dict]:
             continue
         if picture.plain_jpeg:
             jpegs.append(picture.data)
+    if not jpegs:
+        raise UserError("there is no plain JPEG among the pictures, which is what decoders are compared on.")
     decoders = _decoders()
     best = {name: float("inf") for name in decoders}
     results: dict[str, list[np.ndarray]] = {}

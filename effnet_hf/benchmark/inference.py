@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
+from ..cli import above_zero
 from ..configuration import VARIANTS, EfficientNetNVConfig
 from ..errors import UserError
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
-from ..training.model import check_checkpoint
-from ..training.precision import keep_freed_memory
+from ..training import check_checkpoint, keep_freed_memory
 from ..tuning import CudaGraph, compile_for_inference, fold_batchnorm, use_onednn
 from .contenders import AUTOCAST, OURS, build, has, logits_of, pictures, set_precision
 from .environment import environment, resolve_device, write_figures
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--peer_runtime", type=words("torch", "compile"), default=["torch"], help="of the peers")
     parser.add_argument("--batch_sizes", type=numbers, default=[1, 8, 64], help="comma-separated")
     parser.add_argument("--layout", choices=["channels_last", "nchw"], default="channels_last", help="memory format")
-    parser.add_argument("--seconds", type=float, default=20.0, help="for the rounds of one batch size, at most")
+    parser.add_argument("--seconds", type=above_zero, default=20.0, help="for the rounds of one batch size, at most")
     arguments = parser.parse_args(argv)
     device = resolve_device(arguments.device, arguments.num_threads)
     keep_freed_memory()
@@ -187,8 +187,7 @@ def exported_runner(runtime: str, model, pixels: torch.Tensor, scratch: Path) ->
     if pixels.device.type != "cpu" or pixels.dtype != torch.float32:
         raise UserError(f"--runtime {runtime} is measured on a CPU in fp32.")
     try:
-        from ..export import Checkpoint, export_model
-        from ..export.runners import onnxruntime_runner, openvino_runner
+        from ..export import Checkpoint, export_model, onnxruntime_runner, openvino_runner
     except ImportError as error:
         raise UserError(f"--runtime {runtime} needs the onnx extra ({error}).") from None
     folder = scratch / str(pixels.shape[-1])

@@ -5,6 +5,7 @@ What the input pipeline leaves of the device's speed: `total_ips` counts waiting
 
 import tempfile
 
+from ..cli import at_least
 from ..errors import UserError
 from ..recipes import load_recipe
 from .contenders import PRECISIONS
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data_dir", required=True, help="folder with train/<class>/… and val/<class>/…")
     parser.add_argument("--loaders", type=words(*LOADERS), default=["synthetic", "imagefolder"], help="comma-separated")
     parser.add_argument("--batch_sizes", type=numbers, default=[32], help="of each variant, comma-separated")
-    parser.add_argument("--num_workers", type=int, default=None, help="loader processes; from the machine by default")
+    parser.add_argument("--num_workers", type=at_least(0), help="loader processes; the free cores by default")
     parser.add_argument("--compile", choices=["none", "full", "blocks"], default="none", help="as train.py's")
     arguments = parser.parse_args(argv)
     if arguments.precisions[0] not in PRECISIONS or len(arguments.precisions) > 1:

@@ -3,8 +3,9 @@
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as trace_of
 
+from ..cli import at_least
 from ..configuration import EfficientNetNVConfig
-from ..training.precision import keep_freed_memory
+from ..training import keep_freed_memory
 from .contenders import OURS, build, has, pictures, set_precision, training_step
 from .environment import environment, resolve_device, write_figures
 from .flags import common_parser, settings
@@ -16,7 +17,7 @@ STEPS = 3
 
 def main(argv: list[str] | None = None) -> int:
     parser = common_parser("profile", __doc__)
-    parser.add_argument("--batch_size", type=int, default=16, help="pictures per step")
+    parser.add_argument("--batch_size", type=at_least(1), default=16, help="pictures per step")
     arguments = parser.parse_args(argv)
     device = resolve_device(arguments.device, arguments.num_threads)
     keep_freed_memory()

@@ -128,9 +128,13 @@ def main(argv: list[str] | None = None) -> int:
         help="measured pictures per second of one GPU; by default the original's on an A100, fp16",
     )  # fmt: skip
     parser.add_argument("--batch", nargs="+", default=["b0=256", "b4=128"], metavar="VARIANT=N", help="per GPU")
-    parser.add_argument("--cores_per_gpu", type=int, default=ORIGINAL_CORES, help="that prepare pictures")
-    parser.add_argument("--loader_ips_per_core", type=float, default=ORIGINAL_LOADER, help="see `benchmark.py data`")
-    parser.add_argument("--price", type=float, default=2.0, help="dollars per GPU-hour; an example, not a quotation")
+    parser.add_argument("--cores_per_gpu", type=cli.at_least(1), default=ORIGINAL_CORES, help="that prepare pictures")
+    parser.add_argument(
+        "--loader_ips_per_core", type=cli.above_zero, default=ORIGINAL_LOADER, help="of `benchmark.py data`"
+    )
+    parser.add_argument(
+        "--price", type=cli.above_zero, default=2.0, help="dollars per GPU-hour; an example, no quotation"
+    )
     arguments = parser.parse_args(argv)
     step_ips, batches = _pairs("--step_ips", arguments.step_ips, float), _pairs("--batch", arguments.batch, int)
     for variant in step_ips:

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ..training.metrics import percentiles
+from ..training import percentiles
 
 
 Name = TypeVar("Name", bound=Hashable)

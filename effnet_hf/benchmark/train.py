@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from ..cli import at_least
 from ..configuration import EfficientNetNVConfig
 from ..recipes import load_recipe
-from ..training.precision import keep_freed_memory
+from ..training import keep_freed_memory
 from .contenders import MODES, OURS, build, has, pictures, set_precision, training_step
 from .environment import environment, resolve_device, write_figures
 from .flags import common_parser, settings, words
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--batch_size", default="original", help="a number, `original` (NVIDIA's for this precision), or `largest`"
     )
-    parser.add_argument("--burst", type=int, default=None, help="steps per turn; 1 on a CPU, 5 on a GPU")
+    parser.add_argument("--burst", type=at_least(1), help="steps per turn; 1 on a CPU, 5 on a GPU")
     arguments = parser.parse_args(argv)
     if arguments.batch_size not in ("original", "largest") and not arguments.batch_size.isdigit():
         parser.error(f"--batch_size {arguments.batch_size}: a number, original, or largest")

@@ -4,6 +4,7 @@ from .checkpoint import Checkpoint, open_checkpoint
 from .folder import export_model, export_onnx
 from .options import FORMATS, INT8_TARGETS, ExportOptions
 from .result import Exported
+from .runners import onnxruntime_runner, openvino_runner
 from .runtime import ONNXEfficientNet
 
 
@@ -16,5 +17,7 @@ __all__ = [
     "ONNXEfficientNet",
     "export_model",
     "export_onnx",
+    "onnxruntime_runner",
     "open_checkpoint",
+    "openvino_runner",
 ]

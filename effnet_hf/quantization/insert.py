@@ -1,7 +1,7 @@
 """From a float model to one with quantizers in it."""
 
 from ..errors import UserError
-from ..quantization_efficientnet_nv import insert_quantizers, is_float_layer, quantizers
+from ..quantization_efficientnet_nv import insert_quantizers, is_float_layer, quantizers, require_modelopt
 
 
 def quantize(model, **settings) -> None:
@@ -14,6 +14,19 @@ def quantize(model, **settings) -> None:
     Raises:
         UserError: a setting out of range, a name in `float_layers` that is no layer's, or modelopt is missing.
     """
+    section = check_settings(model, settings)
+    device = next(model.parameters()).device
+    model._keep_in_fp32_modules_strict = insert_quantizers(model, section)
+    model.config.quantization = section
+    model.to(device)
+
+
+def check_settings(model, settings: dict) -> dict:
+    """Whether `quantize` would take these settings for this model; returns them completed.
+
+    Raises:
+        UserError: see `quantize`.
+    """
     if model.config.quantization is not None:
         raise UserError("the model is quantized already.")
     names = [name for name, _ in model.named_modules()]
@@ -21,16 +34,10 @@ def quantize(model, **settings) -> None:
         if not any(is_float_layer(name, [pattern]) for name in names if name):
             raise UserError(f"--float_layers {pattern}: the model has no such layer; a name is e.g. {names[-1]}.")
     try:
-        section = type(model.config)(quantization=settings).quantization  # completed and checked
-    except ValueError as error:
+        require_modelopt()
+        return type(model.config)(quantization=settings).quantization
+    except (ImportError, ValueError) as error:
         raise UserError(str(error)) from None
-    device = next(model.parameters()).device
-    try:
-        model._keep_in_fp32_modules_strict = insert_quantizers(model, section)
-    except ImportError as error:
-        raise UserError(str(error)) from None
-    model.config.quantization = section
-    model.to(device)
 
 
 def set_quantizers(model, enabled: bool, only=None) -> None:

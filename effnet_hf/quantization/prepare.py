@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..recipes import Recipe
 from ..training import validate
 from .calibrate import calibrate
-from .insert import quantize, set_quantizers
+from .insert import check_settings, quantize, set_quantizers
 from .report import FIGURES_FILE, figures_of, load_figures, model_bytes, rows, save_figures, text_table
 from .sensitivity import sensitivity, short_name, take, write_report
 
@@ -44,13 +44,9 @@ class Quantization:
             if model.config.quantization is None:
                 quantize(model, **self.settings())
             return model
+        self.check(model)
         already = model.config.quantization is not None
-        if recipe.skip_calibration and not already:
-            raise UserError(
-                f"--skip_calibration: --model {recipe.model} is not quantized, so it has no ranges to keep."
-            )
         if already:
-            self.check_same(model.config.quantization)
             set_quantizers(model, False)
         results = validate(model, loaders.val, accelerator, recipe.topk)
         self.figures["float"] = figures_of(results, model_bytes(model, quantized=False))
@@ -70,6 +66,18 @@ class Quantization:
         if recipe.sensitivity != "none":
             self.report_sensitivity(model, loaders.val, accelerator, report)
         return model
+
+    def check(self, model) -> None:
+        """Raises `UserError` for what cannot be done to this model; before anything is written."""
+        recipe, section = self.recipe, model.config.quantization
+        if section is not None:
+            self.check_same(section)
+        elif recipe.skip_calibration:
+            raise UserError(
+                f"--skip_calibration: --model {recipe.model} is not quantized, so it has no ranges to keep."
+            )
+        else:
+            check_settings(model, self.settings())
 
     def settings(self) -> dict:
         """The recipe's options under their names in `config.quantization`."""

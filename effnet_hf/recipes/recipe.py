@@ -146,12 +146,14 @@ def available_recipes() -> list[str]:
 
 
 def load_recipe(name_or_path: str, **overrides) -> Recipe:
-    """Reads a built-in recipe (`"b4"`) or a YAML file, with `overrides` on top.
+    """Reads a built-in recipe (`"b4"`) or a YAML file, with `overrides` on top, and the preset of `hardware` between.
 
     Raises:
         UserError: no such recipe, not YAML, an unknown key (the nearest valid one is named), a wrong value.
     """
-    return Recipe(**{**_read_values(name_or_path), **overrides})
+    values = _read_values(name_or_path)
+    preset = _hardware_preset({**values, **overrides}) if overrides.get("hardware") else {}
+    return Recipe(**{**values, **preset, **overrides})
 
 
 def parse_recipe(

@@ -4,14 +4,17 @@ from .evaluation import validate_checkpoint
 from .loop import train, train_step, validate
 from .metrics import TopKAccuracy, percentiles
 from .model import build_model, build_processor, check_checkpoint, load_model, load_processor
-from .precision import keep_freed_memory, make_accelerator, precision_name
+from .optim import build_optimizer, training_loss
+from .precision import allow_tf32, keep_freed_memory, make_accelerator, precision_name
 from .setup import Run, describe_device, set_up
 
 
 __all__ = [
     "Run",
     "TopKAccuracy",
+    "allow_tf32",
     "build_model",
+    "build_optimizer",
     "build_processor",
     "check_checkpoint",
     "describe_device",
@@ -24,6 +27,7 @@ __all__ = [
     "set_up",
     "train",
     "train_step",
+    "training_loss",
     "validate",
     "validate_checkpoint",
 ]

@@ -18,12 +18,18 @@ from .setup import Run, set_up
 from .signals import EXIT_INTERRUPTED
 
 
-def train(recipe: Recipe, prepare_model: Callable | None = None, describe: Callable | None = None) -> int:
+def train(
+    recipe: Recipe,
+    prepare_model: Callable | None = None,
+    check_model: Callable | None = None,
+    describe: Callable | None = None,
+) -> int:
     """Trains as the recipe says and leaves a `save_pretrained` folder in `recipe.output_dir`.
 
     Args:
         prepare_model: called with (model, loaders, accelerator, report, resuming) before the optimizer exists; `qat.py`
             inserts its quantizers there, and calibrates them unless a checkpoint's are about to be restored.
+        check_model: called with the fresh model before anything is written; raises what a user can mend.
         describe: called with (summary, report) by the first process when the model is published; returns tables for the
             model card.
 
@@ -31,7 +37,7 @@ def train(recipe: Recipe, prepare_model: Callable | None = None, describe: Calla
         0 when the run is complete, `EXIT_INTERRUPTED` after a signal: `--resume auto` goes on from there.
     """
     accelerator = make_accelerator(recipe)
-    run = set_up(recipe, accelerator, prepare_model)
+    run = set_up(recipe, accelerator, prepare_model, check_model)
     try:
         with run.interruption, run.profiler:
             last_epoch = min(recipe.epochs, run.progress.epoch + (recipe.run_epochs or recipe.epochs))

@@ -131,7 +131,9 @@ class Run:
         self.report.line(text + ("  best" if progress.epochs_since_best == 0 else ""))
 
 
-def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | None) -> Run:
+def set_up(
+    recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | None, check_model: Callable | None = None
+) -> Run:
     """Builds loaders, model, optimizer and moving average, and restores them from a checkpoint if asked to."""
     image_size = image_size_of(recipe)
     plan = plan_batches(recipe, accelerator.num_processes, accelerator.device.type, image_size)
@@ -169,6 +171,8 @@ def set_up(recipe: Recipe, accelerator: Accelerator, prepare_model: Callable | N
     progress = Progress(num_samples=loaders.train.num_samples)
     if resume_from is not None:
         progress = checkpoints.read_progress(resume_from, loaders.train.num_samples)
+    elif check_model is not None:
+        check_model(model)
     _claim_output_dir(recipe, accelerator, checkpoints, resume_from)
     if resume_from is not None:
         checkpoints.adopt(resume_from)

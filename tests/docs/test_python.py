@@ -1,5 +1,7 @@
 """Every Python block of the documentation runs as it stands, among the files that its page speaks of."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 import timm
@@ -11,6 +13,11 @@ from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification
 from effnet_hf.conversion import load_foreign, write_foreign
 
 from .reading import python_blocks
+
+
+HAS_MODELOPT = importlib.util.find_spec("modelopt") is not None
+if HAS_MODELOPT:
+    from effnet_hf.quantization import calibrate, quantize
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +33,10 @@ def world(tmp_path_factory):
         place = folder / "pictures" / ("val" if number % 4 == 3 else "train") / ("cat" if number < 4 else "dog")
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{number}.jpg")
+    if HAS_MODELOPT:
+        quantize(model, placement="nvidia")
+        calibrate(model, [torch.randn(2, 3, 64, 64)])
+        model.save_pretrained(folder / "runs/b0-int8")
     converted = load_foreign(folder / "runs/mine")
     write_foreign(converted, "timm", folder / "b0.safetensors")
     write_foreign(converted, "timm", folder / "b0-timm")
@@ -38,6 +49,10 @@ def world(tmp_path_factory):
 
 @pytest.mark.parametrize("block", python_blocks(), ids=lambda block: block.where)
 def test_block_runs(block, world, monkeypatch):
+    if "effnet_hf.quantization" in block.text or "int8" in block.text:
+        pytest.importorskip("modelopt")
     monkeypatch.chdir(world)
-    names = {"folder": "runs/mine", "timm": timm, "transformers": transformers}  # what the text around it introduces
+    small = EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant("b0")).eval()
+    names = {"model": small, "batches": [torch.randn(2, 3, 64, 64)]}
+    names |= {"folder": "runs/mine", "timm": timm, "transformers": transformers}  # what the text around it introduces
     exec(compile(block.text, block.page, "exec"), names)

@@ -98,6 +98,10 @@ def _models(root: Path) -> None:
 def _files(root: Path) -> None:
     (root / "file").write_text("a file\n")
     (root / "small.yaml").write_text(small_recipe(root / "data", root / "never", quiet=False).to_yaml())
+    quant = small_recipe(
+        root / "data", root / "never", placement="nvidia", mixup=0.0, ema_decay=0.0, epochs=0, warmup_epochs=0
+    )
+    (root / "small-quant.yaml").write_text(quant.to_yaml())
     for name, text in {
         "unknown-key": "learning_rat: 0.1",
         "no-yaml": "a: [",
@@ -133,6 +137,11 @@ def worlds(monkeypatch):
     def without_a_compiler():
         monkeypatch.setenv("CXX", "no-such-compiler")
 
+    def without_modelopt():
+        monkeypatch.setitem(sys.modules, "modelopt", None)
+        for name in [name for name in sys.modules if name.startswith("modelopt.")]:
+            monkeypatch.setitem(sys.modules, name, None)
+
     def full_disk():
         def no_room(*_):
             raise OSError(28, "No space left on device")
@@ -147,6 +156,7 @@ def worlds(monkeypatch):
 
     return {
         "without DALI": without_dali,
+        "without modelopt": without_modelopt,
         "without a compiler": without_a_compiler,
         "with a full disk": full_disk,
         "with little memory": little_memory,

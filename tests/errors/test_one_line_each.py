@@ -12,6 +12,7 @@ import pytest
 from .conftest import snapshot
 
 
+QAT = "--config {small-quant.yaml} --data_dir {data} "
 SMALL = "--config {small.yaml} --data_dir {data} "  # a recipe and pictures that train in a second
 
 CASES = {
@@ -126,6 +127,31 @@ CASES = {
             "--per_device_batch_size 4 is more than the 1 validation pictures; lower it",
         ),
     ],
+    "qat.py": [
+        ("--data_dir {data}", "qat.py starts from a trained model; give --model FOLDER"),
+        ("--model {model}", "no data: give --data_dir DIR"),
+        ("--config b0 --model {model} --data_dir {data}", "the recipe b0 quantizes nothing; add --placement nvidia"),
+        ("--config quant-b9", "Did you mean 'quant-b"),
+        ("--callibration_batches 3", "did you mean --calibration_batches?"),
+        ("--placement tpu", "--placement: invalid choice: 'tpu'"),
+        ("--calibration_method median", "--calibration_method/--calibration-method: invalid choice: 'median'"),
+        ("--calibration_percentile 101", "--calibration_percentile must be between"),
+        ("--calibration_percentile 0", "--calibration_percentile must be between"),
+        ("--calibration_batches 0", "--calibration_batches must be at least 1"),
+        ("--sensitivity_batches -1", "--sensitivity_batches must be at least 0"),
+        ("--evaluate --data_dir {data}", "--evaluate needs --model"),
+        ("--evaluate --model {model} --data_dir no/such", "--data_dir no/such does not exist"),
+        (QAT + "--model no/such/model", "--model no/such/model does not exist"),
+        (QAT + "--model {resnet}", "is a 'resnet' model"),
+        (QAT + "--model {model-cut-short}", "--model {model-cut-short} cannot be loaded"),
+        (QAT + "--model {model} --skip_calibration true", "is not quantized, so it has no ranges to keep"),
+        (QAT + "--model {model} --float_layers no.such", "--float_layers no.such: the model has no such layer"),
+        (QAT + "--model {model} --sync_batch_norm true", "--sync_batch_norm needs GPUs"),
+        (QAT + "--model {model} --precision fp16", "--precision fp16 needs a GPU"),
+        (QAT + "--model {model} --resume nowhere", "no checkpoint there"),
+        (QAT + "--model {model} --output_dir {run}", "already holds a run"),
+        (QAT + "--model {model}", "pip install 'effnet-hf[quant]'", "without modelopt"),
+    ],
     "validate.py": [
         ("--modle x", "did you mean --model?"),
         ("--data_dir {data}", "the following arguments are required: --model"),
@@ -223,6 +249,12 @@ CASES = {
         ("--model {model} --output x", "No space left on device", "with a full disk"),
     ],
     "benchmark.py": [
+        ("train --image_size 0", "--image_size"),
+        ("train --variants b9", "b9"),
+        ("inference --batch_sizes 0", "--batch_sizes: 0: numbers start at 1"),
+        ("scaling --price -1", "--price"),
+        ("page no/such", "no/such"),
+        ("suite --patience -1", "--patience"),
         ("dta", "unknown command dta; did you mean data?"),
         ("data", "the following arguments are required: --data_dir"),
         ("data --data_dir no/such", "no/such"),
@@ -233,6 +265,7 @@ CASES = {
         ("data --data_dir {data}/train --rounds 0", "--rounds: must be a whole number of at least 1"),
         ("data --data_dir {data}/train --batch_size 4096", "lower --batch_size"),
         ("data --data_dir {data}/train --augmentation cutout", "invalid choice: 'cutout'"),
+        ("data --data_dir {data}/train --rounds 1 --batches 1 --batch_size 2 --image_size 8", "no plain JPEG"),
         ("data --data_dir {data}/train --output {empty-folder}", "is a folder; name a file"),
     ],
     "effnet_hf.data.scan": [
@@ -300,7 +333,7 @@ def refused(program, line, words, world, places, worlds, typed):
     assert code == 2
     assert error.count("\n") == 1 and error.endswith("\n"), error
     name = program if program.endswith(".py") else f"python -m {program}"
-    assert error.startswith((f"{name}: error: ", f"{name} data: error: ")), error
+    assert error.startswith((f"{name}: error: ", f"{name} {line.split()[0]}: error: ") if line else f"{name}: "), error
     assert fill(words, places) in error
     assert "Traceback" not in error and len(error) < 600, error
 
