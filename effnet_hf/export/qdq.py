@@ -47,10 +47,11 @@ def take_out(model: onnx.ModelProto) -> Scales:
             continue
         quantize = quantizes[node.input[0]]
         source, scale = quantize.input[0], numpy_helper.to_array(initializers[quantize.input[1]])
+        source = around.get(source, source)  # a pair right behind a pair stood on the same tensor; the first one counts
         around[node.output[0]] = source
         gone.append(node)
         if source not in initializers:
-            scales.activations[source] = max(float(scale), scales.activations.get(source, 0.0))
+            scales.activations.setdefault(source, float(scale))
         else:
             axis, weight = _axis(quantize), numpy_helper.to_array(initializers[source])
             wide = _along(scale, weight.ndim, axis)

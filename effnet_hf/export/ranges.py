@@ -35,6 +35,8 @@ def search_ranges(
         tensors: names in it, with the function that follows each.
         batches: `pixel_values`; read twice.
     """
+    if not tensors:
+        return {}
     observed = onnx.ModelProto()
     observed.CopyFrom(model)
     names = list(tensors)

@@ -18,9 +18,7 @@ from .conftest import as_arrays, make_checkpoint
 pytest.importorskip("modelopt", reason="needs the quant extra")
 
 
-@pytest.fixture(scope="module")
-def quantized(tmp_path_factory, photos):
-    """A network wide enough for 8 bits, calibrated on photographs."""
+def make_quantized(tmp_path_factory, photos, placement):
     import torch
 
     from effnet_hf.export.pictures import FolderPictures
@@ -28,13 +26,19 @@ def quantized(tmp_path_factory, photos):
 
     folder = make_checkpoint(tmp_path_factory.mktemp("float") / "model")
     model = EfficientNetNVForImageClassification.from_pretrained(folder)
-    quantize(model)
+    quantize(model, placement=placement)
     pictures = [FolderPictures(str(photos), ["bird", "cat", "dog"]).open(i) for i in range(24)]
     calibrate(model, [torch.from_numpy(as_arrays(folder, pictures))])
     target = tmp_path_factory.mktemp("quantized") / "model"
     model.save_pretrained(target)
     (target / "preprocessor_config.json").write_bytes((folder / "preprocessor_config.json").read_bytes())
     return target
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory, photos):
+    """Calibrated on photographs, quantizers where NVIDIA puts them."""
+    return make_quantized(tmp_path_factory, photos, "nvidia")
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,19 @@ def test_ort_cpu_file_keeps_learned_scales(quantized, photos, tmp_path):
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
     integer = [node for node in convolutions if producers.get(node.input[0]) == "DequantizeLinear"]
     assert len(integer) == len(convolutions) - 1  # all but the stem
+
+
+def test_quantizers_placed_for_ort_cpu_leave_no_range_open(tmp_path_factory, photos, tmp_path, monkeypatch):
+    searched = []
+
+    def search(model, tensors, batches):
+        searched.append(len(tensors))
+        return ranges.search_ranges(model, tensors, batches)
+
+    monkeypatch.setattr("effnet_hf.export.int8.search_ranges", search)
+    placed = make_quantized(tmp_path_factory, photos, "cpu")
+    found = export_model(str(placed), tmp_path / "cpu", int8="ort-cpu", data_dir=str(photos))
+    assert searched == [0] and found.comparison.snr > 8
 
 
 def _learned_scales(folder) -> set:
