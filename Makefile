@@ -38,7 +38,7 @@ test-main: $(VENV)/.ready
 
 # What touches transformers, on its newest version, laid over the environment instead of installing torch twice.
 test-transformers5: $(VENV)/.transformers5
-	PYTHONPATH=$(abspath $(VENV))/transformers5 $(PY) -m pytest -n 2 --dist loadfile tests/test_*.py tests/hub
+	PYTHONPATH=$(abspath $(VENV))/transformers5 $(PY) -m pytest -n 2 --dist loadfile tests/test_*.py tests/hub tests/export/test_runtime.py tests/export/test_float.py
 
 # transformers' own tests of any model, backbone, configuration and image processor, run against our classes.
 test-common: $(VENV)/.ready $(VENV)/.transformers5
@@ -61,7 +61,7 @@ lint: $(VENV)/.ready
 
 $(VENV)/.ready: setup.cfg requirements/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint requirements/constraints.txt --editable '.[dev,dali,jpeg,onnx,optimum,quant,tracking]'
+	$(VENV)/bin/pip install --quiet --constraint requirements/constraints.txt --editable '.[dev,dali,jpeg,onnx,openvino,optimum,quant,serve,tracking]'
 	touch $@
 
 $(VENV)/.transformers5: requirements/transformers5.txt $(VENV)/.ready

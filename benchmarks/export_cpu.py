@@ -20,6 +20,7 @@ import torch
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.benchmark.report import markdown_table
+from effnet_hf.cli import ArgumentParser
 from effnet_hf.data import DataSource
 from effnet_hf.export import Checkpoint, export_model, open_checkpoint
 from effnet_hf.export.pictures import FolderPictures
@@ -108,7 +109,7 @@ def speed(args) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=["parity", "speed"])
     parser.add_argument("--models", nargs="+", default=[])
     parser.add_argument("--data_dir", required=True)

@@ -24,8 +24,10 @@ PROGRAMS = [
     "effnet_hf.training.plots",
     "benchmarks/compare_runs.py",
     "benchmarks/dali_difference.py",
+    "benchmarks/export_cpu.py",
     "benchmarks/loop_overhead.py",
     "benchmarks/timm_loop.py",
+    "examples/serve/app.py",
 ]
 # Flags of other programs, with whose they are.
 FOREIGN = {

@@ -48,6 +48,7 @@ def world(tmp_path_factory):
 
 
 @pytest.mark.parametrize("block", python_blocks(), ids=lambda block: block.where)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")  # Optimum's exporter
 def test_block_runs(block, world, monkeypatch):
     if "effnet_hf.quantization" in block.text or "int8" in block.text:
         pytest.importorskip("modelopt")
