@@ -68,7 +68,7 @@ def parity(args) -> list[dict]:
 
 def cpu_times(runners: dict, pixels: np.ndarray, batch: int, repeats: int) -> dict[str, float]:
     """Median milliseconds of CPU time per call."""
-    taken = {name: [] for name in runners}
+    taken: dict[str, list[float]] = {name: [] for name in runners}
     for repeat in range(repeats + 2):
         for name, run in runners.items():
             started = time.process_time()
@@ -119,7 +119,7 @@ def main() -> None:
     parser.add_argument("--output", help="JSON file")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    results = {args.mode: {"parity": parity, "speed": speed}[args.mode](args)}
+    results: dict = {args.mode: {"parity": parity, "speed": speed}[args.mode](args)}
     results["versions"] = software_versions("onnx", "onnxruntime", "openvino", "nvidia-modelopt")
     results["load"] = os.getloadavg()
     for name, rows in results.items():

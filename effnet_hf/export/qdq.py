@@ -41,7 +41,8 @@ def take_out(model: onnx.ModelProto) -> Scales:
     """Removes every pair, in place; weights stay on the grid that their pairs put them on."""
     graph, initializers, scales = model.graph, _initializers(model), Scales()
     quantizes = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
-    around, gone = {}, []
+    around: dict = {}
+    gone: list = []
     for node in graph.node:
         if node.op_type != "DequantizeLinear":
             continue
