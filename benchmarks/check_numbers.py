@@ -65,6 +65,7 @@ def _row_type(metric: str) -> str:
 
 IMAGENETTE = "2026-11-24-imagenette-cpu"
 FINETUNED = "2026-11-25-imagenette-finetune-cpu"
+QUANTIZED = "2026-11-25-qat-cpu"
 DATA = "2026-11-25-data-cpu"
 
 
@@ -96,6 +97,24 @@ def _finetuned() -> list[Claim]:
     return claims
 
 
+def _quantized() -> list[Claim]:
+    claims = []
+    page = f"benchmarks/{QUANTIZED}.md"
+    for model, file in (("B0", "b0.json"), ("WideSE-B0", "widese-b0.json")):
+        for stage, label, marked in (("float", "float (baseline)", str), ("ptq", "PTQ", str), ("qat", "QAT", bold)):
+            found = figure(f"{QUANTIZED}/{file}", stage)
+            values = {"top1": marked(wilson(found["top1"], found["n"])), "top5": f"{found['top5']:.1f}"}
+            values |= {"loss": f"{found['loss']:.4f}", "mb": f"{found['bytes'] / 1e6:.1f}"}
+            claims.append(Claim(page, f"| {model}, {label} | {{top1}} | {{top5}} | {{loss}} | {{mb}} |", values))
+    seconds = figure(f"{QUANTIZED}/cost.json", "seconds")
+    for label, name in (("calibration", "calibration"), ("training step, float", "float step")):
+        values = {"ips": f"{16 / seconds[name]:.1f}", "ratio": f"{seconds[name] / seconds['forward']:.2f}"}
+        claims.append(Claim(page, f"| {label} | {{ips}} | {{ratio}} |", values))
+    step = {"ratio": f"{figure(f'{QUANTIZED}/cost.json', 'qat_step_to_float_step'):.2f}"}
+    claims.append(Claim(page, "A QAT step costs **{ratio}** times a float step", step))
+    return claims
+
+
 def _data() -> list[Claim]:
     """Whole tables as benchmark.py and dali_difference.py print them, and docs/data.md's digest of one."""
     claims = []
@@ -116,7 +135,7 @@ def _data() -> list[Claim]:
     return claims
 
 
-CLAIMS = [*_imagenette(), *_finetuned(), *_data()]
+CLAIMS = [*_imagenette(), *_finetuned(), *_quantized(), *_data()]
 
 # Rows of the README's result tables that no file of ours backs, and why.
 UNTRACED = {
