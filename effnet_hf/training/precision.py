@@ -5,6 +5,7 @@ import ctypes
 import os
 import shutil
 import sys
+import warnings
 
 import torch
 from accelerate import Accelerator
@@ -107,11 +108,10 @@ def keep_freed_memory() -> None:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Switches TF32 in convolutions and matrix products, through whichever interface this torch prefers."""
-    if hasattr(torch.backends.cudnn, "conv"):  # torch >= 2.9; the older switches warn there
-        torch.backends.cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "ieee"
-    else:
+    """Switches TF32 in convolutions and matrix products."""
+    # By the older switches: they set the newer ones too, and torch.export raises where only the newer ones were set.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         torch.backends.cudnn.allow_tf32 = allowed
         torch.backends.cuda.matmul.allow_tf32 = allowed
 

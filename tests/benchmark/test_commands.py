@@ -131,7 +131,7 @@ def test_a_row_below_its_goal_and_a_peak_above_timms_are_named():
 def test_the_suite_runs_its_parts_and_says_what_it_left_out(command, tmp_path, monkeypatch):
     part = "roofline --image_size 32"
     monkeypatch.setattr(
-        suite, "CPU_PARTS", {"roofline": (60, part), "loop": (60, "loop"), "broken": (60, "train --no")}
+        suite, "CPU_PARTS", {"roofline": (600, part), "loop": (600, "loop"), "broken": (600, "train --no")}
     )
     code, out, _ = command("suite", "--output_dir", tmp_path, "--name", "page")
     assert code == 0

@@ -155,7 +155,7 @@ CASES = {
     "validate.py": [
         ("--modle x", "did you mean --model?"),
         ("--data_dir {data}", "the following arguments are required: --model"),
-        ("--model {model}", "the following arguments are required: --data_dir"),
+        ("--model {model}", "no data: give --data_dir"),
         ("--model no/such/model --data_dir {data}", "--model no/such/model does not exist"),
         ("--model someone/something --data_dir {data}", "--model someone/something cannot be opened"),
         ("--model {data} --data_dir {data}", "holds no config.json"),
