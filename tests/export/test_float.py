@@ -10,7 +10,7 @@ import torch
 
 from effnet_hf import EfficientNetNVForImageClassification
 from effnet_hf.errors import UserError
-from effnet_hf.export import export_model, folder, network, verify
+from effnet_hf.export import export_model, float_file, folder, network, verify
 from effnet_hf.export.onnx import shape_of
 from effnet_hf.export.options import ExportOptions
 
@@ -139,7 +139,7 @@ def test_folding_keeps_the_function_and_the_original(checkpoint):
 def test_pictures_of_a_folder_give_accuracy_and_cover_all_classes(checkpoint, photos, tmp_path):
     found = export_model(str(checkpoint), tmp_path / "out", data_dir=str(photos), num_pictures=9)
     assert found.pictures == f"9 pictures of {photos.name}" and found.top1[0] == found.top1[1]
-    pictures = folder.check_pictures(folder.open_checkpoint(str(checkpoint)), str(photos), 9)
+    pictures = folder.check_pictures(folder.open_checkpoint(str(checkpoint)), str(photos), 9, ExportOptions())
     assert sorted(set(pictures.labels)) == [0, 1, 2]
     assert "generated" in export_model(str(checkpoint), tmp_path / "generated").pictures
 
@@ -150,8 +150,8 @@ def test_wrong_weights_are_caught_and_leave_nothing(checkpoint, tmp_path, monkey
             network.model.classifier.weight[0, 0] += 0.5
         return draw(network, *arguments)
 
-    draw = folder.draw_graph
-    monkeypatch.setattr(folder, "draw_graph", spoil)
+    draw = float_file.draw_graph
+    monkeypatch.setattr(float_file, "draw_graph", spoil)
     with pytest.raises(UserError, match="does not compute what the checkpoint does"):
         export_model(str(checkpoint), tmp_path / "new/out")
     assert list(tmp_path.iterdir()) == []
