@@ -17,7 +17,7 @@ import torch
 
 from .. import cli
 from ..errors import UserError
-from .environment import environment, resolve_device, write_figures
+from .environment import HARDWARE_NAME, environment, resolve_device, write_figures
 from .page import write_page
 
 
@@ -89,6 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--patience", type=cli.above_zero, default=1.0, help="factor of all time limits; for a busy machine"
     )
+    parser.add_argument("--hardware", default=None, help="what the page calls the processor; its own name by default")
     parser.add_argument("--output_dir", default="benchmarks", help="where the page and its folder go")
     parser.add_argument("--name", default=None, help="of the page; <date>-<hardware> by default")
     arguments = parser.parse_args(argv)
@@ -97,6 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(arguments.output_dir, arguments.name or f"{date.today().isoformat()}-{short_name(device)}")
     folder.mkdir(parents=True, exist_ok=True)
     seconds = 60 * arguments.minutes if arguments.minutes else LIMITS[device.type]
+    if arguments.hardware:
+        os.environ[HARDWARE_NAME] = arguments.hardware
     deadline = time.monotonic() + arguments.patience * seconds
     notes, started = [], time.monotonic()
     for name, (limit, words) in parts.items():
