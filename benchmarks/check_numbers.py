@@ -67,6 +67,7 @@ IMAGENETTE = "2026-11-24-imagenette-cpu"
 FINETUNED = "2026-11-25-imagenette-finetune-cpu"
 QUANTIZED = "2026-11-25-qat-cpu"
 DATA = "2026-11-25-data-cpu"
+SPEED = "2026-11-25-cpu"
 
 
 def _imagenette() -> list[Claim]:
@@ -105,7 +106,8 @@ def _quantized() -> list[Claim]:
             found = figure(f"{QUANTIZED}/{file}", stage)
             values = {"top1": marked(wilson(found["top1"], found["n"])), "top5": f"{found['top5']:.1f}"}
             values |= {"loss": f"{found['loss']:.4f}", "mb": f"{found['bytes'] / 1e6:.1f}"}
-            claims.append(Claim(page, f"| {model}, {label} | {{top1}} | {{top5}} | {{loss}} | {{mb}} |", values))
+            for where in (page, "README.md"):
+                claims.append(Claim(where, f"| {model}, {label} | {{top1}} | {{top5}} | {{loss}} | {{mb}} |", values))
     seconds = figure(f"{QUANTIZED}/cost.json", "seconds")
     for label, name in (("calibration", "calibration"), ("training step, float", "float step")):
         values = {"ips": f"{16 / seconds[name]:.1f}", "ratio": f"{seconds[name] / seconds['forward']:.2f}"}
@@ -131,14 +133,33 @@ def _data() -> list[Claim]:
     for loader in ("imagefolder", "dali-cpu"):
         ratios = [row["ratio_best"] for row in rows if row["name"] == f"effnet_hf {loader}"]
         values = {"loader": loader, "none": f"{ratios[0]:.2f}", "policy": f"{ratios[1]:.2f}"}
-        claims.append(Claim("docs/data.md", "| `{loader}` | **{none}** | **{policy}** |", values))
+        for page in ("docs/data.md", "README.md"):
+            claims.append(Claim(page, "| `{loader}` | **{none}** | **{policy}** |", values))
     return claims
 
 
-CLAIMS = [*_imagenette(), *_finetuned(), *_quantized(), *_data()]
+def _speed() -> list[Claim]:
+    """The README's digest of the page that `benchmark.py page` renders."""
+    claims = []
+    for label, file, key, modes in (
+        ("B0, training step, 224 px, batch 8", "train-b0-small.json", "mode", ("eager", "compile")),
+        ("B4, training step, 192 px, batch 8", "train-b4.json", "mode", ("eager", "compile")),
+        ("B0, inference, batch 1", "inference-b0.json", "runtime", ("torch", "compile", "onnxruntime")),
+        ("B4, inference, batch 1", "inference-b4.json", "runtime", ("torch", "compile", "onnxruntime")),
+    ):
+        ours = [row for row in figure(f"{SPEED}/{file}", "rows") if row["by"] == "effnet_hf"]
+        found = {row[key]: row["speed_up"]["timm"]["cpu"] for row in reversed(ours)}  # the smallest batch stands first
+        cells = [f"{found[mode]:.2f}" for mode in modes] + ["–"] * (3 - len(modes))
+        claims.append(Claim("README.md", f"| {label} | {{cells}} |", {"cells": " | ".join(cells)}))
+    return claims
+
+
+CLAIMS = [*_imagenette(), *_finetuned(), *_quantized(), *_speed(), *_data()]
 
 # Rows of the README's result tables that no file of ours backs, and why.
 UNTRACED = {
+    "| timm (baseline) | 1 | | |": "the unit",
+    "| best of timm and torchvision (baseline) | 1 | 1 |": "the unit",
     "| bare forward, backward, optimizer step (baseline) | 1 |": "the unit",
     "| our loop | 1.023 |": "printed by loop_overhead.py before it wrote a file",
     "| timm's model, bare | 1.039 |": "printed by loop_overhead.py before it wrote a file",
