@@ -38,7 +38,8 @@ test-main: $(VENV)/.ready
 
 # What touches transformers, on its newest version, laid over the environment instead of installing torch twice.
 test-transformers5: $(VENV)/.transformers5
-	PYTHONPATH=$(abspath $(VENV))/transformers5 $(PY) -m pytest -n 2 --dist loadfile tests/test_*.py tests/hub tests/export/test_runtime.py tests/export/test_float.py
+	PYTHONPATH=$(abspath $(VENV))/transformers5 $(PY) -m pytest -n 2 --dist loadfile tests/test_*.py tests/hub tests/export/test_runtime.py tests/export/test_float.py \
+	    tests/quantization/test_save_and_load.py
 
 # transformers' own tests of any model, backbone, configuration and image processor, run against our classes.
 test-common: $(VENV)/.ready $(VENV)/.transformers5
