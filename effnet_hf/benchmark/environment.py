@@ -30,6 +30,7 @@ def resolve_device(name: str, threads: int | None = None) -> torch.device:
         raise UserError("--device cuda: this machine has no CUDA device; use --device cpu.")
     if threads:
         torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = True  # as our training does
     return torch.device(name)
 
 
@@ -87,7 +88,7 @@ def command() -> str:
 
 
 def datasheet(name: str) -> tuple[float, float] | None:
-    """Bandwidth in TB/s and dense bf16 TFLOP/s of a known GPU; the longer name first, H200 is no H100."""
+    """Bandwidth in TB/s and dense bf16 TFLOP/s of a known GPU."""
     return next((peaks for key, peaks in DATASHEETS.items() if key in name), None)
 
 
