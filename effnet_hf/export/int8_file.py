@@ -21,7 +21,7 @@ from .runners import onnxruntime_runner, openvino_runner, torch_runner
 from .verify import check_structure, compare, run_all, top1
 
 
-CALIBRATION = 64
+CALIBRATION = 128
 # Least signal-to-noise ratio of the logits against fake quantization, decibels. Measured on B0: 28 and 18; a graph with
 # a mistake in it has about 0.
 LEAST_SNR = {"tensorrt": 12.0, "ort-cpu": 5.0}

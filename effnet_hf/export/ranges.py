@@ -59,12 +59,15 @@ def search_ranges(
 
 
 def _best(values: np.ndarray, counts: np.ndarray, activation: Activation) -> tuple[float, int]:
-    wanted, best = activation(values), (np.inf, 1.0, 0)
+    wanted = activation(values)
     low, high = min(values[0], 0.0), max(values[-1], 0.0)
-    for low_share in np.linspace(0.05, 1, 20):
-        for high_share in np.linspace(0.3, 1, 15):
-            scale = max((high * high_share - low * low_share) / 255, 1e-12)
-            zero = int(np.clip(np.rint(-low * low_share / scale), 0, 255))
+    near = -np.arange(0.25, 8.25, 0.25)  # where SiLU's minimum and its way back to 0 lie, however long the tail
+    lows = np.concatenate([low * np.linspace(0.3, 1, 24), near[near > low]])
+    best = np.inf, 1.0, 0
+    for least in lows:
+        for most in high * np.linspace(0.3, 1, 36):
+            scale = max((most - least) / 255, 1e-12)
+            zero = int(np.clip(np.rint(-least / scale), 0, 255))
             rounded = ((np.rint(values / scale) + zero).clip(0, 255) - zero) * scale
             error = float(counts @ np.square(activation(rounded) - wanted))
             best = min(best, (error, scale, zero))
