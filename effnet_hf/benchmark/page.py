@@ -62,7 +62,10 @@ def render(results: list[dict], folder_name: str) -> str:
     lines += [f"- {sentence}" for sentence in missed] or ["None of those that ran."]
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     lines += ["", "## Measured with", "", f"{describe(facts)}; {versions}; commit {first['commit']}."]
-    lines += ["", f"Raw figures: `{folder_name}/*.json`; this page is `python benchmark.py page FOLDER` of that folder."]
+    lines += [
+        "",
+        f"Raw figures: `{folder_name}/*.json`; this page is `python benchmark.py page FOLDER` of that folder.",
+    ]
     return "\n".join(lines) + "\n" + NOT_RUN[facts["device"]]
 
 
