@@ -33,8 +33,11 @@ checkpoints/%-imagenette/config.json: checkpoints/%-lite0/config.json
 
 test: test-main test-common test-transformers5
 
+# In two halves: a process that had loaded DALI, ONNX Runtime and OpenVINO together died when it started another one.
+ENGINES = tests/export tests/quantization tests/benchmark tests/test_tuning.py tests/test_qat_cli.py
 test-main: $(VENV)/.ready
-	$(PY) -m pytest -n 2 --dist loadfile tests
+	$(PY) -m pytest -n 2 --dist loadfile tests $(addprefix --ignore=,$(ENGINES))
+	$(PY) -m pytest -n 2 --dist loadfile $(ENGINES)
 
 # What touches transformers, on its newest version, laid over the environment instead of installing torch twice.
 test-transformers5: $(VENV)/.transformers5

@@ -108,7 +108,8 @@ def test_opens_where_the_package_does_not_exist(tiny_quantized, tmp_path):
         "model.save_pretrained('again')\n"
         "with torch.no_grad(): torch.save(model(torch.load('x.pt')).logits, 'logits.pt')\n"
     )
-    path = [entry for entry in sys.path if entry and not (Path(entry) / "effnet_hf").exists()]
+    strangers = ("effnet_hf", "transformers_modules")  # the package itself, and what other tests had copied there
+    path = [entry for entry in sys.path if entry and not any((Path(entry) / name).exists() for name in strangers)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "HF_MODULES_CACHE": str(tmp_path / "modules")}
     child = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
