@@ -67,16 +67,17 @@ def main(kills: int, seed: int, quantized: bool) -> int:
         duration = time.monotonic() - started
         recipe = make_recipe(data, broken, resume="auto", **settings)
         done = 0
+        # Late enough to get past the start, early enough that the run needs several lives; calibration is a long start.
+        share = (0.3, 0.9) if quantized else (0.02, 0.5)
         while done < kills:
-            # Late enough to get past the start, early enough that the run needs several lives.
-            if in_child(recipe, kill_after=rng.uniform(0.02, 0.5) * duration) is None:
+            if in_child(recipe, kill_after=rng.uniform(*share) * duration) is None:
                 done += 1
                 saved = sorted(path.name for path in (broken / "checkpoints").glob("update-*"))
                 half = len(list((broken / "checkpoints").glob(".*.tmp")))
                 print(f"kill {done:>2}: newest checkpoint {saved[-1] if saved else 'none'}, half-written ones {half}")
             elif fingerprint(broken) == fingerprint(whole):
                 print("reached the end, bit-equal; starting over")
-                os.rename(broken, Path(scratch, f"done-{done}"))
+                os.rename(broken, tempfile.mkdtemp(prefix="done-", dir=scratch))
             else:
                 print("reached the end, but NOT equal")
                 return 1
