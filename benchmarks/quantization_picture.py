@@ -28,7 +28,7 @@ def main() -> None:
     for i, model in enumerate(arguments.models):
         figures = json.loads((arguments.folder / f"{model}.json").read_text())
         found = [figures[stage] for stage in STAGES]
-        spread = [[], []]
+        spread: tuple[list, list] = ([], [])
         for entry in found:
             p, n, z = entry["top1"] / 100, entry["n"], 1.96  # Wilson's interval
             centre = (p + z * z / (2 * n)) / (1 + z * z / n)
