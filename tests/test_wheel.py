@@ -65,7 +65,9 @@ def run(python, *words, cwd):
 
 def test_wheel_holds_the_package_with_recipes_and_template_and_no_tests(built):
     names = zipfile.ZipFile(built[1]).namelist()
-    tracked = subprocess.run(["git", "ls-files", "effnet_hf"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    tracked = subprocess.run(
+        ["git", "ls-files", "effnet_hf", "optimum"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
     assert {name for name in names if ".dist-info/" not in name} == set(tracked)
     assert any(name.endswith(".yaml") for name in names) and "effnet_hf/hub/model_card.md.jinja" in names
 

@@ -19,7 +19,7 @@ from .reading import ROOT, commands, words
 pytestmark = pytest.mark.slow  # trains, quantizes and exports whole networks in processes of their own: minutes
 
 # What the README calls them, and what stands for them here.
-PLACEHOLDERS = {"DIR": "pictures", "me/effnet-b0": "runs/train"}
+PLACEHOLDERS = {"DIR": "pictures", "me/effnet-b0": "runs/b0"}
 SMALL = "--image_size 32 --resize_margin 0 --epochs 1 --warmup_epochs 0 --global_batch_size 8"
 SMALL = f"{SMALL} --per_device_batch_size 4 --num_workers 0".split()
 SMALLER = {"train.py": SMALL, "qat.py": SMALL, "validate.py": ["--num_workers", "0"]}
@@ -66,4 +66,4 @@ def test_every_job_of_the_readme_in_order(desk):
 
 def test_the_jobs_are_there():
     scripts = {word for command in quick_start() for word in words(command.text) if word.endswith(".py")}
-    assert {"train.py", "validate.py", "classify.py", "convert.py"} <= scripts
+    assert {"train.py", "validate.py", "classify.py", "convert.py", "qat.py", "export.py"} <= scripts
