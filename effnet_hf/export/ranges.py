@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 import onnx
 
+from ..errors import UserError
 from .runners import onnxruntime_session
 
 
@@ -34,6 +35,9 @@ def search_ranges(
         model: the float graph.
         tensors: names in it, with the function that follows each.
         batches: `pixel_values`; read twice.
+
+    Raises:
+        UserError: a tensor is not finite, as those of a diverged training.
     """
     if not tensors:
         return {}
@@ -46,6 +50,8 @@ def search_ranges(
     lows, highs = np.full(len(names), np.inf), np.full(len(names), -np.inf)
     for batch in batches:
         for i, values in enumerate(session.run(names, {fed: batch})):
+            if not np.isfinite(values).all():
+                raise UserError(f"the network gives NaN or infinity at {names[i]}: its training has diverged.")
             lows[i], highs[i] = min(lows[i], values.min()), max(highs[i], values.max())
     counts = np.zeros((len(names), BINS))
     for batch in batches:

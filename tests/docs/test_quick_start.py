@@ -20,9 +20,13 @@ pytestmark = pytest.mark.slow  # trains, quantizes and exports whole networks in
 
 # What the README calls them, and what stands for them here.
 PLACEHOLDERS = {"DIR": "pictures", "me/effnet-b0": "runs/b0"}
-SMALL = "--image_size 32 --resize_margin 0 --epochs 1 --warmup_epochs 0 --global_batch_size 8"
-SMALL = f"{SMALL} --per_device_batch_size 4 --num_workers 0".split()
-SMALLER = {"train.py": SMALL, "qat.py": SMALL, "validate.py": ["--num_workers", "0"]}
+SMALL = "--image_size 64 --resize_margin 0 --warmup_epochs 0 --global_batch_size 8 --per_device_batch_size 8"
+SMALL = f"{SMALL} --num_workers 0 --batch_norm_momentum 0.1".split()
+SMALLER = {
+    "train.py": [*SMALL, "--epochs", "4", "--learning_rate", "0.001"],
+    "qat.py": [*SMALL, "--epochs", "1", "--learning_rate", "0.0001", "--gradient_clip", "1"],
+    "validate.py": ["--num_workers", "0"],
+}
 
 
 def quick_start() -> list:
@@ -37,7 +41,7 @@ def quick_start() -> list:
 def desk(tmp_path_factory) -> Path:
     """The folder a reader works in: pictures, a snapshot or two, and NVIDIA's checkpoint."""
     folder = tmp_path_factory.mktemp("desk")
-    write_squares(folder / "pictures", per_class=6, size=40)
+    write_squares(folder / "pictures", per_class=16, size=72)
     picture = Image.open(folder / "pictures/val/red/0.png")
     for name in ("cat.jpg", "holiday/1.jpg", "shots/1.png", "shots/2.png"):
         (folder / name).parent.mkdir(exist_ok=True)

@@ -169,6 +169,14 @@ def test_range_before_silu_spends_no_steps_on_the_negative_tail():
     assert plain_zero * plain_scale == pytest.approx(60, rel=0.05)
 
 
+def test_a_diverged_network_is_one_sentence(drawn):
+    qdq.take_out(drawn)
+    (output,) = (node.output[0] for node in drawn.graph.node if node.op_type == "Conv" and "stem" in node.name)
+    pixels = np.full((1, 3, 64, 64), np.nan, np.float32)
+    with pytest.raises(UserError, match=r"gives NaN or infinity at .*stem.*: its training has diverged"):
+        ranges.search_ranges(drawn, {output: ranges.silu}, [pixels])
+
+
 def test_slower_int8_is_said():
     fast, slow = (
         int8_report.Row(name, None, 100.0, 1.0, (1.0, 1.0), times)
