@@ -17,6 +17,8 @@ from effnet_hf import (
     EfficientNetNVModel,
 )
 
+from .child_path import child_path
+
 
 HERE = Path(__file__).parent
 CODE = {
@@ -67,10 +69,9 @@ def test_whichever_class_is_saved_the_folder_names_every_door_and_holds_the_code
 
 
 def test_every_door_opens_without_the_package_and_gives_the_same_answers(saved):
-    path = [entry for entry in sys.path if entry and not (Path(entry) / "effnet_hf").exists()]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONPATH": child_path(),
         "HF_MODULES_CACHE": str(saved / "modules"),
         "HF_HUB_OFFLINE": "1",
     }

@@ -13,6 +13,7 @@ from PIL import Image
 
 from effnet_hf import EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.hub import CardFacts, render_card
+from tests.child_path import child_path
 
 
 HERE = Path(__file__).parent
@@ -45,10 +46,9 @@ def folder(tmp_path, tiny_config):
 
 
 def session(hub, what: str, argument: Path, home: Path, with_package: bool = True, python: str | None = None) -> dict:
-    path = [entry for entry in sys.path if entry and (with_package or not (Path(entry) / "effnet_hf").exists())]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     environment.update(
-        PYTHONPATH=os.pathsep.join([*([str(ROOT)] if with_package else []), *path]),
+        PYTHONPATH=os.pathsep.join([*([str(ROOT)] if with_package else []), child_path(with_package)]),
         HF_ENDPOINT=hub.url,
         HF_HOME=str(home),
         HF_HUB_DISABLE_XET="1",  # the protocol of the real Hub's own storage, which no loopback server speaks

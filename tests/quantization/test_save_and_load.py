@@ -6,7 +6,6 @@ import os
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +16,8 @@ from effnet_hf import EfficientNetNVBackbone, EfficientNetNVConfig, EfficientNet
 from effnet_hf.errors import UserError
 from effnet_hf.quantization import quantizers
 from effnet_hf.training import check_checkpoint
+
+from ..child_path import child_path
 
 
 @pytest.mark.parametrize(
@@ -109,9 +110,7 @@ def test_opens_where_the_package_does_not_exist(tiny_quantized, tmp_path):
         "model.save_pretrained('again')\n"
         "with torch.no_grad(): torch.save(model(torch.load('x.pt')).logits, 'logits.pt')\n"
     )
-    strangers = ("effnet_hf", "transformers_modules")  # the package itself, and what other tests had copied there
-    path = [entry for entry in sys.path if entry and not any((Path(entry) / name).exists() for name in strangers)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    environment = {**os.environ, "PYTHONPATH": child_path(), "HF_MODULES_CACHE": str(tmp_path / "modules")}
     child = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
