@@ -14,6 +14,7 @@ COMMANDS = {
     "memory": "peak memory of training and inference, with and without gradient checkpointing",
     "roofline": "bytes and FLOPs counted, and the share of this machine's peaks that a step reaches",
     "loop": "our whole training loop on real and on synthetic pictures",
+    "ablation": "what each of our CPU tunings brings",
     "profile": "the 20 costliest kernels of a training step",
     "scaling": "from one device to 8 and 64: pictures per second, GPU-hours, cost",
     "suite": "all of these as one page in benchmarks/",

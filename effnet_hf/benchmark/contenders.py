@@ -103,10 +103,14 @@ def training_step(
     pixels: torch.Tensor,
     precision: str = "fp32",
     mode: str = "eager",
+    tuned: bool = True,
 ) -> Callable[[], torch.Tensor]:
     """One optimizer step: forward, cross entropy with label smoothing, backward, RMSprop.
 
     Ours is tuned as our loop tunes it; a peer gets torch's defaults. The loss stays on the device.
+
+    Args:
+        tuned: False leaves our network as it is.
     """
     device = pixels.device
     channels_last = pixels.is_contiguous(memory_format=torch.channels_last)
@@ -121,7 +125,7 @@ def training_step(
     recipe = load_recipe("b0", global_batch_size=len(pixels), learning_rate=1e-4, lr_scaling="none")
     if name == OURS:
         optimizer = build_optimizer(model, recipe)
-        if device.type == "cpu":
+        if device.type == "cpu" and tuned:
             tune_for_cpu_training(model, pixels.shape[-1])
     else:
         optimizer = torch.optim.RMSprop(

@@ -15,7 +15,7 @@ from .report import markdown_table
 
 
 GOALS = {"eager": 1.0, "compile": 1.25, "torch": 1.0, "folded": 1.0}
-PARTS = ("train", "inference", "memory", "roofline", "data", "loop", "profile", "suite")
+PARTS = ("train", "inference", "memory", "roofline", "data", "loop", "ablation", "profile", "suite")
 
 
 def read_results(folder: Path) -> list[dict]:
@@ -264,6 +264,7 @@ TITLES = {
     "roofline": "What the machine allows",
     "data": "Input pipelines",
     "loop": "Our training loop, real data and synthetic",
+    "ablation": "What each tuning brings",
     "profile": "Where the time goes",
     "suite": "The suite",
 }

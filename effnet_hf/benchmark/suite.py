@@ -40,6 +40,7 @@ CPU_PARTS = {
     ),
     "memory": (90, "memory --variants b0,b4 --image_size 128 --batch_sizes 8"),
     "roofline": (60, "roofline --variants b0,b4"),
+    "ablation": (60, "ablation --variants b0,b4 --image_size 192 --batch_size 8 --rounds 7"),
     "profile": (60, "profile --variants b0 --image_size 128 --batch_size 32 --peers timm"),
     "loop": (120, "loop --variants b0 --image_size 128 --batch_sizes 32 --rounds 8 --num_workers 0"),
 }

@@ -87,6 +87,7 @@ def test_memory_and_roofline_and_profile_write_their_tables(command, folder):
         command("memory", *SMALL[:2], "--peers", "timm", "--batch_sizes", 2, "--output", folder / "memory.json")[0] == 0
     )
     assert command("roofline", "--image_size", 32, "--output", folder / "roofline.json")[0] == 0
+    assert command("ablation", *SMALL, "--batch_size", 2, "--output", folder / "ablation.json")[0] == 0
     code, out, _ = command("profile", *SMALL, "--batch_size", 2, "--output", folder / "profile.json")
     assert code == 0 and "convolution" in out
     memory = json.loads((folder / "memory.json").read_text())["rows"]
@@ -104,7 +105,14 @@ def test_the_page_is_rendered_from_the_files_alone(command, folder):
     code, out, _ = command("page", folder)
     text = folder.with_name("2026-01-02-cpu.md").read_text()
     assert code == 0 and (folder / "chart.png").stat().st_size > 5000
-    for title in ("Training step", "Inference", "Peak memory", "What the machine allows", "Where the time goes"):
+    for title in (
+        "Training step",
+        "Inference",
+        "Peak memory",
+        "What the machine allows",
+        "What each tuning brings",
+        "Where the time goes",
+    ):
         assert f"## {title}\n" in text
     assert "left out: loop: x" in text and "python benchmark.py train" in text and "Goals missed" in text
     assert "Not run here: a GPU" in text and "| effnet_hf | eager | fp32 | 32 | 2 |" in text

@@ -18,7 +18,19 @@ PROGRAMS = [
     *sorted(path.name for path in ROOT.glob("*.py")),
     *(
         f"benchmark.py {name}"
-        for name in ("data", "inference", "loop", "memory", "page", "profile", "roofline", "scaling", "suite", "train")
+        for name in (
+            "ablation",
+            "data",
+            "inference",
+            "loop",
+            "memory",
+            "page",
+            "profile",
+            "roofline",
+            "scaling",
+            "suite",
+            "train",
+        )
     ),
     "effnet_hf.data.scan",
     "effnet_hf.training.plots",

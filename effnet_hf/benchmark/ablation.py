@@ -1,0 +1,88 @@
+"""What each of our CPU tunings brings: python benchmark.py ablation --variants b0 --batch_size 8
+
+Training steps of the same network with one tuning after the other switched on, and one step of each optimizer over B0's
+weights in the forms that torch offers; everything takes turns.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from ..configuration import EfficientNetNVConfig
+from ..training import keep_freed_memory
+from ..tuning import split_depthwise_gradients, use_onednn
+from .contenders import OURS, build, pictures, training_step
+from .environment import environment, resolve_device, write_figures
+from .flags import common_parser, settings
+from .report import markdown_table
+from .timing import Samples, speed_up, take_turns
+
+
+FORMS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+OPTIMIZERS: dict[str, Callable] = {
+    "RMSprop": partial(torch.optim.RMSprop, lr=1e-6, momentum=0.9, weight_decay=1e-5),
+    "SGD": partial(torch.optim.SGD, lr=1e-6, momentum=0.9, weight_decay=1e-5),
+    "AdamW": partial(torch.optim.AdamW, lr=1e-6),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = common_parser("ablation", __doc__.splitlines()[0])
+    parser.add_argument("--batch_size", type=int, default=8, help="pictures per step")
+    arguments = parser.parse_args(argv)
+    device = resolve_device(arguments.device, arguments.num_threads)
+    keep_freed_memory()
+    rows = []
+    for variant in arguments.variants:
+        size = arguments.image_size or EfficientNetNVConfig.from_variant(variant).image_size
+        rows += tunings(variant, size, arguments.batch_size, arguments.rounds, device)
+    rows += optimizers(arguments.rounds, device)
+    print(markdown_table(rows))
+    if arguments.output:
+        figures = {"kind": "ablation", **environment(device), "settings": settings(arguments), "rows": rows}
+        write_figures(figures, arguments.output)
+    return 0
+
+
+def tunings(variant: str, size: int, batch: int, rounds: int, device: torch.device) -> list[dict]:
+    """Rows of training steps: nothing, oneDNN for 1x1 convolutions, split depthwise gradients, both."""
+    changes = {
+        "untuned": lambda model: model,
+        "use_onednn": lambda model: use_onednn(model, size),
+        "split_depthwise_gradients": split_depthwise_gradients,
+        "both": lambda model: split_depthwise_gradients(use_onednn(model, size)),
+    }
+    pixels = pictures(batch, size, device, channels_last=True)
+    steps = {
+        name: training_step(OURS, change(build(OURS, variant, size)), pixels, tuned=False)
+        for name, change in changes.items()
+    }
+    samples = take_turns(steps, device, rounds)
+    return _rows(f"training step, {variant}, {size} px, batch {batch}", samples, "untuned", device)
+
+
+def optimizers(rounds: int, device: torch.device) -> list[dict]:
+    """Rows of one step over B0's weights, against the loop over tensors that is torch's default on a CPU."""
+    rows = []
+    for name, make in OPTIMIZERS.items():
+        steps = {}
+        for form, flags in FORMS.items():
+            if (name, form) == ("RMSprop", "fused"):  # torch has none
+                continue
+            weights = list(build(OURS, "b0", 224).to(device).parameters())
+            for weight in weights:
+                weight.grad = torch.randn_like(weight)
+            steps[form] = make(weights, **flags).step
+        rows += _rows(f"{name} over B0's weights", take_turns(steps, device, rounds), "loop", device)
+    return rows
+
+
+def _rows(what: str, samples: dict[str, Samples], baseline: str, device: torch.device) -> list[dict]:
+    rows = []
+    for name, own in samples.items():
+        ratio = speed_up(own, samples[baseline], device.type == "cpu")
+        milliseconds = own.summary(1)["cpu_ms" if device.type == "cpu" else "wall_ms"]
+        row = {"what": what, "how": name, "ms": f"{milliseconds:.1f}"}
+        rows.append(row | {"times as fast": f"{ratio.get('cpu', ratio['wall']):.2f}", "n": len(own.wall)})
+    return rows
