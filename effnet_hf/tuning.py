@@ -79,7 +79,7 @@ def use_onednn(model: nn.Module, image_size: int) -> nn.Module:
 
     On one thread and below 16 pictures torch gives them to its own im2col and the BLAS (`ConvParams::use_mkldnn` in
     aten/src/ATen/native/Convolution.cpp), unless they are dilated. A 1x1 kernel has no neighbours to move apart, so a
-    dilation of 2 changes nothing but that choice: 1.2 to 1.3x in a training step of 8 pictures, 1.4x in inference.
+    dilation of 2 changes nothing but that choice: 1.2 to 1.3x in a training step of 8 pictures.
     Pictures below 96 pixels are left alone, because their maps are too small to pay for oneDNN's set-up.
     """
     for module in model.modules() if image_size >= 96 else ():
@@ -91,9 +91,10 @@ def use_onednn(model: nn.Module, image_size: int) -> nn.Module:
 def split_depthwise_gradients(model: nn.Module) -> nn.Module:
     """In place, for fp32 training on a CPU: 5x5 depthwise convolutions get their weight gradient in two halves.
 
-    oneDNN takes 4 to 30 times a forward pass for the gradient of a depthwise kernel five pixels wide, and about one for
+    oneDNN takes four to eight forward passes for the gradient of a depthwise kernel five pixels wide, and about one for
     three. Columns 0 to 2 and 2 to 4 of the kernel are therefore asked for separately, over the picture shifted by two:
-    the same sums, 1.1 to 7 times as fast, 2 to 4 % of a B0 step. Layers of other classes are left alone.
+    the same sums, 1.4 to 1.8 times as fast with the forward pass counted, 4 to 6 % of a step of 8 pictures
+    (benchmarks/2026-11-25-cpu.md). Layers of other classes are left alone.
     """
     for conv in model.modules():
         if type(conv) is nn.Conv2d and conv.kernel_size == (5, 5) and conv.groups == conv.in_channels:
@@ -144,8 +145,8 @@ def compile_for_inference(model: nn.Module, **settings) -> Callable:
     """`torch.compile` of the folded network as one graph; the first call of every shape compiles, for a minute or two.
 
     On a CPU the weights are frozen into the graph in the layout that oneDNN wants, convolution and activation in one
-    call: 1.7x at one picture, where plain `torch.compile` gives 1.1x. Freezing needs `torch.no_grad()` or
-    `torch.inference_mode()` around every call, and later changes of the weights are not seen.
+    call: 1.5 to 1.9 times as fast as eager. Freezing needs `torch.no_grad()` or `torch.inference_mode()` around every
+    call, and later changes of the weights are not seen.
 
     Args:
         settings: of `torch.compile`, for example `mode="reduce-overhead"` for CUDA graphs.

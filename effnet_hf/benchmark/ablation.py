@@ -4,6 +4,7 @@ Training steps of the same network with one tuning after the other switched on, 
 weights in the forms that torch offers; everything takes turns.
 """
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     for variant in arguments.variants:
         size = arguments.image_size or EfficientNetNVConfig.from_variant(variant).image_size
         rows += tunings(variant, size, arguments.batch_size, arguments.rounds, device)
+    for channels, side in ((240, 28), (672, 14), (1152, 7)):  # of B0 at 224 pixels
+        rows += depthwise(channels, side, arguments.batch_size, arguments.rounds, device)
     rows += optimizers(arguments.rounds, device)
     print(markdown_table(rows))
     if arguments.output:
@@ -60,6 +63,27 @@ def tunings(variant: str, size: int, batch: int, rounds: int, device: torch.devi
     }
     samples = take_turns(steps, device, rounds)
     return _rows(f"training step, {variant}, {size} px, batch {batch}", samples, "untuned", device)
+
+
+def depthwise(channels: int, side: int, batch: int, rounds: int, device: torch.device) -> list[dict]:
+    """Rows of one 5x5 depthwise convolution: forward alone, and with torch's backward pass and with ours."""
+    plain = torch.nn.Conv2d(channels, channels, 5, padding=2, groups=channels, bias=False)
+    plain = plain.to(device, memory_format=torch.channels_last)
+    split = split_depthwise_gradients(copy.deepcopy(plain))
+    maps = torch.randn(batch, channels, side, side, device=device)
+    maps = maps.contiguous(memory_format=torch.channels_last).requires_grad_()
+
+    def both_ways(conv):
+        output = conv(maps)
+        output.backward(output.detach())
+
+    steps = {
+        "torch": partial(both_ways, plain),
+        "split_depthwise_gradients": partial(both_ways, split),
+        "forward alone": lambda: plain(maps.detach()),
+    }
+    what = f"5x5 depthwise convolution, {channels} channels, {side} px, batch {batch}, forward and backward"
+    return _rows(what, take_turns(steps, device, rounds), "torch", device)
 
 
 def optimizers(rounds: int, device: torch.device) -> list[dict]:

@@ -1,6 +1,7 @@
 """The page and chart of a result folder, from its JSON files alone: python benchmark.py page FOLDER
 
-`FOLDER/*.json` -> `FOLDER.md` and `FOLDER/chart.png`. What a run left out, and what never ran, stands on the page.
+`FOLDER/*.json` -> `FOLDER.md` and `FOLDER/chart.png`. What a run left out, and what never ran, stands on the page, and
+so does `FOLDER/notes.md`, if there is one: why goals were missed.
 """
 
 import json
@@ -11,10 +12,10 @@ from ..errors import UserError
 from ..files import atomic_write
 from . import published
 from .contenders import OURS
+from .goals import misses
 from .report import markdown_table
 
 
-GOALS = {"eager": 1.0, "compile": 1.25, "torch": 1.0, "folded": 1.0}
 PARTS = ("train", "inference", "memory", "roofline", "data", "loop", "ablation", "profile", "suite")
 
 
@@ -35,14 +36,14 @@ def read_results(folder: Path) -> list[dict]:
     return sorted(results, key=lambda figures: PARTS.index(figures["kind"]) if figures["kind"] in PARTS else len(PARTS))
 
 
-def render(results: list[dict], folder_name: str) -> str:
-    """The Markdown page."""
+def render(results: list[dict], folder_name: str, notes: str = "") -> str:
+    """The Markdown page; `notes` say why goals were missed."""
     first = results[0]
     facts = first["hardware"]
     on_cpu = facts["device"] == "cpu"
     place = "one thread" if on_cpu and facts["threads"] == 1 else f"{facts['threads']} threads" if on_cpu else "one GPU"
     lines = [
-        f"# Speed on {describe(facts)}, {first['date']}",
+        f"# Speed on {facts['name']}, {first['date']}",
         "",
         f"{place}; pictures are noise that is in memory already. All contenders of a table took turns step by step, in"
         " an order drawn anew each round; the first rounds are not counted. `x timm` is how many times faster than"
@@ -54,14 +55,15 @@ def render(results: list[dict], folder_name: str) -> str:
         f"![chart]({folder_name}/chart.png)",
     ]
     for figures in results:
-        lines += ["", f"## {TITLES.get(figures['kind'], figures['kind'])}", "", f"    {figures['command']}", ""]
+        lines += ["", f"## {title(figures)}", "", f"    {figures['command']}", ""]
         lines += SECTIONS.get(figures["kind"], _plain)(figures)
         lines += [f"- left out: {sentence}" for sentence in figures.get("left_out", [])]
     missed = misses(results)
     lines += ["", "## Goals missed", ""]
     lines += [f"- {sentence}" for sentence in missed] or ["None of those that ran."]
+    lines += ["", notes.strip()] if notes else []
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-    lines += ["", "## Measured with", "", f"{describe(facts)}; {versions}; commit {first['commit']}."]
+    lines += ["", "## Measured with", "", f"{facts['name']}; {versions}; commit {first['commit']}."]
     lines += [
         "",
         f"Raw figures: `{folder_name}/*.json`; this page is `python benchmark.py page FOLDER` of that folder.",
@@ -69,8 +71,14 @@ def render(results: list[dict], folder_name: str) -> str:
     return "\n".join(lines) + "\n" + NOT_RUN[facts["device"]]
 
 
-def describe(facts: dict) -> str:
-    return facts["name"] if facts["device"] != "cpu" else f"a CPU ({facts['name']})"
+def title(figures: dict) -> str:
+    """Of a section; with what it ran where a page has several of a kind."""
+    text = TITLES.get(figures["kind"], figures["kind"])
+    if figures["kind"] not in ("train", "inference"):
+        return text
+    variants = ", ".join(dict.fromkeys(row["variant"] for row in figures["rows"]))
+    batches = ", ".join(str(batch) for batch in dict.fromkeys(row["batch"] for row in figures["rows"]))
+    return f"{text}: {variants}, batch {batches}"
 
 
 def _ratio(row: dict, peer: str) -> str:
@@ -178,32 +186,6 @@ def add_reached(results: list[dict]) -> None:
                 row["reached"] = f"{ips:,.1f} ({100 * ips / ceiling:.0f} %)"
 
 
-def misses(results: list[dict]) -> list[str]:
-    """A sentence for each row of ours that falls short of the goal: 1.0 x timm and torchvision eager, 1.25 x compiled;
-    and for memory above timm's."""
-    sentences = []
-    for figures in results:
-        for row in figures.get("rows", ()):
-            if row.get("by") != OURS:
-                continue
-            goal = GOALS.get(row.get("mode") or row.get("runtime"))
-            for peer in ("timm", "torchvision") if goal and "speed_up" in row else ():
-                ratio = row["speed_up"].get(peer)
-                value = ratio and ratio.get("cpu", ratio["wall"])
-                if value and round(value, 2) < goal:
-                    how = row.get("mode") or row["runtime"]
-                    what = f"{figures['kind']} of {row['variant']}, batch {row['batch']}, {how}"
-                    sentences.append(f"{what}: {value:.2f} x {peer}, the goal is {goal}.")
-        if figures["kind"] == "memory":
-            theirs = {(r["variant"], r["precision"], r["batch"]): r for r in figures["rows"] if r["by"] == "timm"}
-            for row in figures["rows"]:
-                peer = theirs.get((row["variant"], row["precision"], row["batch"]))
-                for kind in ("training_mb", "inference_mb"):
-                    if row["by"] == OURS and peer and row[kind] > 1.005 * peer[kind]:
-                        sentences.append(f"{kind} of {row['variant']}: {row[kind]:.1f}, timm {peer[kind]:.1f}.")
-    return sentences
-
-
 def draw(results: list[dict], path: Path) -> None:
     """One panel a kind and network: how many times faster than timm's eager model every row is."""
     import matplotlib
@@ -244,9 +226,9 @@ def write_page(folder: Path) -> Path:
     results = read_results(folder)
     add_reached(results)
     draw(results, folder / "chart.png")
-    page = folder.with_name(folder.name + ".md")
+    page, notes = folder.with_name(folder.name + ".md"), folder / "notes.md"
     with atomic_write(page) as file:
-        file.write(render(results, folder.name))
+        file.write(render(results, folder.name, notes.read_text("utf-8") if notes.exists() else ""))
     return page
 
 

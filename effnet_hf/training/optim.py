@@ -25,7 +25,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """torch's own RMSprop, SGD or AdamW, in the implementation that measures fastest where the weights are.
 
-    SGD and AdamW are fused: on one CPU thread 1.9 and 3 times as fast as a loop over B0's tensors. RMSprop has no fused
+    SGD and AdamW are fused: on one CPU thread 2 and 2.8 times as fast as a loop over B0's tensors. RMSprop has no fused
     form. On a GPU `foreach` saves it thousands of launches; on a CPU a loop is 1.2 times as fast, because a tensor is
     still in the cache when its next operation comes (benchmarks/2026-11-25-cpu.md).
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import benchmark as script
-from effnet_hf.benchmark import inference, page, suite
+from effnet_hf.benchmark import inference, suite
+from effnet_hf.benchmark.goals import misses
 from effnet_hf.cli import run
 
 
@@ -102,6 +103,7 @@ def test_the_page_is_rendered_from_the_files_alone(command, folder):
             {**json.loads((folder / "train.json").read_text()), "kind": "suite", "rows": [], "left_out": ["loop: x"]}
         )
     )
+    (folder / "notes.md").write_text("It was a busy day.")
     code, out, _ = command("page", folder)
     text = folder.with_name("2026-01-02-cpu.md").read_text()
     assert code == 0 and (folder / "chart.png").stat().st_size > 5000
@@ -114,7 +116,12 @@ def test_the_page_is_rendered_from_the_files_alone(command, folder):
         "Where the time goes",
     ):
         assert f"## {title}\n" in text
-    assert "left out: loop: x" in text and "python benchmark.py train" in text and "Goals missed" in text
+    assert (
+        "left out: loop: x" in text
+        and "It was a busy day." in text
+        and "python benchmark.py train" in text
+        and "Goals missed" in text
+    )
     assert "Not run here: a GPU" in text and "| effnet_hf | eager | fp32 | 32 | 2 |" in text
 
 
@@ -130,9 +137,35 @@ def test_a_row_below_its_goal_and_a_peak_above_timms_are_named():
             "rows": [{**peak, "by": "effnet_hf", "training_mb": 2.0}, {**peak, "by": "timm", "training_mb": 1.0}],
         },
     ]
-    assert page.misses(results) == [
+    assert misses(results) == [
         "train of b0, batch 2, compile: 1.20 x timm, the goal is 1.25.",
         "training_mb of b0: 2.0, timm 1.0.",
+    ]
+
+
+def test_goals_of_a_gpu_are_judged_by_the_best_row_of_each_network():
+    def row(variant, ips, **others):
+        return {"variant": variant, "by": "effnet_hf", "precision": "bf16", "batch": 256, "ips": ips, **others}
+
+    speed_up = {"timm": {"wall": 1.4}}
+    results = [
+        {
+            "kind": "train",
+            "hardware": {"device": "cuda"},
+            "rows": [
+                row("b0", 5000, speed_up={}),
+                row("b0", 8000, speed_up=speed_up),
+                row("widese-b0", 7000, speed_up={}),
+                row("b4", 900, speed_up={"timm": {"wall": 1.2}}),
+            ],
+        },
+        {"kind": "inference", "rows": [row("b0", 41000, p50_ms=6.0), {**row("b0", 1000, p50_ms=0.9), "batch": 1}]},
+    ]
+    assert misses(results) == [
+        "training widese-b0: 0.875 of b0, the goal is 0.97.",
+        "training b4: 900 img/s, the goal is 1,050.",
+        "training b4: 1.20 x timm, the goal is 1.35.",
+        "one picture through b0: 0.90 ms, the goal is 0.6.",
     ]
 
 
