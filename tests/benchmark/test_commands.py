@@ -108,8 +108,8 @@ def test_the_page_is_rendered_from_the_files_alone(command, folder):
     text = folder.with_name("2026-01-02-cpu.md").read_text()
     assert code == 0 and (folder / "chart.png").stat().st_size > 5000
     for title in (
-        "Training step",
-        "Inference",
+        "Training step: b0, batch 2",
+        "Inference: b0, batch 1, 2",
         "Peak memory",
         "What the machine allows",
         "What each tuning brings",
