@@ -77,7 +77,7 @@ def depthwise(channels: int, side: int, batch: int, rounds: int, device: torch.d
         output = conv(maps)
         output.backward(output.detach())
 
-    steps = {
+    steps: dict[str, Callable] = {
         "torch": partial(both_ways, plain),
         "split_depthwise_gradients": partial(both_ways, split),
         "forward alone": lambda: plain(maps.detach()),
