@@ -106,6 +106,8 @@ def main() -> None:
         model_id=args.hub_model_id,
     )
     print(f'wrote  {args.to}\nopen   AutoModelForImageClassification.from_pretrained("{args.to}")')
+    if converted.trainer_state is not None and converted.trainer_state.epoch is not None:
+        print(f"resume python train.py --config {config.variant} --data_dir DIR --resume {args.to}")
     if args.push_to_hub:
         url = push_folder(
             args.to, args.hub_model_id, private=args.hub_private, revision=args.hub_revision, token=args.hub_token

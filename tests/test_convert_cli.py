@@ -66,7 +66,10 @@ def test_from_auto_to_folder(convert, checkpoint, ours, tmp_path):
     assert out.splitlines()[0] == (
         "checkpoint.pth.tar: nvidia names, b0, 1000 classes, 224 x 224 pixels, the same function"
     )
-    assert out.endswith('open   AutoModelForImageClassification.from_pretrained("made/folder")\n')
+    assert out.endswith(
+        'open   AutoModelForImageClassification.from_pretrained("made/folder")\n'
+        "resume python train.py --config b0 --data_dir DIR --resume made/folder\n"
+    )
     folder = tmp_path / "made" / "folder"
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",

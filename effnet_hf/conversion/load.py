@@ -1,7 +1,7 @@
 """From any checkpoint to our configuration and weights: which dialect, which variant, which function."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -41,7 +41,7 @@ class Converted:
         notes: one sentence each, for the terminal and the model card.
         quantizer_amax: ranges of a quantized checkpoint's quantizers, by `module.argument`; `config.quantization` then
             says where they stand.
-        trainer_state: epoch, best accuracy and optimizer of a training checkpoint.
+        trainer_state: epoch, best accuracy, optimizer and averaged weights of a training checkpoint.
         origin: Hub id, if it came from there; `license`: as the Hub or timm states it.
     """
 
@@ -166,6 +166,9 @@ def load_foreign(
     quantizer_amax = spoken.read_quantizers(amax, config, where)
     keys = {theirs: ours for ours, theirs in spoken.key_names(config).items()}
     trainer_state, trainer_notes = read_trainer_state(opened.extras, list(tensors), keys, expected_shapes(config))
+    if trainer_state and opened.averaged and not amax:
+        averaged = {spoken.respell(key): tensor for key, tensor in opened.averaged.items()}
+        trainer_state = replace(trainer_state, averaged=spoken.read(averaged, config, where))
     return Converted(
         config=config,
         state_dict=state,

@@ -44,6 +44,7 @@ class Source:
         config, preprocessor: `config.json` and `preprocessor_config.json` next to the weights, if any.
         header: what we wrote about a model when we wrote it in a foreign dialect, if we did.
         extras: the other entries of a training checkpoint: epoch, optimizer, …
+        averaged: its averaged (EMA) weights, where `tensors` are the plain ones.
         origin: Hub id, for the model card; `None` for a file.
         notes: what was done on the way, one sentence each.
     """
@@ -55,6 +56,7 @@ class Source:
     preprocessor: dict = field(default_factory=dict)
     header: dict = field(default_factory=dict)
     extras: dict = field(default_factory=dict)
+    averaged: dict[str, torch.Tensor] = field(default_factory=dict)
     origin: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -80,8 +82,8 @@ def open_source(
         config = _read_json(folder / "config.json") or {}
         preprocessor = _read_json(folder / "preprocessor_config.json") or {}
     content, header = _read(path)
-    tensors, extras, notes = _unwrap(content, path.name, ema)
-    return Source(name, path, _without_prefix(tensors), config, preprocessor, header, extras, origin, tuple(notes))
+    tensors, averaged, extras, notes = _unwrap(content, path.name, ema)
+    return Source(name, path, tensors, config, preprocessor, header, extras, averaged, origin, tuple(notes))
 
 
 def _locate(name: str, revision: str | None, token) -> tuple[Path, str | None]:
@@ -217,8 +219,8 @@ def _read_pickle(path: Path) -> Any:
         raise UserError(f"{path} is damaged or cut short: {first_line(error)}") from error
 
 
-def _unwrap(content: Any, name: str, ema: bool) -> tuple[dict[str, torch.Tensor], dict, list[str]]:
-    """The state dict inside a training checkpoint, the rest of it, and notes."""
+def _unwrap(content: Any, name: str, ema: bool) -> tuple[dict, dict, dict, list[str]]:
+    """The state dict inside a training checkpoint, its averaged weights, the rest of it, and notes."""
     if not isinstance(content, Mapping):
         raise UserError(f"{name} holds a {type(content).__name__}, not a dictionary of tensors.")
     averaged = [key for key in _EMA_CONTAINERS if isinstance(content.get(key), Mapping)]
@@ -228,18 +230,28 @@ def _unwrap(content: Any, name: str, ema: bool) -> tuple[dict[str, torch.Tensor]
     chosen = averaged[0] if ema else plain[0] if plain else None
     if chosen is None and averaged:
         raise UserError(f"{name} holds only averaged weights ({averaged[0]}); add --ema to take them.")
-    state = dict(content[chosen] if chosen else content)
+    notes: list[str] = []
+    tensors = _tensors(content[chosen] if chosen else content, name, notes)
     extras = {key: value for key, value in content.items() if key not in (*plain, *averaged)} if chosen else {}
-    notes = ["Took the averaged (EMA) weights."] if ema else []
-    if averaged and not ema:
-        notes.append("The file also holds averaged (EMA) weights; --ema takes them.")
+    if ema:
+        # Epoch and optimizer state belong to the plain weights: nobody can train on from the averaged ones with them.
+        dropped = f"; left out {', '.join(sorted(map(str, extras)))}, the plain weights' own" if extras else ""
+        return tensors, {}, {}, [f"Took the averaged (EMA) weights{dropped}.", *notes]
+    if not averaged:
+        return tensors, {}, extras, notes
+    notes.append("The file also holds averaged (EMA) weights; --ema takes them.")
+    return tensors, _tensors(content[averaged[0]], name, []), extras, notes
+
+
+def _tensors(state: Mapping, name: str, notes: list[str]) -> dict[str, torch.Tensor]:
+    state = {str(key): value for key, value in state.items()}
     state.pop("n_averaged", None)  # the update counter of torch's AveragedModel, no weight
-    strange = {str(key): value for key, value in state.items() if not isinstance(value, torch.Tensor)}
+    strange = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}
     if strange or not state:
         key, value = next(iter(strange.items()), (None, None))
         what = f"{key} is a {type(value).__name__}" if strange else "it is empty"
         raise UserError(f"{name} is not a dictionary of tensors: {what}.")
-    return _plain_tensors({str(key): value for key, value in state.items()}, name, notes), extras, notes
+    return _without_prefix(_plain_tensors(state, name, notes))
 
 
 def _plain_tensors(state: dict, name: str, notes: list[str]) -> dict[str, torch.Tensor]:

@@ -23,18 +23,14 @@ class TrainerState:
         best_top1: best validation accuracy so far, percent.
         param_groups: hyperparameters of each group, and under `"params"` our names of its parameters.
         optimizer_state: our parameter name to its state (`momentum_buffer`, `square_avg`, `step`, …), in our shapes.
+        averaged: the moving average (EMA) of the weights under our names, if the weights themselves are the plain ones.
     """
 
     epoch: int | None
     best_top1: float | None
     param_groups: list[dict[str, Any]]
     optimizer_state: dict[str, dict[str, Any]]
-
-    def optimizer_state_dict(self, names: list[str]) -> dict:
-        """For `load_state_dict` of an optimizer whose groups hold the same parameters, numbered as `names` are."""
-        index = {name: i for i, name in enumerate(names)}
-        groups = [{**group, "params": [index[name] for name in group["params"]]} for group in self.param_groups]
-        return {"state": {index[name]: state for name, state in self.optimizer_state.items()}, "param_groups": groups}
+    averaged: dict[str, torch.Tensor] | None = None
 
 
 def read_trainer_state(

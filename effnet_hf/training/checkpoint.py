@@ -119,6 +119,11 @@ class Checkpoints:
         if resume == "auto":
             return self.all()[-1] if self.all() else None
         path = Path(resume)
+        if path.is_file():
+            raise UserError(
+                f"--resume {resume} is a file; a checkpoint of NVIDIA's scripts goes on after"
+                f" python convert.py {resume} --to DIR with --resume DIR."
+            )
         if not (path / "progress.json").is_file():
             nested = sorted(path.glob("checkpoints/update-*/progress.json"))
             if not nested:

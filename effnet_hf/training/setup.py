@@ -27,6 +27,7 @@ from .ema import ModelEMA
 from .metrics import Speed
 from .model import build_model, build_processor, build_teacher, check_checkpoint, has_classes, image_size_of
 from .optim import build_optimizer, peak_learning_rate
+from .original_run import OriginalRun
 from .precision import precision_name, wants_channels_last
 from .profiling import Profiler
 from .report import Report
@@ -140,8 +141,9 @@ def set_up(
     accelerator.gradient_accumulation_steps = plan.accumulation_steps
     processor = build_processor(recipe, image_size)
     checkpoints = Checkpoints(accelerator, recipe, processor)
-    resume_from = checkpoints.find(recipe.resume)
-    _check_output_dir(recipe, resume_from)
+    original = OriginalRun.open(recipe.resume, recipe)
+    resume_from = None if original else checkpoints.find(recipe.resume)
+    _check_output_dir(recipe, resume_from, original)
 
     channels_last = wants_channels_last(recipe, accelerator)
     loaders = build_loaders(
@@ -159,6 +161,8 @@ def set_up(
     )
     set_seed(recipe.seed)  # the same fresh weights on every process …
     model, teacher = build_model(recipe, loaders.class_names), build_teacher(recipe, loaders.class_names)
+    if original is not None:
+        original.load_weights(model)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     for network in filter(None, (model, teacher)):
         network.to(accelerator.device, memory_format=memory_format)
@@ -171,6 +175,8 @@ def set_up(
     progress = Progress(num_samples=loaders.train.num_samples)
     if resume_from is not None:
         progress = checkpoints.read_progress(resume_from, loaders.train.num_samples)
+    elif original is not None:
+        progress = original.progress(loaders.train.num_samples, loaders.train.updates_per_epoch)
     elif check_model is not None:
         check_model(model)
     _claim_output_dir(recipe, accelerator, checkpoints, resume_from)
@@ -182,7 +188,10 @@ def set_up(
     ema = ModelEMA(model, recipe.ema_decay) if recipe.ema_decay else None
     if ema is not None:
         accelerator.register_for_checkpointing(ema)
-    model, optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+    optimizer = build_optimizer(model, recipe)
+    if original is not None:
+        original.restore(model, optimizer, ema, progress.total_updates)
+    model, optimizer = accelerator.prepare(model, optimizer)
     set_seed(recipe.seed, device_specific=True)  # … and other dropout draws on each
     if resume_from is not None:
         checkpoints.restore(resume_from, progress)
@@ -191,17 +200,17 @@ def set_up(
         recipe, accelerator, plan, loaders, processor, model, optimizer, ema, teacher, checkpoints, report, progress,
         Interruption(accelerator), Profiler(recipe, accelerator),
     )  # fmt: skip
-    _introduce(run, resume_from)
+    _introduce(run, resume_from, original)
     return run
 
 
-def _check_output_dir(recipe: Recipe, resume_from: Path | None) -> None:
+def _check_output_dir(recipe: Recipe, resume_from: Path | None, original: OriginalRun | None) -> None:
     """Refuses to mix two runs in one folder."""
     folder = Path(recipe.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file; name a folder.")
-    fresh = resume_from is None and not recipe.overwrite and recipe.resume is None
-    if fresh and (folder / "metrics.jsonl").exists():
+    fresh = recipe.resume is None or original is not None
+    if fresh and not recipe.overwrite and (folder / "metrics.jsonl").exists():
         raise UserError(
             f"--output_dir {folder} already holds a run; continue it with --resume auto,"
             " start afresh with --overwrite true, or name another folder."
@@ -222,7 +231,7 @@ def _claim_output_dir(recipe: Recipe, accelerator: Accelerator, checkpoints, res
     accelerator.wait_for_everyone()
 
 
-def _introduce(run: Run, resume_from: Path | None) -> None:
+def _introduce(run: Run, resume_from: Path | None, original: OriginalRun | None) -> None:
     """Says in a few lines what is about to run, and writes the same to the log."""
     recipe, accelerator, report, progress = run.recipe, run.accelerator, run.report, run.progress
     train, config = run.loaders.train, run.bare_model.config
@@ -234,8 +243,9 @@ def _introduce(run: Run, resume_from: Path | None) -> None:
         else ""
     )
     parameters = sum(p.numel() for p in run.bare_model.parameters())
-    start = f"weights of {recipe.model}" if recipe.model else "fresh weights"
-    if recipe.model and not has_classes(check_checkpoint(recipe.model), run.loaders.class_names):
+    origin = original.folder if original is not None else recipe.model
+    start = f"weights of {origin}" if origin else "fresh weights"
+    if recipe.model and original is None and not has_classes(check_checkpoint(recipe.model), run.loaders.class_names):
         start += f", a new classifier for {config.num_labels} classes"
     report.line(f"model    {config.variant or 'custom'}, {parameters:,} parameters, {config.image_size} px, {start}")
     report.line(
@@ -254,6 +264,8 @@ def _introduce(run: Run, resume_from: Path | None) -> None:
                 f"         written by {progress.num_processes} processes: the sample order goes on exactly,"
                 " draws of dropout and stochastic depth differ"
             )
+    if original is not None:
+        report.line(f"resume   {original.folder}: epoch {progress.epoch + 1}, {original}")
     values = {
         "recipe": recipe.name,
         "variant": config.variant,
@@ -261,7 +273,7 @@ def _introduce(run: Run, resume_from: Path | None) -> None:
         "device": describe_device(accelerator.device),
         "processes": accelerator.num_processes,
         "precision": precision,
-        "resumed_from": str(resume_from) if resume_from else None,
+        "resumed_from": str(resume_from or (original and original.folder) or "") or None,
         "versions": software_versions(),
         "command": command_line(recipe),
     }

@@ -202,20 +202,11 @@ def test_training_checkpoint_keeps_optimizer_under_our_names(swap, ours, theirs,
     shapes = {name: tuple(state["square_avg"].shape) for name, state in found.optimizer_state.items()}
     assert shapes == {name: tuple(ours[name].shape) for name in shapes} and len(shapes) == 213
 
-    # The state reaches an optimizer of ours: the same parameter gets the same value, whatever the numbering.
-    parameters = {name: torch.nn.Parameter(ours[name].clone()) for name in shapes}
-    ordered = [parameters[name] for group in found.param_groups for name in group["params"]]
-    resumed = torch.optim.RMSprop(
-        [{"params": [parameters[name] for name in group["params"]]} for group in found.param_groups]
-    )
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    resumed.load_state_dict(found.optimizer_state_dict([names[id(parameter)] for parameter in ordered]))
     keys = [key for key in theirs if not key.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     their_names = {theirs_: ours_ for ours_, theirs_ in NVIDIA.key_names(CONFIG).items()}
-    for i, key in enumerate(keys):
-        average = resumed.state[parameters[their_names[key]]]["square_avg"]
+    for i, key in enumerate(keys):  # the same parameter has the same value, whatever its number was
+        average = found.optimizer_state[their_names[key]]["square_avg"]
         torch.testing.assert_close(average, torch.full_like(average, 0.1 * (0.01 * (i + 1)) ** 2))
-    assert resumed.param_groups[0]["momentum"] == 0.9
 
 
 def test_optimizer_that_does_not_fit_is_left_out_and_said(theirs, load):

@@ -1,0 +1,107 @@
+"""Going on with a run of NVIDIA's scripts, from the folder that `convert.py` made of its `checkpoint.pth.tar`.
+
+Weights, their moving average, the optimizer's state and the epoch go on. The checkpoint holds neither random states nor
+a position within an epoch, so the next epoch starts at its first step with this run's own sample order.
+"""
+
+import dataclasses
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ..conversion import TRAINER_FILE, TrainerState
+from ..errors import UserError, first_line
+from ..recipes import Recipe
+from .checkpoint import Progress
+from .ema import ModelEMA
+
+
+_OPTIMIZER_STATES = {
+    "rmsprop": {"square_avg", "momentum_buffer"},
+    "sgd": {"momentum_buffer"},
+    "adamw": {"exp_avg", "exp_avg_sq"},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OriginalRun:
+    """What `convert.py` kept of a training checkpoint of the original."""
+
+    folder: Path
+    state: TrainerState
+    weights: dict[str, torch.Tensor]
+
+    @classmethod
+    def open(cls, resume: str | None, recipe: Recipe) -> "OriginalRun | None":
+        """The run in the folder that `--resume` names; None where that is not what it names.
+
+        Raises:
+            UserError: the folder is damaged, knows no epoch, holds another optimizer's state than the recipe's, or the
+                recipe quantizes.
+        """
+        if resume is None or not Path(resume, TRAINER_FILE).is_file():
+            return None
+        folder = Path(resume)
+        if recipe.placement != "none":
+            raise UserError(f"--resume {resume}: qat.py resumes its own checkpoints; start from this with --model.")
+        try:
+            state = TrainerState(**torch.load(folder / TRAINER_FILE, map_location="cpu", weights_only=True))
+            weights = load_file(folder / "model.safetensors")
+        except (OSError, RuntimeError, TypeError, EOFError, UnpicklingError, SafetensorError) as error:
+            raise UserError(f"--resume {resume} cannot be opened: {first_line(error)}") from None
+        if state.epoch is None:
+            raise UserError(f"--resume {resume} does not know its epoch; start from its weights with --model {resume}.")
+        if state.epoch >= recipe.epochs:
+            raise UserError(f"--resume {resume} has finished {state.epoch} epochs; --epochs {recipe.epochs} adds none.")
+        kept = {key for entries in state.optimizer_state.values() for key in entries} - {"step"}
+        if kept and kept != _OPTIMIZER_STATES[recipe.optimizer]:
+            raise UserError(
+                f"--resume {resume} holds another optimizer's state ({', '.join(sorted(kept))}) than"
+                f" {recipe.optimizer}'s; name its --optimizer, or start from its weights with --model {resume}."
+            )
+        return cls(folder, state, weights)
+
+    def load_weights(self, model: torch.nn.Module) -> None:
+        """Puts the weights into the recipe's model.
+
+        Raises:
+            UserError: they are another network's.
+        """
+        own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        theirs = {name: tuple(tensor.shape) for name, tensor in self.weights.items()}
+        if any(name.endswith("_amax") for name in theirs):
+            raise UserError(f"--resume {self.folder} is quantized; start qat.py from it with --model {self.folder}.")
+        if own != theirs:
+            name = min(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
+            raise UserError(
+                f"--resume {self.folder} is another network than the recipe's: {name} is {theirs.get(name, 'absent')}"
+                f" there, {own.get(name, 'absent')} here; see --variant and the number of classes in the data."
+            )
+        model.load_state_dict(self.weights, strict=True)
+
+    def progress(self, num_samples: int, updates_per_epoch: int) -> Progress:
+        """The first step of the next epoch. The best figure starts anew: its weights are not in the checkpoint."""
+        assert self.state.epoch is not None  # see open
+        return Progress(
+            epoch=self.state.epoch, total_updates=self.state.epoch * updates_per_epoch, num_samples=num_samples
+        )
+
+    def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEMA | None, updates: int):
+        """Gives every parameter its optimizer state, and the moving average its weights and number of updates."""
+        if self.state.optimizer_state:
+            names = {id(parameter): name for name, parameter in model.named_parameters()}
+            own = optimizer.state_dict()
+            order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+            state = {i: self.state.optimizer_state[name] for i, name in enumerate(order)}
+            optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
+        if ema is not None:
+            ema.load_state_dict({"updates": updates, "model": self.state.averaged or self.weights})
+
+    def __str__(self) -> str:
+        lacking = [] if self.state.optimizer_state else ["optimizer state"]
+        lacking += [] if self.state.averaged else ["averaged weights"]
+        without = f", without {' and '.join(lacking)}" if lacking else ""
+        return f"a run of the original{without}; random states and sample order are new"
