@@ -226,7 +226,8 @@ class EfficientNetNVPreTrainedModel(PreTrainedModel):
         super().post_init()
         # Ranges keep their precision whatever dtype the weights are loaded in. (Not as a class attribute: transformers
         # then looks for the modules among the parameters only.)
-        self._keep_in_fp32_modules_strict = quantizers or None
+        if quantizers:
+            self._keep_in_fp32_modules_strict = set(quantizers)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

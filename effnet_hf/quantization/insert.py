@@ -16,7 +16,7 @@ def quantize(model, **settings) -> None:
     """
     section = check_settings(model, settings)
     device = next(model.parameters()).device
-    model._keep_in_fp32_modules_strict = insert_quantizers(model, section)
+    model._keep_in_fp32_modules_strict = set(insert_quantizers(model, section))
     model.config.quantization = section
     model.to(device)
 
