@@ -3,6 +3,8 @@ import os
 
 # Nothing here may reach for the network; both libraries read this when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Some tests fork a process to have two ranks; a fork of a process with OpenMP's threads waits for them for ever.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
