@@ -13,7 +13,8 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
 
     B0 has 98 tensors in the first group and 115 in the second, B4 192 and 226.
     """
-    norms = {id(p) for m in model.modules() if isinstance(m, nn.BatchNorm2d) for p in m.parameters(recurse=False)}
+    kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
+    norms = {id(p) for m in model.modules() if isinstance(m, kinds) for p in m.parameters(recurse=False)}
     norm_decay = recipe.weight_decay if recipe.bn_weight_decay else 0.0
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [

@@ -33,6 +33,11 @@ def test_groups_are_batch_norm_and_the_rest(variant, tensors):
         assert sum(p.numel() for p in rest["params"]) == 5_246_532
 
 
+def test_batch_norm_shared_by_the_devices_is_batch_norm_too():
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model_on_meta("b0"))
+    assert [len(group["params"]) for group in parameter_groups(model, Recipe())] == [98, 115]
+
+
 def test_batch_norm_can_be_decayed_too():
     norms, _ = parameter_groups(model_on_meta("b0"), Recipe(bn_weight_decay=True, weight_decay=0.5))
     assert norms["weight_decay"] == 0.5
