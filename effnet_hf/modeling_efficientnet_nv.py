@@ -62,6 +62,13 @@ class SamePad2d(nn.Module):
         return nn.functional.pad(x, pads)
 
 
+class SiLU(nn.SiLU):
+    """x sigmoid(x), in place where no gradient needs x, which spares a round trip to memory."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return nn.functional.silu(input, inplace=not torch.is_grad_enabled())
+
+
 class ConvNormAct(nn.Module):
     """Convolution without bias, batch norm, and (unless `activate` is False) the activation."""
 
@@ -81,7 +88,8 @@ class ConvNormAct(nn.Module):
         padding = 0 if same else (kernel_size - 1) // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
-        self.act = ACT2FN[config.hidden_act] if activate else None
+        activation = SiLU() if config.hidden_act in ("silu", "swish") else ACT2FN[config.hidden_act]
+        self.act = activation if activate else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pad is not None:

@@ -98,7 +98,7 @@ CASES = {
         (SMALL, "No space left on device", "with a full disk"),
         # checkpoints
         (SMALL + "--resume nowhere", "--resume nowhere: no checkpoint there"),
-        (SMALL + "--resume {file}", "no checkpoint there"),
+        (SMALL + "--resume {file}", "is a file; a checkpoint of NVIDIA"),
         (SMALL + "--resume {run-with-damaged-checkpoint}", "is not a checkpoint of this version"),
         (SMALL + "--model no/such/model", "--model no/such/model does not exist"),
         (SMALL + "--model {file}", "is a file; name the folder that holds it"),
