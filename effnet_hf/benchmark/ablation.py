@@ -10,12 +10,12 @@ from functools import partial
 
 import torch
 
-from ..configuration import EfficientNetNVConfig
+from ..cli import at_least
 from ..training import keep_freed_memory
 from ..tuning import split_depthwise_gradients, use_onednn
 from .contenders import OURS, build, pictures, training_step
 from .environment import environment, resolve_device, write_figures
-from .flags import common_parser, settings
+from .flags import common_parser, image_size_for, settings
 from .report import markdown_table
 from .timing import Samples, speed_up, take_turns
 
@@ -30,13 +30,13 @@ OPTIMIZERS: dict[str, Callable] = {
 
 def main(argv: list[str] | None = None) -> int:
     parser = common_parser("ablation", __doc__.splitlines()[0])
-    parser.add_argument("--batch_size", type=int, default=8, help="pictures per step")
+    parser.add_argument("--batch_size", type=at_least(1), default=8, help="pictures per step")
     arguments = parser.parse_args(argv)
     device = resolve_device(arguments.device, arguments.num_threads)
     keep_freed_memory()
     rows = []
     for variant in arguments.variants:
-        size = arguments.image_size or EfficientNetNVConfig.from_variant(variant).image_size
+        size = image_size_for(arguments, variant)
         rows += tunings(variant, size, arguments.batch_size, arguments.rounds, device)
     for channels, side in ((240, 28), (672, 14), (1152, 7)):  # of B0 at 224 pixels
         rows += depthwise(channels, side, arguments.batch_size, arguments.rounds, device)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from .. import cli
-from ..configuration import VARIANTS
+from ..configuration import VARIANTS, EfficientNetNVConfig
 from .contenders import PEERS, PRECISIONS
 
 
@@ -45,6 +45,11 @@ def common_parser(name: str, description: str) -> cli.ArgumentParser:
     parser.add_argument("--budget", type=cli.above_zero, help="seconds after which no new cell starts")
     parser.add_argument("--output", default=None, help="write the figures to this JSON file")
     return parser
+
+
+def image_size_for(arguments, variant: str) -> int:
+    """Side in pixels: `--image_size`, or the variant's own."""
+    return arguments.image_size or EfficientNetNVConfig.from_variant(variant).image_size
 
 
 def settings(arguments) -> dict:

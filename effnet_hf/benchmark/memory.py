@@ -8,10 +8,9 @@ optimizer state and activations.
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ..configuration import EfficientNetNVConfig
 from .contenders import OURS, build, has, logits_of, pictures, set_precision, training_step
 from .environment import environment, resolve_device, write_figures
-from .flags import common_parser, numbers, settings
+from .flags import common_parser, image_size_for, numbers, settings
 from .report import markdown_table
 from .timing import release
 
@@ -23,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     device = resolve_device(arguments.device, arguments.num_threads)
     rows, left_out = [], []
     for variant in arguments.variants:
-        size = arguments.image_size or EfficientNetNVConfig.from_variant(variant).image_size
+        size = image_size_for(arguments, variant)
         for precision in arguments.precisions:
             set_precision(precision, device)
             for batch in arguments.batch_sizes:

@@ -4,11 +4,10 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as trace_of
 
 from ..cli import at_least
-from ..configuration import EfficientNetNVConfig
 from ..training import keep_freed_memory
 from .contenders import OURS, build, has, pictures, set_precision, training_step
 from .environment import environment, resolve_device, write_figures
-from .flags import common_parser, settings
+from .flags import common_parser, image_size_for, settings
 from .timing import wait_for
 
 
@@ -23,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     keep_freed_memory()
     texts = []
     for variant in arguments.variants:
-        size = arguments.image_size or EfficientNetNVConfig.from_variant(variant).image_size
+        size = image_size_for(arguments, variant)
         for name in (OURS, *(peer for peer in arguments.peers if has(peer, variant))):
             for precision in arguments.precisions:
                 set_precision(precision, device)

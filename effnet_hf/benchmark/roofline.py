@@ -19,7 +19,7 @@ from ..configuration import EfficientNetNVConfig
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from .contenders import AUTOCAST, set_precision
 from .environment import datasheet, environment, resolve_device, write_figures
-from .flags import common_parser, settings
+from .flags import common_parser, image_size_for, settings
 from .report import markdown_table
 from .timing import wait_for
 
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
         set_precision(precision, device)
         machine[precision] = peaks(device, precision)
     for variant in arguments.variants:
-        size = arguments.image_size or EfficientNetNVConfig.from_variant(variant).image_size
+        size = image_size_for(arguments, variant)
         for precision in arguments.precisions:
             for kind, figures in count(variant, size, AUTOCAST.get(precision, torch.float32)).items():
                 row = {"variant": variant, "kind": kind, "precision": precision, "image_size": size}

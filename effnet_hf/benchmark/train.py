@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from ..cli import at_least
-from ..configuration import EfficientNetNVConfig
 from ..recipes import load_recipe
 from ..training import keep_freed_memory
 from .contenders import MODES, OURS, build, has, pictures, set_precision, training_step
 from .environment import environment, resolve_device, write_figures
-from .flags import common_parser, settings, words
+from .flags import common_parser, image_size_for, settings, words
 from .report import print_rows
 from .timing import release, speed_up, take_turns
 
@@ -45,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
             figures["left_out"].append(f"{variant} {precision} {layout}: no time left")
             continue
         set_precision(precision, device)
-        size = arguments.image_size or EfficientNetNVConfig.from_variant(variant).image_size
+        size = image_size_for(arguments, variant)
         batch = choose_batch(arguments.batch_size, variant, precision, layout, size, device)
         rows, failures = measure(arguments, device, variant, precision, layout, size, batch)
         figures["rows"] += rows

@@ -16,22 +16,7 @@ from .reading import ROOT, alternatives, commands, flags, words
 
 PROGRAMS = [
     *sorted(path.name for path in ROOT.glob("*.py")),
-    *(
-        f"benchmark.py {name}"
-        for name in (
-            "ablation",
-            "data",
-            "inference",
-            "loop",
-            "memory",
-            "page",
-            "profile",
-            "roofline",
-            "scaling",
-            "suite",
-            "train",
-        )
-    ),
+    *(f"benchmark.py {name}" for name in runpy.run_path(str(ROOT / "benchmark.py"))["COMMANDS"]),
     "effnet_hf.data.scan",
     "effnet_hf.training.plots",
     "benchmarks/compare_runs.py",
