@@ -88,8 +88,8 @@ class ConvNormAct(nn.Module):
         padding = 0 if same else (kernel_size - 1) // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
-        activation = SiLU() if config.hidden_act in ("silu", "swish") else ACT2FN[config.hidden_act]
-        self.act = activation if activate else None
+        silu = config.hidden_act in ("silu", "swish")
+        self.act = None if not activate else SiLU() if silu else ACT2FN[config.hidden_act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pad is not None:
