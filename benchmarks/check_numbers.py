@@ -68,6 +68,7 @@ FINETUNED = "2026-11-25-imagenette-finetune-cpu"
 QUANTIZED = "2026-11-25-qat-cpu"
 DATA = "2026-11-25-data-cpu"
 SPEED = "2026-11-25-cpu"
+EXPORT = "2026-11-25-export-cpu"
 
 
 def _imagenette() -> list[Claim]:
@@ -154,7 +155,17 @@ def _speed() -> list[Claim]:
     return claims
 
 
-CLAIMS = [*_imagenette(), *_finetuned(), *_quantized(), *_speed(), *_data()]
+def _export() -> list[Claim]:
+    claims = []
+    for row in figure(f"{EXPORT}/parity.json", "parity"):
+        name, count = row["model"].split(",")[0], row["pictures"].split()[0]
+        figures = [row[key] for key in ("largest difference", "largest logit", "top-1 agreement, %", "MB")]
+        cells = " | ".join([f"`{name}`", str(row["pixels"]), count, *figures])
+        claims.append(Claim(f"benchmarks/{EXPORT}.md", "| {cells} |", {"cells": cells}))
+    return claims
+
+
+CLAIMS = [*_imagenette(), *_finetuned(), *_quantized(), *_speed(), *_data(), *_export()]
 
 # Rows of the README's result tables that no file of ours backs, and why.
 UNTRACED = {
