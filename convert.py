@@ -14,6 +14,7 @@ from effnet_hf.cli import ArgumentParser, add_upload_flags, check_upload_flags, 
 from effnet_hf.conversion import DIALECTS, FOREIGN, load_foreign, warm_start, write_folder, write_foreign
 from effnet_hf.errors import UserError
 from effnet_hf.hub import push_folder
+from effnet_hf.recipes import available_recipes
 
 
 def parse() -> argparse.Namespace:
@@ -106,7 +107,7 @@ def main() -> None:
         model_id=args.hub_model_id,
     )
     print(f'wrote  {args.to}\nopen   AutoModelForImageClassification.from_pretrained("{args.to}")')
-    if converted.trainer_state is not None and converted.trainer_state.epoch is not None:
+    if converted.can_be_resumed and config.variant in available_recipes():
         print(f"resume python train.py --config {config.variant} --data_dir DIR --resume {args.to}")
     if args.push_to_hub:
         url = push_folder(

@@ -14,7 +14,7 @@ from .dialect import HEAD, STEM, Dialect, expected_shapes, weight_shapes
 from .lukemelas import LUKEMELAS
 from .nvidia import NVIDIA
 from .ours import OURS
-from .source import Source, open_source
+from .source import Source, open_source, state_tensors
 from .timm import TIMM
 from .torchvision import TORCHVISION
 from .trainer_state import TrainerState, read_trainer_state
@@ -61,6 +61,11 @@ class Converted:
     @property
     def exact(self) -> bool:
         return self.difference is None
+
+    @property
+    def can_be_resumed(self) -> bool:
+        """Whether `train.py --resume` can go on with the run that wrote it."""
+        return self.trainer_state is not None and self.trainer_state.epoch is not None and not self.quantizer_amax
 
     def model(self) -> EfficientNetNVForImageClassification:
         """The model with these weights, in evaluation mode.
@@ -167,8 +172,12 @@ def load_foreign(
     keys = {theirs: ours for ours, theirs in spoken.key_names(config).items()}
     trainer_state, trainer_notes = read_trainer_state(opened.extras, list(tensors), keys, expected_shapes(config))
     if trainer_state and opened.averaged and not amax:
-        averaged = {spoken.respell(key): tensor for key, tensor in opened.averaged.items()}
-        trainer_state = replace(trainer_state, averaged=spoken.read(averaged, config, where))
+        try:
+            averaged = state_tensors(opened.averaged, where, [])
+            averaged = spoken.read({spoken.respell(key): value for key, value in averaged.items()}, config, where)
+            trainer_state = replace(trainer_state, averaged=averaged)
+        except UserError as error:  # nobody has asked for them: the weights themselves are whole
+            trainer_notes.append(f"The averaged weights do not fit and were left out: {error}")
     return Converted(
         config=config,
         state_dict=state,

@@ -44,7 +44,7 @@ class Source:
         config, preprocessor: `config.json` and `preprocessor_config.json` next to the weights, if any.
         header: what we wrote about a model when we wrote it in a foreign dialect, if we did.
         extras: the other entries of a training checkpoint: epoch, optimizer, …
-        averaged: its averaged (EMA) weights, where `tensors` are the plain ones.
+        averaged: its averaged (EMA) weights as they stand in the file, where `tensors` are the plain ones.
         origin: Hub id, for the model card; `None` for a file.
         notes: what was done on the way, one sentence each.
     """
@@ -56,7 +56,7 @@ class Source:
     preprocessor: dict = field(default_factory=dict)
     header: dict = field(default_factory=dict)
     extras: dict = field(default_factory=dict)
-    averaged: dict[str, torch.Tensor] = field(default_factory=dict)
+    averaged: Mapping = field(default_factory=dict)
     origin: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -219,7 +219,7 @@ def _read_pickle(path: Path) -> Any:
         raise UserError(f"{path} is damaged or cut short: {first_line(error)}") from error
 
 
-def _unwrap(content: Any, name: str, ema: bool) -> tuple[dict, dict, dict, list[str]]:
+def _unwrap(content: Any, name: str, ema: bool) -> tuple[dict, Mapping, dict, list[str]]:
     """The state dict inside a training checkpoint, its averaged weights, the rest of it, and notes."""
     if not isinstance(content, Mapping):
         raise UserError(f"{name} holds a {type(content).__name__}, not a dictionary of tensors.")
@@ -231,7 +231,7 @@ def _unwrap(content: Any, name: str, ema: bool) -> tuple[dict, dict, dict, list[
     if chosen is None and averaged:
         raise UserError(f"{name} holds only averaged weights ({averaged[0]}); add --ema to take them.")
     notes: list[str] = []
-    tensors = _tensors(content[chosen] if chosen else content, name, notes)
+    tensors = state_tensors(content[chosen] if chosen else content, name, notes)
     extras = {key: value for key, value in content.items() if key not in (*plain, *averaged)} if chosen else {}
     if ema:
         # Epoch and optimizer state belong to the plain weights: nobody can train on from the averaged ones with them.
@@ -240,10 +240,15 @@ def _unwrap(content: Any, name: str, ema: bool) -> tuple[dict, dict, dict, list[
     if not averaged:
         return tensors, {}, extras, notes
     notes.append("The file also holds averaged (EMA) weights; --ema takes them.")
-    return tensors, _tensors(content[averaged[0]], name, []), extras, notes
+    return tensors, content[averaged[0]], extras, notes
 
 
-def _tensors(state: Mapping, name: str, notes: list[str]) -> dict[str, torch.Tensor]:
+def state_tensors(state: Mapping, name: str, notes: list[str]) -> dict[str, torch.Tensor]:
+    """A state dict's plain tensors, without the prefixes that wrappers add; `notes` is told what was cast.
+
+    Raises:
+        UserError: it holds something else, or NaN.
+    """
     state = {str(key): value for key, value in state.items()}
     state.pop("n_averaged", None)  # the update counter of torch's AveragedModel, no weight
     strange = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}

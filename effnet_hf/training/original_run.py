@@ -12,13 +12,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from ..configuration import EfficientNetNVConfig
 from ..conversion import TRAINER_FILE, TrainerState
 from ..errors import UserError, first_line
+from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..recipes import Recipe
 from .checkpoint import Progress
 from .ema import ModelEMA
 
 
+# What names and shapes do not show and yet makes another function of the same weights.
+_FUNCTION = ("padding", "batch_norm_eps", "hidden_act")
 _OPTIMIZER_STATES = {
     "rmsprop": {"square_avg", "momentum_buffer"},
     "sgd": {"momentum_buffer"},
@@ -31,17 +35,19 @@ class OriginalRun:
     """What `convert.py` kept of a training checkpoint of the original."""
 
     folder: Path
+    config: EfficientNetNVConfig
     state: TrainerState
     weights: dict[str, torch.Tensor]
 
     @classmethod
-    def open(cls, resume: str | None, recipe: Recipe) -> "OriginalRun | None":
+    def open(cls, recipe: Recipe) -> "OriginalRun | None":
         """The run in the folder that `--resume` names; None where that is not what it names.
 
         Raises:
             UserError: the folder is damaged, knows no epoch, holds another optimizer's state than the recipe's, or the
                 recipe quantizes.
         """
+        resume = recipe.resume
         if resume is None or not Path(resume, TRAINER_FILE).is_file():
             return None
         folder = Path(resume)
@@ -50,7 +56,8 @@ class OriginalRun:
         try:
             state = TrainerState(**torch.load(folder / TRAINER_FILE, map_location="cpu", weights_only=True))
             weights = load_file(folder / "model.safetensors")
-        except (OSError, RuntimeError, TypeError, EOFError, UnpicklingError, SafetensorError) as error:
+            config = EfficientNetNVConfig.from_pretrained(folder)
+        except (OSError, RuntimeError, TypeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
             raise UserError(f"--resume {resume} cannot be opened: {first_line(error)}") from None
         if state.epoch is None:
             raise UserError(f"--resume {resume} does not know its epoch; start from its weights with --model {resume}.")
@@ -62,9 +69,9 @@ class OriginalRun:
                 f"--resume {resume} holds another optimizer's state ({', '.join(sorted(kept))}) than"
                 f" {recipe.optimizer}'s; name its --optimizer, or start from its weights with --model {resume}."
             )
-        return cls(folder, state, weights)
+        return cls(folder, config, state, weights)
 
-    def load_weights(self, model: torch.nn.Module) -> None:
+    def load_weights(self, model: EfficientNetNVForImageClassification) -> None:
         """Puts the weights into the recipe's model.
 
         Raises:
@@ -80,6 +87,13 @@ class OriginalRun:
                 f"--resume {self.folder} is another network than the recipe's: {name} is {theirs.get(name, 'absent')}"
                 f" there, {own.get(name, 'absent')} here; see --variant and the number of classes in the data."
             )
+        for field in _FUNCTION:
+            here, there = getattr(model.config, field), getattr(self.config, field)
+            if here != there:
+                raise UserError(
+                    f"--resume {self.folder} is another network than the recipe's: {field} is {there} there, {here}"
+                    f" here; start from its weights with --model {self.folder}."
+                )
         model.load_state_dict(self.weights, strict=True)
 
     def progress(self, num_samples: int, updates_per_epoch: int) -> Progress:
@@ -89,7 +103,9 @@ class OriginalRun:
             epoch=self.state.epoch, total_updates=self.state.epoch * updates_per_epoch, num_samples=num_samples
         )
 
-    def restore(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEMA | None, updates: int):
+    def restore(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEMA | None, updates: int
+    ) -> None:
         """Gives every parameter its optimizer state, and the moving average its weights and number of updates."""
         if self.state.optimizer_state:
             names = {id(parameter): name for name, parameter in model.named_parameters()}

@@ -141,7 +141,7 @@ def set_up(
     accelerator.gradient_accumulation_steps = plan.accumulation_steps
     processor = build_processor(recipe, image_size)
     checkpoints = Checkpoints(accelerator, recipe, processor)
-    original = OriginalRun.open(recipe.resume, recipe)
+    original = OriginalRun.open(recipe)
     resume_from = None if original else checkpoints.find(recipe.resume)
     _check_output_dir(recipe, resume_from, original)
 
@@ -265,7 +265,8 @@ def _introduce(run: Run, resume_from: Path | None, original: OriginalRun | None)
                 " draws of dropout and stochastic depth differ"
             )
     if original is not None:
-        report.line(f"resume   {original.folder}: epoch {progress.epoch + 1}, {original}")
+        resume_from = original.folder
+        report.line(f"resume   {resume_from}: epoch {progress.epoch + 1}, {original}")
     values = {
         "recipe": recipe.name,
         "variant": config.variant,
@@ -273,7 +274,7 @@ def _introduce(run: Run, resume_from: Path | None, original: OriginalRun | None)
         "device": describe_device(accelerator.device),
         "processes": accelerator.num_processes,
         "precision": precision,
-        "resumed_from": str(resume_from or (original and original.folder) or "") or None,
+        "resumed_from": str(resume_from) if resume_from else None,
         "versions": software_versions(),
         "command": command_line(recipe),
     }

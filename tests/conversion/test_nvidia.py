@@ -209,6 +209,20 @@ def test_training_checkpoint_keeps_optimizer_under_our_names(swap, ours, theirs,
         torch.testing.assert_close(average, torch.full_like(average, 0.1 * (0.01 * (i + 1)) ** 2))
 
 
+@pytest.mark.parametrize("damage", [{"stem.conv.weight": torch.full((32, 3, 3, 3), torch.nan)}, {"fc.weight": "text"}])
+def test_averaged_weights_that_do_not_fit_are_left_out_and_said(damage, ours, theirs, load):
+    found = load({"epoch": 1, "state_dict": theirs, "state_dict_ema": {**theirs, **damage}})
+    assert_same(found.state_dict, ours)
+    assert found.trainer_state.epoch == 1 and found.trainer_state.averaged is None
+    assert any("averaged weights do not fit and were left out" in note for note in found.notes)
+
+
+def test_only_a_float_run_with_an_epoch_can_be_resumed(theirs, amax, load):
+    assert load({"epoch": 1, "state_dict": theirs}).can_be_resumed
+    assert not load({"state_dict": theirs, "best_prec1": 70.0}).can_be_resumed
+    assert not load({"epoch": 1, "state_dict": {**theirs, **amax}}).can_be_resumed
+
+
 def test_optimizer_that_does_not_fit_is_left_out_and_said(theirs, load):
     optimizer = original_optimizer(theirs)
     optimizer["param_groups"][0]["params"].pop()

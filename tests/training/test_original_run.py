@@ -111,6 +111,7 @@ def test_averaged_weights_alone_are_no_run_to_resume(squares, first_epoch, tmp_p
         ({"optimizer": "adamw"}, r"another optimizer's state \(momentum_buffer, square_avg\) than adamw's"),
         ({"optimizer": "sgd"}, "than sgd's"),
         ({"epochs": 1}, "has finished 1 epochs; --epochs 1 adds none"),
+        ({"batch_norm_eps": 1e-5}, "batch_norm_eps is 0.001 there, 1e-05 here; start from its weights with --model"),
         ({"variant": "b1"}, "another network than the recipe's: efficientnet.encoder"),
         ({"placement": "nvidia"}, "qat.py resumes its own checkpoints"),
         ({"resume": "checkpoint.pth.tar"}, "is a file; .*convert.py .*checkpoint.pth.tar --to DIR with --resume"),
