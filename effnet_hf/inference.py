@@ -11,6 +11,7 @@ from transformers import pipeline
 from .errors import UserError
 from .files import atomic_write
 from .image_processing_efficientnet_nv import to_rgb
+from .quiet import only_errors
 from .training import check_checkpoint, load_model, load_processor
 
 
@@ -46,7 +47,8 @@ class Classifier:
             raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16.")
         # Handed over ready-made: given a name, transformers 5 asks whether to run the code saved with the weights.
         network, processor = load_model(model, dtype=DTYPES[precision]), load_processor(model)
-        self.pipeline = pipeline("image-classification", model=network, image_processor=processor, device=place)
+        with only_errors():
+            self.pipeline = pipeline("image-classification", model=network, image_processor=processor, device=place)
 
     def __call__(self, paths: list[Path], top_k: int = 5, batch_size: int = 16) -> Iterator[Prediction]:
         """Predictions in the order of `paths`; a picture that cannot be read gets an `error` instead."""

@@ -1,5 +1,6 @@
-"""Without what transformers says while it reads and writes a small network: our own lines say what matters."""
+"""Without what libraries say in the middle of our own lines, which say what matters."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -27,3 +28,8 @@ def only_errors() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
+
+
+def quiet_profiler() -> None:
+    """Called before torch's profiler is: else it announces itself and, where there is none, that it found no GPU."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")

@@ -29,7 +29,7 @@ OPTIMIZERS: dict[str, Callable] = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common_parser("ablation", __doc__.splitlines()[0])
+    parser = common_parser("ablation", __doc__.splitlines()[0], "rounds")
     parser.add_argument("--batch_size", type=at_least(1), default=8, help="pictures per step")
     arguments = parser.parse_args(argv)
     device = resolve_device(arguments.device, arguments.num_threads)

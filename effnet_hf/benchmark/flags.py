@@ -32,17 +32,24 @@ def numbers(text: str) -> list[int]:
     return parsed
 
 
-def common_parser(name: str, description: str) -> cli.ArgumentParser:
-    """Flags of every command that runs networks."""
+# Flags that several commands heed, and each that heeds one names.
+_SHARED: dict[str, dict] = {
+    "peers": {"type": words(*PEERS), "default": list(PEERS), "help": "comma-separated, may be empty"},
+    "precisions": {"type": words(*PRECISIONS), "default": ["fp32"], "help": "comma-separated"},
+    "rounds": {"type": cli.at_least(1), "default": 10, "help": "measured rounds, in which all take turns"},
+    "budget": {"type": cli.above_zero, "help": "seconds after which no new cell starts"},
+}
+
+
+def common_parser(name: str, description: str, *shared: str) -> cli.ArgumentParser:
+    """Flags of every command that runs networks, and those of `_SHARED` that are named."""
     parser = cli.ArgumentParser(prog=f"benchmark.py {name}", description=description)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--num_threads", type=cli.at_least(1), help="threads of a CPU; torch's choice if not given")
     parser.add_argument("--variants", type=words(*VARIANTS), default=["b0"], help="comma-separated")
-    parser.add_argument("--peers", type=words(*PEERS), default=list(PEERS), help="comma-separated, may be empty")
-    parser.add_argument("--precisions", type=words(*PRECISIONS), default=["fp32"], help="comma-separated")
     parser.add_argument("--image_size", type=cli.at_least(1), help="side in pixels; the variant's by default")
-    parser.add_argument("--rounds", type=cli.at_least(1), default=10, help="measured rounds, in which all take turns")
-    parser.add_argument("--budget", type=cli.above_zero, help="seconds after which no new cell starts")
+    for flag in shared:
+        parser.add_argument(f"--{flag}", **_SHARED[flag])
     parser.add_argument("--output", default=None, help="write the figures to this JSON file")
     return parser
 

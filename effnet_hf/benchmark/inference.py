@@ -39,7 +39,7 @@ Runner = Callable[[torch.Tensor], torch.Tensor]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common_parser("inference", __doc__.splitlines()[0])
+    parser = common_parser("inference", __doc__.splitlines()[0], "peers", "precisions", "rounds", "budget")
     parser.add_argument("--model", default=None, help="checkpoint folder or Hub id instead of fresh --variants")
     parser.add_argument("--runtime", type=words(*RUNTIMES), default=["torch", "folded"], help="comma-separated")
     parser.add_argument("--peer_runtime", type=words("torch", "compile"), default=["torch"], help="of the peers")

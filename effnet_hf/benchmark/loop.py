@@ -19,7 +19,7 @@ LOADERS = ("synthetic", "imagefolder", "dali-cpu", "dali-gpu")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common_parser("loop", __doc__.splitlines()[0])
+    parser = common_parser("loop", __doc__.splitlines()[0], "precisions", "rounds")
     parser.add_argument("--data_dir", required=True, help="folder with train/<class>/… and val/<class>/…")
     parser.add_argument("--loaders", type=words(*LOADERS), default=["synthetic", "imagefolder"], help="comma-separated")
     parser.add_argument("--batch_sizes", type=numbers, default=[32], help="of each variant, comma-separated")

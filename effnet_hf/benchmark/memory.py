@@ -8,6 +8,7 @@ optimizer state and activations.
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from ..quiet import quiet_profiler
 from .contenders import OURS, build, has, logits_of, pictures, set_precision, training_step
 from .environment import environment, resolve_device, write_figures
 from .flags import common_parser, image_size_for, numbers, settings
@@ -16,7 +17,7 @@ from .timing import release
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common_parser("memory", __doc__.splitlines()[0])
+    parser = common_parser("memory", __doc__.splitlines()[0], "peers", "precisions")
     parser.add_argument("--batch_sizes", type=numbers, default=[16], help="comma-separated")
     arguments = parser.parse_args(argv)
     device = resolve_device(arguments.device, arguments.num_threads)
@@ -81,6 +82,7 @@ def peak(step, device: torch.device, living: int | None = None) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     if living is None:
         living = tensor_bytes(_living_tensors())
+    quiet_profiler()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
         step()
     changes = [event for event in trace.profiler.kineto_results.events() if event.name() == "[memory]"]

@@ -4,6 +4,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as trace_of
 
 from ..cli import at_least
+from ..quiet import quiet_profiler
 from ..training import keep_freed_memory
 from .contenders import OURS, build, has, pictures, set_precision, training_step
 from .environment import environment, resolve_device, write_figures
@@ -15,7 +16,7 @@ STEPS = 3
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common_parser("profile", __doc__)
+    parser = common_parser("profile", __doc__, "peers", "precisions")
     parser.add_argument("--batch_size", type=at_least(1), default=16, help="pictures per step")
     arguments = parser.parse_args(argv)
     device = resolve_device(arguments.device, arguments.num_threads)
@@ -42,6 +43,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def top_kernels(step, device, count: int = 20) -> str:
     """Milliseconds a step, calls a step and name of the costliest kernels (operators on a CPU), and their sum."""
+    quiet_profiler()
     on_cuda = device.type == "cuda"
     for _ in range(3):
         step()

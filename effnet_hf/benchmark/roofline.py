@@ -122,7 +122,7 @@ def bound(figures: dict, machine: dict) -> dict[str, float]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common_parser("roofline", __doc__.splitlines()[0])
+    parser = common_parser("roofline", __doc__.splitlines()[0], "precisions")
     arguments = parser.parse_args(argv)
     device = resolve_device(arguments.device, arguments.num_threads)
     machine, rows = {}, []

@@ -24,7 +24,7 @@ LAYOUTS = ("channels_last", "nchw")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = common_parser("train", __doc__.splitlines()[0])
+    parser = common_parser("train", __doc__.splitlines()[0], "peers", "precisions", "rounds", "budget")
     parser.add_argument("--modes", type=words(*MODES), default=["eager"], help="of ours, comma-separated")
     parser.add_argument("--peer_modes", type=words(*MODES), default=["eager"], help="of the peers")
     parser.add_argument("--layouts", type=words(*LAYOUTS), default=["channels_last"], help="memory format")

@@ -1,11 +1,11 @@
 """A torch profiler trace of a few optimizer steps, for `--profile`."""
 
-import os
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from ..quiet import quiet_profiler
 from ..recipes import Recipe
 
 
@@ -21,8 +21,7 @@ class Profiler:
         self.folder = Path(recipe.output_dir, "profile")
         self.profile = None
         if recipe.profile and accelerator.is_main_process:
-            # Otherwise libkineto announces itself, and on a CPU that it found no GPU, in the middle of our lines.
-            os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+            quiet_profiler()
             self.on_cuda = accelerator.device.type == "cuda"
             activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self.on_cuda
             self.profile = profile(

@@ -1,5 +1,7 @@
 """benchmark.py as typed: what each command prints and writes, the page made of it, and how it refuses."""
 
+import importlib
+import inspect
 import json
 import sys
 
@@ -7,9 +9,9 @@ import pytest
 import torch
 
 import benchmark as script
-from effnet_hf.benchmark import inference, suite
+from effnet_hf.benchmark import flags, inference, suite
 from effnet_hf.benchmark.goals import misses
-from effnet_hf.cli import run
+from effnet_hf.cli import ArgumentParser, run
 
 
 @pytest.fixture
@@ -88,8 +90,10 @@ def test_memory_and_roofline_and_profile_write_their_tables(command, folder):
         command("memory", *SMALL[:2], "--peers", "timm", "--batch_sizes", 2, "--output", folder / "memory.json")[0] == 0
     )
     assert command("roofline", "--image_size", 32, "--output", folder / "roofline.json")[0] == 0
-    assert command("ablation", *SMALL, "--batch_size", 2, "--output", folder / "ablation.json")[0] == 0
-    code, out, _ = command("profile", *SMALL, "--batch_size", 2, "--output", folder / "profile.json")
+    assert command("ablation", *SMALL[:4], "--batch_size", 2, "--output", folder / "ablation.json")[0] == 0
+    code, out, _ = command(
+        "profile", *SMALL[:2], "--peers", "timm", "--batch_size", 2, "--output", folder / "profile.json"
+    )
     assert code == 0 and "convolution" in out
     memory = json.loads((folder / "memory.json").read_text())["rows"]
     assert [(row["by"], row["gradient_checkpointing"]) for row in memory] == [
@@ -207,3 +211,15 @@ def test_the_suite_runs_its_parts_and_says_what_it_left_out(command, tmp_path, m
 def test_mistakes_are_one_line(command, arguments, sentence):
     code, _, errors = command(*arguments)
     assert code == 2 and sentence in errors and len(errors.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", script.COMMANDS)
+def test_a_command_reads_every_flag_it_offers(name, monkeypatch):
+    offered = set()
+    monkeypatch.setattr(ArgumentParser, "parse_args", lambda parser, _: offered.update(parser._option_string_actions))
+    module = importlib.import_module(f"effnet_hf.benchmark.{name}")
+    with pytest.raises(AttributeError):  # there are no arguments to go on with
+        module.main([])
+    source = inspect.getsource(module) + inspect.getsource(flags.image_size_for)
+    unread = {flag for flag in offered - {"-h", "--help"} if f"arguments.{flag.removeprefix('--')}" not in source}
+    assert offered and not unread
