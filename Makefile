@@ -55,7 +55,8 @@ test-wheel: $(VENV)/.ready
 	$(PY) -m pytest -m slow tests/test_wheel.py
 
 coverage: $(VENV)/.ready
-	$(PY) -m pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered tests
+	$(PY) -m pytest -n 2 --dist loadfile --cov --cov-report= tests $(addprefix --ignore=,$(ENGINES))
+	$(PY) -m pytest -n 2 --dist loadfile --cov --cov-append --cov-report term:skip-covered $(ENGINES)
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

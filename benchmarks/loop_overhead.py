@@ -1,24 +1,22 @@
 """What the loop costs: our training step beside a bare forward, backward and optimizer step, and beside timm's model.
 
-    python benchmarks/loop_overhead.py --repeats 15
+    python benchmarks/loop_overhead.py --repeats 15 --output overhead.json
 
 Same weights, batch, optimizer and settings; the variants take turns step by step, so a noisy machine hits them alike.
-Prints medians and ratios of wall time and of CPU time, and one JSON line.
 """
 
-import json
-import statistics
 import tempfile
-import time
 
 import timm
 import torch
 
 from effnet_hf import EfficientNetNVForImageClassification
-from effnet_hf.cli import ArgumentParser, run
-from effnet_hf.hub import software_versions
+from effnet_hf.benchmark.environment import environment, write_figures
+from effnet_hf.benchmark.report import markdown_table
+from effnet_hf.benchmark.timing import speed_up, take_turns
+from effnet_hf.cli import ArgumentParser, at_least, run
 from effnet_hf.recipes import load_recipe
-from effnet_hf.training import describe_device, make_accelerator, set_up, train_step
+from effnet_hf.training import make_accelerator, set_up, train_step
 from effnet_hf.training.optim import build_optimizer, training_loss
 
 
@@ -39,7 +37,8 @@ def bare_step(model, recipe, batch):
 def main() -> None:
     parser = ArgumentParser(description="Our training step beside a bare one.")
     parser.add_argument("--config", default="imagenette", help="recipe")
-    parser.add_argument("--repeats", type=int, default=15, help="counted steps of each variant")
+    parser.add_argument("--repeats", type=at_least(1), default=15, help="counted steps of each variant")
+    parser.add_argument("--output", default=None, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         recipe = load_recipe(arguments.config, loader="synthetic", num_labels=10, output_dir=scratch, quiet=True)
@@ -54,34 +53,25 @@ def main() -> None:
             f"efficientnet_{recipe.variant}", num_classes=10, drop_rate=config.dropout_rate,
             bn_eps=config.batch_norm_eps, bn_momentum=config.batch_norm_momentum,
         ).to(accelerator.device, memory_format=torch.channels_last)  # fmt: skip
-        variants = {
-            "ours": lambda: train_step(ours, batch),
-            "bare": bare_step(bare.train(), recipe, batch),
-            "timm": bare_step(peer.train(), recipe, batch),
+        steps = {
+            "bare forward, backward, optimizer step (baseline)": bare_step(bare.train(), recipe, batch),
+            "our loop": lambda: train_step(ours, batch),
+            "timm's model, bare": bare_step(peer.train(), recipe, batch),
         }
-        wall: dict[str, list[float]] = {name: [] for name in variants}
-        cpu: dict[str, list[float]] = {name: [] for name in variants}
-        for repeat in range(arguments.repeats + 2):
-            for name, step in variants.items():
-                clock, process = time.perf_counter(), time.process_time()
-                step()
-                if accelerator.device.type == "cuda":
-                    torch.cuda.synchronize()
-                if repeat >= 2:
-                    wall[name].append(time.perf_counter() - clock)
-                    cpu[name].append(time.process_time() - process)
+        device = accelerator.device
+        samples = take_turns(steps, device, arguments.repeats)
         ours.loaders.close()
         ours.report.close()
-    medians = {name: statistics.median(times) for name, times in wall.items()}
-    cpu_medians = {name: statistics.median(times) for name, times in cpu.items()}
-    setting = f"{recipe.variant}, {config.image_size} px, batch {recipe.global_batch_size}"
-    print(f"{describe_device(accelerator.device)}, {setting}")
-    for name in variants:
-        print(
-            f"{name:<5} {1e3 * medians[name]:8.1f} ms  {medians[name] / medians['bare']:.3f} x bare"
-            f"   CPU {1e3 * cpu_medians[name]:8.1f} ms  {cpu_medians[name] / cpu_medians['bare']:.3f} x bare"
-        )
-    print(json.dumps({"wall": wall, "cpu": cpu, "versions": software_versions("timm")}))
+    baseline, rows = next(iter(samples.values())), []
+    for name, own in samples.items():
+        longer = speed_up(baseline, own, device.type == "cpu")
+        times = own.summary(recipe.global_batch_size)
+        row = {"step": name, "wall, ms": f"{times['wall_ms']:,.0f}", "wall": f"{longer['wall']:.3f}"}
+        rows.append(row | {"CPU, ms": f"{times['cpu_ms']:,.0f}", "CPU": f"{longer.get('cpu', 0):.3f}"})
+    print(f"{recipe.variant}, {config.image_size} px, batch {recipe.global_batch_size}\n\n{markdown_table(rows)}")
+    if arguments.output:
+        settings = {"config": arguments.config, "repeats": arguments.repeats}
+        write_figures({"kind": "overhead", **environment(device), "settings": settings, "rows": rows}, arguments.output)
 
 
 if __name__ == "__main__":

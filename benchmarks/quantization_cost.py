@@ -3,21 +3,19 @@
     python benchmarks/quantization_cost.py --variant b0 --image_size 224 --batch_size 8 --repeats 5
 
 Same weights and batch; the variants take turns, so a noisy machine hits them alike. CPU time of this process on a CPU,
-wall time with the device synchronised on a GPU; the fastest of the repeats, and ratios. One JSON line at the end.
+wall time with the device synchronised on a GPU; the fastest of the repeats, and ratios.
 """
 
 import copy
-import json
-import time
 
 import torch
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification
-from effnet_hf.cli import ArgumentParser, run
-from effnet_hf.hub import software_versions
+from effnet_hf.benchmark.environment import environment, write_figures
+from effnet_hf.benchmark.timing import take_turns
+from effnet_hf.cli import ArgumentParser, at_least, run
 from effnet_hf.quantization import calibrate, quantize
-from effnet_hf.training.precision import keep_freed_memory
-from effnet_hf.training.setup import describe_device
+from effnet_hf.training import keep_freed_memory
 
 
 PUBLISHED = 14.7 / 2645  # NVIDIA's B0: pictures/s calibrated to pictures/s trained with quantizers
@@ -26,10 +24,11 @@ PUBLISHED = 14.7 / 2645  # NVIDIA's B0: pictures/s calibrated to pictures/s trai
 def main() -> None:
     parser = ArgumentParser(description="Calibration and quantization-aware steps beside float ones.")
     parser.add_argument("--variant", default="b0")
-    parser.add_argument("--image_size", type=int, default=None, help="the variant's by default")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--calibration_batches", type=int, default=4, help="batches of one calibration")
+    parser.add_argument("--image_size", type=at_least(1), default=None, help="the variant's by default")
+    parser.add_argument("--batch_size", type=at_least(1), default=8, help="pictures per step")
+    parser.add_argument("--repeats", type=at_least(1), default=5, help="of which the fastest counts")
+    parser.add_argument("--calibration_batches", type=at_least(1), default=4, help="batches of one calibration")
+    parser.add_argument("--output", default=None, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_freed_memory()
@@ -61,12 +60,9 @@ def main() -> None:
         "float step": lambda: step(plain),
         "QAT step": lambda: step(quantized),
     }
-    seconds: dict[str, list] = {name: [] for name in variants}
-    for _ in range(arguments.repeats + 1):
-        for name, variant in variants.items():
-            seconds[name].append(_timed(variant, device))
+    samples = take_turns(variants, device, arguments.repeats, warmup=1)
+    best = {name: min(own.cpu if device.type == "cpu" else own.wall) for name, own in samples.items()}
     pictures = arguments.batch_size * len(batches)
-    best = {name: min(values[1:]) for name, values in seconds.items()}  # the first of each is warm-up
     for name, value in best.items():
         print(f"{name:<12} {pictures / value:8.1f} pictures/s   {value / best['forward']:5.2f} x a forward pass")
     ratios = {
@@ -79,23 +75,11 @@ def main() -> None:
         f"calibration runs at {ratios['calibration_ips_to_qat_ips']:.2f} x the pictures/s of QAT;"
         f" the original's ratio was {PUBLISHED:.4f}"
     )
-    print(json.dumps({
-        "variant": arguments.variant, "image_size": config.image_size, "batch_size": arguments.batch_size,
-        "repeats": arguments.repeats, "device": describe_device(device), "seconds": best, **ratios,
-        "versions": software_versions("nvidia-modelopt"),
-    }))  # fmt: skip
-
-
-def _timed(call, device) -> float:
-    if device.type == "cpu":
-        started = time.process_time()
-        call()
-        return time.process_time() - started
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - started
+    if arguments.output:
+        settings = {"variant": arguments.variant, "image_size": config.image_size, "batch_size": arguments.batch_size}
+        settings |= {"repeats": arguments.repeats, "calibration_batches": arguments.calibration_batches}
+        figures = {"kind": "quantization cost", **environment(device), "settings": settings, "pictures": pictures}
+        write_figures({**figures, "seconds": best, **ratios}, arguments.output)
 
 
 if __name__ == "__main__":

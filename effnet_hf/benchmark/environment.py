@@ -84,7 +84,7 @@ def commit() -> str | None:
 def command() -> str:
     """As typed, with folders of this machine cut to their last part."""
     words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
-    return shlex.join(["python", "benchmark.py", *words])
+    return shlex.join(["python", Path(sys.argv[0]).name, *words])
 
 
 def datasheet(name: str) -> tuple[float, float] | None:
