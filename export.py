@@ -37,6 +37,7 @@ def parse() -> argparse.Namespace:
 
     proof = parser.add_argument_group("the proof")
     proof.add_argument("--data_dir", metavar="DIR", help="pictures to check on, DIR/val/<class>/…; else generated ones")
+    proof.add_argument("--val_fraction", type=float, default=0.0, help="share that training held out, without a val/")
     proof.add_argument("--num_pictures", type=int, metavar="N", help="how many of them; default: 64, with --int8 all")
     add_upload_flags(parser)
     return parser.parse_args()
@@ -53,6 +54,7 @@ def main() -> None:
         args.model,
         args.output,
         data_dir=args.data_dir,
+        val_fraction=args.val_fraction,
         num_pictures=args.num_pictures,
         overwrite=args.overwrite,
         command=command_line(args),

@@ -30,8 +30,8 @@ def main() -> int:
         raise UserError("no data: give --data_dir DIR with train/<class>/… and val/<class>/….")
     if arguments.evaluate:
         loader = recipe.loader
-        if not recipe.model or not recipe.data_dir or loader == "synthetic":
-            raise UserError("--evaluate needs --model, and --data_dir with real pictures.")
+        if not recipe.model or loader == "synthetic":
+            raise UserError("--evaluate needs --model and real pictures.")
         from effnet_hf.training import validate_checkpoint
 
         show(
@@ -43,6 +43,9 @@ def main() -> int:
                 num_workers=recipe.num_workers,
                 loader=loader,
                 topk=recipe.topk,
+                dataset_name=recipe.dataset_name,
+                dataset_config=recipe.dataset_config,
+                val_fraction=recipe.val_fraction,
             ),
             recipe.topk,
         )

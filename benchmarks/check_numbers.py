@@ -109,6 +109,9 @@ def _quantized() -> list[Claim]:
             values |= {"loss": f"{found['loss']:.4f}", "mb": f"{found['bytes'] / 1e6:.1f}"}
             for where in (page, "README.md"):
                 claims.append(Claim(where, f"| {model}, {label} | {{top1}} | {{top5}} | {{loss}} | {{mb}} |", values))
+    for model, file in (("B0", "second-start-b0.json"), ("WideSE-B0", "second-start-widese-b0.json")):
+        cells = [f"{figure(f'{QUANTIZED}/{file}', stage, 'top1'):.1f}" for stage in ("float", "ptq", "qat")]
+        claims.append(Claim(page, f"| {model} | {{cells}} |", {"cells": " | ".join(cells)}))
     seconds = figure(f"{QUANTIZED}/cost.json", "seconds")
     for label, name in (("calibration", "calibration"), ("training step, float", "float step")):
         values = {"ips": f"{16 / seconds[name]:.1f}", "ratio": f"{seconds[name] / seconds['forward']:.2f}"}

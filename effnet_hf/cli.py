@@ -5,6 +5,7 @@ import difflib
 import errno
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -102,9 +103,9 @@ def check_upload_flags(args: argparse.Namespace) -> None:
 
 def command_line(args: Any) -> str:
     """The command as it was typed, for logs and model cards: without `args.hub_token`."""
-    secret = (f"--hub_token={args.hub_token}", args.hub_token, "--hub_token")
-    script = os.path.basename(sys.argv[0])
-    return shlex.join(["python", script, *(word for word in sys.argv[1:] if word not in secret)])
+    flag = re.compile("--hub[-_]token(=.*)?")
+    words = [word for word in sys.argv[1:] if word != args.hub_token and not flag.fullmatch(word)]
+    return shlex.join(["python", os.path.basename(sys.argv[0]), *words])
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -125,7 +126,8 @@ def at_least(minimum: int) -> Callable[[str], int]:
 def run(main: Callable[[], int | None], prog: str | None = None) -> None:
     """Runs a script's `main` and turns what a user can mend into one line and exit code 2.
 
-    `main` may return an exit code. Ctrl-C exits with 130, quietly. Of several processes only the first one speaks.
+    `main` may return an exit code. Ctrl-C exits with 130, quietly. Of several processes only the first one speaks, but
+    for errors with a true `of_one_process`, which the others need not have met.
 
     Args:
         prog: how the user called it; the script's name by default.
@@ -142,8 +144,9 @@ def run(main: Callable[[], int | None], prog: str | None = None) -> None:
         sentence = _sentence(error)
         if sentence is None:
             raise
-        if _speaks():
-            print(f"{prog or os.path.basename(sys.argv[0])}: error: {sentence}", file=sys.stderr)
+        if _speaks() or getattr(error, "of_one_process", False):
+            rank = "" if _speaks() else f"process {os.environ.get('RANK', os.environ['LOCAL_RANK'])}: "
+            print(f"{prog or os.path.basename(sys.argv[0])}: error: {rank}{sentence}", file=sys.stderr)
         code = 2
     sys.exit(code)
 

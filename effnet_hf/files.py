@@ -73,6 +73,16 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
             temporary.unlink(missing_ok=True)
 
 
+def recover(folder: Path) -> None:
+    """Undoes what a killed `atomic_folder` left in `folder`: puts back a target moved aside, and removes the rest."""
+    for path in folder.glob(".*.old"):
+        target = path.with_name(path.name[1:].rsplit(".", 2)[0])
+        if not target.exists():
+            os.replace(path, target)
+    for path in (*folder.glob(".*.tmp"), *folder.glob(".*.old")):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _sibling(path: Path, ending: str) -> Path:
     # Not tempfile.mkdtemp: its folders are 0700, and the finished one should follow the user's umask.
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{ending}")

@@ -131,7 +131,7 @@ def insert_quantizers(model: nn.Module, quantization: dict | None) -> list[str]:
     if batch_norm == "folded":
         for module in model.modules():
             if type(getattr(module, "bn", None)) is nn.BatchNorm2d:
-                fold_batch_norm(module)
+                fold_into_convolution(module)
                 del module.bn.output_quantizer  # not decided yet
     for name, module in list(model.named_modules()):
         kind = type(module)
@@ -179,7 +179,7 @@ def uncalibrated(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def fold_batch_norm(block: nn.Module) -> None:
+def fold_into_convolution(block: nn.Module) -> None:
     """Moves the scale and shift of `block.bn` into `block.conv` and leaves a [`FoldedBatchNorm`] in its place.
 
     Exact up to rounding: with k = gamma / sqrt(var + eps) the weight is multiplied by k, and so is the range of its
@@ -231,7 +231,7 @@ def require_modelopt() -> tuple:
             from modelopt.torch.quantization.nn import TensorQuantizer
     except ImportError as error:
         raise ImportError(
-            "This model is quantized and needs NVIDIA's Model Optimizer: pip install 'effnet-hf[quant]', or"
+            "This model is quantized and needs NVIDIA's Model Optimizer:"
             f" pip install nvidia-modelopt requests ({error})."
         ) from error
     return QuantizerAttributeConfig, TensorQuantizer

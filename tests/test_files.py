@@ -165,3 +165,12 @@ def test_killed_writer_leaves_no_target(tmp_path):
     process.wait()
     process.stdout.close()
     assert not (tmp_path / "a").exists()
+
+
+def test_recover_puts_back_what_was_moved_aside_and_removes_the_rest(tmp_path):
+    for name in (".best.12ab.old", ".best.34cd.tmp", "kept", ".kept.56ef.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(name)
+    files.recover(tmp_path)
+    assert names(tmp_path) == ["best", "kept"]
+    assert [(tmp_path / name / "x").read_text() for name in ("best", "kept")] == [".best.12ab.old", "kept"]

@@ -11,7 +11,7 @@ from .test_scripts import ROOT, command  # noqa: F401
 from .training.conftest import fresh_accelerator  # noqa: F401
 
 
-pytest.importorskip("modelopt", reason="needs the quant extra: pip install 'effnet-hf[quant]'")
+pytest.importorskip("modelopt", reason="needs the quant extra: pip install -e '.[quant]'")
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,9 @@ def test_qat_leaves_a_folder_that_every_command_takes(command, workplace, tmp_pa
     assert json.loads(out)["loss"] == pytest.approx(figures["qat"]["loss"], rel=1e-4)
     code, again, _ = command("qat", "--model", tmp_path / "int8", "--data_dir", workplace / "digits", "--evaluate")
     assert code == 0 and again.startswith(f"top1 {figures['qat']['top1']:.2f} %")
+    flat = ["--data_dir", workplace / "digits/train", "--val_fraction", "0.25", "--model", tmp_path / "int8"]
+    (_, there, _), (_, here, _) = command("validate", *flat), command("qat", *flat, "--evaluate")
+    assert there.split("pictures,")[0] == here.split("pictures,")[0] and "on 60 pictures" in here
     code, out, _ = command("classify", "--model", tmp_path / "int8", "--top_k", "2", picture)
     assert code == 0 and out.count("%") == 2
     best = pipeline("image-classification", model=str(tmp_path / "int8"), trust_remote_code=True)(str(picture))[0]

@@ -217,7 +217,8 @@ def draw(results: list[dict], path: Path) -> None:
         axis.set_title(f"{title}: x timm eager", fontsize=9)
         axis.set_xlim(0, 1.15 * max(values))
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
 
 

@@ -155,9 +155,10 @@ def _pairs(flag: str, words: list[str], kind: type) -> dict:
     for word in words:
         name, _, value = word.partition("=")
         try:
-            pairs[EfficientNetNVConfig.from_variant(name).variant] = kind(value)
+            variant = EfficientNetNVConfig.from_variant(name).variant
+            pairs[variant] = kind(value)
         except ValueError as error:
             raise UserError(f"{flag} {word}: write VARIANT=NUMBER, for example b0=2489 ({error}).") from None
-        if pairs[name] <= 0:
+        if pairs[variant] <= 0:
             raise UserError(f"{flag} {word}: must be above 0.")
     return pairs

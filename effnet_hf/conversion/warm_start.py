@@ -1,10 +1,9 @@
 """A B0 with squeeze-excite and SiLU from the weights of EfficientNet-Lite0, which has neither.
 
 Lite0's convolutions, batch norms and classifier have exactly B0's shapes. What B0 has besides starts neutral: the gate
-of every squeeze-excite is sigmoid(0) = 1/2 for any input, where it learns fastest, and the batch norm behind it takes
-the factor out again. SiLU for ReLU6 moves every feature map's mean and variance, so batch norm's running statistics are
-measured again on a few hundred pictures. The result is a start for fine-tuning, "B0 warm-started from Lite0", and no
-ImageNet B0.
+of every squeeze-excite is sigmoid(4) = 0.982 for any input. SiLU for ReLU6 moves every feature map's mean and variance,
+so batch norm's running statistics are measured again on a few hundred pictures. The result is a start for fine-tuning,
+"B0 warm-started from Lite0", and no ImageNet B0.
 """
 
 import dataclasses
@@ -22,6 +21,7 @@ from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification, Squ
 from .load import Converted
 
 
+GATE_BIAS = 4.0
 _BATCH = 40
 
 
@@ -68,12 +68,12 @@ def warm_start(
     for module in model.modules():
         if isinstance(module, SqueezeExcite):
             nn.init.zeros_(module.expand.weight)
-            nn.init.zeros_(module.expand.bias)
+            nn.init.constant_(module.expand.bias, GATE_BIAS)
     processor = EfficientNetNVImageProcessor.for_image_size(config.image_size)
     _measure_batch_norm(model, processor, paths)
     notes = (
         f"{variant.upper()} with {padding} padding, warm-started from {lite.config.variant} ({lite.path.name}).",
-        f"Squeeze-excite gates start at sigmoid(0) = 1/2; batch norm's statistics are of {len(paths)} pictures.",
+        f"Squeeze-excite gates start at sigmoid({GATE_BIAS:g}); batch norm's statistics are of {len(paths)} pictures.",
         "A start for fine-tuning, not an ImageNet model.",
     )
     return dataclasses.replace(

@@ -49,7 +49,9 @@ class Tree:
 
 
 def find_splits(data_dir: str | os.PathLike) -> tuple[Path, Path | None]:
-    """The folders of training and validation pictures; they are (`data_dir`, None) when it has no `train/`.
+    """The folders of training and validation pictures; (`data_dir`, None) when these are class folders themselves.
+
+    The first one need not exist: a `data_dir` that holds nothing but a `val/` is one to validate on.
 
     Raises:
         UserError: `data_dir` is not a folder.
@@ -60,9 +62,13 @@ def find_splits(data_dir: str | os.PathLike) -> tuple[Path, Path | None]:
     if not root.is_dir():
         raise UserError(f"--data_dir {root} is a file; name the folder that holds train/ and val/.")
     validation = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
-    if (root / "train").is_dir():
+    if (root / "train").is_dir() or validation is not None and not _other_folders(root):
         return root / "train", validation
     return root, None
+
+
+def _other_folders(root: Path) -> list[str]:
+    return [entry.name for entry in _entries(str(root)) if _is_folder(entry) and entry.name not in VALIDATION_NAMES]
 
 
 def scan_tree(root: str | os.PathLike) -> Tree:

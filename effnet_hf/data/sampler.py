@@ -71,10 +71,12 @@ class TrainingPlan:
 
     def __post_init__(self):
         if self.num_samples < self.global_batch_size:
+            share = self.num_samples // self.world_size
+            eighth = 2 ** max((share // 8).bit_length() - 1, 3)  # a power of two: eight steps or more in an epoch
             raise UserError(
                 f"one update takes {self.global_batch_size} pictures ({self.per_device_batch_size} per device x"
                 f" {self.world_size} devices x {self.steps_per_update} accumulation steps) and the training data has"
-                f" {self.num_samples}; lower --global_batch_size to at most {self.num_samples}."
+                f" {self.num_samples}; lower --global_batch_size, e.g. to {min(eighth, share) * self.world_size}."
             )
 
     @property

@@ -32,11 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     workers = arguments.num_workers if arguments.num_workers is not None else int(usable_cores())
     train, validation = find_splits(arguments.folder)
-    if validation is not None:
+    if validation is not None and train.is_dir():
         _compare_classes(train, validation)
     bad = []
     with atomic_write(arguments.output) if arguments.output else nullcontext() as output:
-        for folder in filter(None, (train, validation)):
+        for folder in filter(Path.is_dir, filter(None, (train, validation))):
             bad += scan_folder(folder, workers)
         if output is not None:
             output.writelines(f"{one_line(name)}\t{one_line(reason)}\n" for name, reason in bad)

@@ -118,6 +118,8 @@ class DataSource:
             if val_dir is not None or val_fraction == 0:
                 split, names = _folder_split(val_dir or train_dir, class_names, notes, by_position=True)
                 return cls(names, None, split, notes)
+        if not train_dir.is_dir():
+            raise UserError(f"--data_dir {data_dir} has a {val_dir.name}/ but no train/; training needs one.")
         training, names = _folder_split(train_dir, class_names, notes, by_position=not train)
         if len(names) < 2:
             raise UserError(f"{train_dir} has a single class folder, {names[0]}; a classifier needs at least two.")

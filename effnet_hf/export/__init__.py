@@ -1,7 +1,7 @@
 """Checkpoints as files that run elsewhere: written, proved, described. `export_model` is the way in."""
 
 from .checkpoint import Checkpoint, open_checkpoint
-from .folder import export_model, export_onnx
+from .folder import export_model
 from .options import FORMATS, INT8_TARGETS, ExportOptions
 from .result import Exported
 from .runners import onnxruntime_runner, openvino_runner
@@ -16,7 +16,6 @@ __all__ = [
     "Exported",
     "ONNXEfficientNet",
     "export_model",
-    "export_onnx",
     "onnxruntime_runner",
     "open_checkpoint",
     "openvino_runner",

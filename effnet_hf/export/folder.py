@@ -19,16 +19,12 @@ from .result import Exported
 GENERATED, FROM_FOLDER = 16, 64
 
 
-def export_onnx(model, output, **options) -> Exported:
-    """`export_model` with ONNX, e.g. `export_onnx("runs/b0", "runs/b0-onnx", with_softmax=True)`."""
-    return export_model(model, output, **options)
-
-
 def export_model(
     model: str | Checkpoint,
     output: str | Path,
     *,
     data_dir: str | None = None,
+    val_fraction: float = 0.0,
     num_pictures: int | None = None,
     overwrite: bool = False,
     command: str | None = None,
@@ -41,6 +37,7 @@ def export_model(
         model: folder, Hub id, or an opened [`Checkpoint`].
         output: the folder: `model.onnx` (or another format's file), config.json, preprocessor_config.json, README.md.
         data_dir: pictures to check on, `DIR/val/<class>/…`; generated ones without it.
+        val_fraction: the share that training held out of a `data_dir` without `val/`.
         num_pictures: how many; 64 of a folder, or 16 generated ones.
         overwrite: replace an existing folder.
         command, model_id: for the model card.
@@ -55,11 +52,11 @@ def export_model(
     _refuse(checkpoint, options, data_dir)
     if options.dynamic_image_size and checkpoint.model.config.padding == "same":
         raise UserError("--dynamic_image_size: this network pads by the picture's size (padding: same); leave it out.")
-    pictures = check_pictures(checkpoint, data_dir, num_pictures, options)
+    pictures = check_pictures(checkpoint, data_dir, val_fraction, num_pictures, options)
     with _disk_errors(output), atomic_folder(output, overwrite) as folder:
         file = folder / options.file_name
         if options.int8:
-            exported = write_int8(checkpoint, file, options, pictures, data_dir)
+            exported = write_int8(checkpoint, file, options, pictures, data_dir, val_fraction)
         else:
             write_file(checkpoint, file, options)
             exported = verify_float(checkpoint, file, options, pictures)
@@ -80,13 +77,14 @@ def _refuse(checkpoint: Checkpoint, options: ExportOptions, data_dir: str | None
 
 
 def check_pictures(
-    checkpoint: Checkpoint, data_dir: str | None, count: int | None, options: ExportOptions
+    checkpoint: Checkpoint, data_dir: str | None, val_fraction: float, count: int | None, options: ExportOptions
 ) -> CheckPictures:
     if count is not None and count < 2:
         raise UserError(f"--num_pictures {count}: at least two, for a batch of one and another.")
     if data_dir is None:
         return GeneratedPictures(count or GENERATED, side=checkpoint.image_size + 32)
-    return FolderPictures(data_dir, checkpoint.labels, count or (None if options.int8 else FROM_FOLDER))
+    count = count or (None if options.int8 else FROM_FOLDER)
+    return FolderPictures(data_dir, checkpoint.labels, count, val_fraction)
 
 
 def _in_place(exported: Exported, output: Path) -> Exported:

@@ -29,9 +29,14 @@ PYTORCH = "checkpoint, fake-quantized, PyTorch"
 
 
 def write_int8(
-    checkpoint: Checkpoint, file: Path, options: ExportOptions, pictures: CheckPictures, data_dir: str | None
+    checkpoint: Checkpoint,
+    file: Path,
+    options: ExportOptions,
+    pictures: CheckPictures,
+    data_dir: str | None,
+    val_fraction: float = 0.0,
 ) -> Exported:
-    """Writes and measures the file.
+    """Writes and measures the file; `ort-cpu` takes its ranges from the training pictures of `data_dir`.
 
     Raises:
         UserError: its logits are not the checkpoint's.
@@ -45,7 +50,7 @@ def write_int8(
         model = drawn
         fold_weights(model)
     else:
-        model = for_ort_cpu(drawn, _calibration(checkpoint, data_dir))
+        model = for_ort_cpu(drawn, _calibration(checkpoint, data_dir, val_fraction))
     write_properties(model, properties(checkpoint, options))
     file.write_bytes(model.SerializeToString())
     try:
@@ -54,8 +59,8 @@ def write_int8(
         float_file.unlink()
 
 
-def _calibration(checkpoint: Checkpoint, data_dir: str) -> list[np.ndarray]:
-    found = FolderPictures.of(DataSource.from_folder(data_dir).train, CALIBRATION)
+def _calibration(checkpoint: Checkpoint, data_dir: str, val_fraction: float) -> list[np.ndarray]:
+    found = FolderPictures.of(DataSource.from_folder(data_dir, val_fraction).train, CALIBRATION)
     return [np.stack(checkpoint.processor(batch)["pixel_values"]) for batch in found.batches((8,))]
 
 

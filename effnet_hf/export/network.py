@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..modeling_efficientnet_nv import ConvNormAct, EfficientNetNVForImageClassification
-from ..quantization_efficientnet_nv import fold_batch_norm
+from ..quantization_efficientnet_nv import fold_into_convolution
 from .options import DTYPES, ExportOptions
 
 
@@ -43,5 +43,5 @@ def fold_all(model: nn.Module) -> nn.Module:
         if hasattr(layer, "weight_quantizer"):
             layer.weight.copy_(layer.weight_quantizer(layer.weight))
         if isinstance(layer, ConvNormAct) and isinstance(layer.bn, nn.BatchNorm2d):
-            fold_batch_norm(layer)
+            fold_into_convolution(layer)
     return model

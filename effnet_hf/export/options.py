@@ -80,12 +80,9 @@ class ExportOptions:
                 raise UserError("--int8 goes with --format onnx, --dtype fp32 and --exporter torchscript.")
             if self.dynamic_image_size or self.with_preprocessing:
                 raise UserError("--int8 goes without --dynamic_image_size and --with_preprocessing.")
-        if self.format != "pt2":
-            require("onnx", extra="onnx")
-            require("onnxruntime", extra="onnx")
-            require("onnxscript", extra="onnx")
-        if self.format == "openvino":
-            require("openvino", extra="openvino")
+        needed = [] if self.format == "pt2" else ["onnx", "onnxruntime", "onnxscript"]
+        for package in [*needed, *(["openvino"] if self.format == "openvino" else [])]:
+            require(package)
 
     @property
     def input_name(self) -> str:
@@ -104,10 +101,10 @@ class ExportOptions:
         return FORMATS[self.format]
 
 
-def require(package: str, extra: str) -> None:
-    """Raises `UserError` when a package of one of our extras is not installed."""
+def require(package: str) -> None:
+    """Raises `UserError` when a package that this package does not depend on is not installed."""
     if not installed(package):
-        raise UserError(f"{package} is not installed; pip install 'effnet-hf[{extra}]' brings it.")
+        raise UserError(f"{package} is not installed: pip install {package}")
 
 
 def installed(package: str) -> bool:

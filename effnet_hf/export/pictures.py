@@ -8,6 +8,7 @@ from PIL import Image
 
 from ..data import DataSource, Split
 from ..data.pictures import BadPicture, Picture
+from ..data.source import map_labels
 from ..errors import UserError
 
 
@@ -38,7 +39,9 @@ class CheckPictures:
 
 
 class FolderPictures(CheckPictures):
-    """Of `DIR/val/<class>/…`, every n-th so that `count` of them cover all classes; all with `count=None`.
+    """Of `DIR/val/<class>/…`, or of the `val_fraction` that training held out of `DIR/<class>/…`.
+
+    Every n-th, so that `count` of them cover all classes; all with `count=None`.
 
     `labels` is None when the folders are other classes than the model's.
 
@@ -46,13 +49,12 @@ class FolderPictures(CheckPictures):
         UserError: no such folder.
     """
 
-    def __init__(self, data_dir: str, class_names: list[str], count: int | None = None):
-        source = DataSource.from_folder(data_dir, train=False)
+    def __init__(self, data_dir: str, class_names: list[str], count: int | None = None, val_fraction: float = 0.0):
+        source = DataSource.from_folder(data_dir, val_fraction, train=False)
         split = _thinned(source.val, count)
-        labels, found = split.labels, source.class_names
-        if set(found) <= set(class_names):
-            labels = np.asarray([class_names.index(name) for name in found])[labels]
-        elif len(found) != len(class_names):  # as many: both in sorted order, as ImageNet's wnid folders are
+        try:
+            labels = map_labels(source.class_names, class_names, data_dir, by_position=True)[split.labels]
+        except UserError:
             labels = None
         self._split = split
         super().__init__(f"{len(split):,} pictures of {Path(data_dir).resolve().name}", labels)

@@ -66,13 +66,6 @@ def take_out(model: onnx.ModelProto) -> Scales:
     return scales
 
 
-def count_pairs(model: onnx.ModelProto) -> tuple[int, int]:
-    """Dequantized activations and dequantized weights."""
-    initializers = _initializers(model)
-    sources = [node.input[0] in initializers for node in model.graph.node if node.op_type == "DequantizeLinear"]
-    return sources.count(False), sources.count(True)
-
-
 def _initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in model.graph.initializer}
 

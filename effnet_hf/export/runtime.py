@@ -57,7 +57,7 @@ class ONNXEfficientNet(torch.nn.Module):
         Raises:
             UserError: no such folder, or no model.onnx in it.
         """
-        require("onnxruntime", extra="onnx")
+        require("onnxruntime")
         path = Path(folder)
         if not path.is_dir():
             if path.exists() or str(folder).count("/") != 1:

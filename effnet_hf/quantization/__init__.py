@@ -3,7 +3,7 @@
 Where quantizers stand is `effnet_hf/quantization_efficientnet_nv.py`, a model file: it travels with every checkpoint.
 """
 
-from ..quantization_efficientnet_nv import PLACEMENTS, fold_batch_norm, quantizers
+from ..quantization_efficientnet_nv import PLACEMENTS, fold_into_convolution, quantizers
 from .calibrate import Calibration, calibrate, calibrate_weights
 from .insert import quantize, set_quantizers
 from .prepare import Quantization
@@ -17,7 +17,7 @@ __all__ = [
     "Quantization",
     "calibrate",
     "calibrate_weights",
-    "fold_batch_norm",
+    "fold_into_convolution",
     "model_bytes",
     "quantize",
     "quantizers",

@@ -40,7 +40,6 @@ class Quantization:
         """Inserts and calibrates, in place. A run that resumes gets its ranges from its checkpoint."""
         recipe = self.recipe
         if resuming:
-            self.figures = load_figures(recipe.output_dir)
             if model.config.quantization is None:
                 quantize(model, **self.settings())
             return model
@@ -133,6 +132,7 @@ class Quantization:
     def describe(self, summary: dict, report) -> list:
         """Prints the table of float, PTQ and QAT, keeps its figures beside the model, and returns it for the card."""
         topk = self.recipe.topk
+        self.figures = self.figures or load_figures(self.recipe.output_dir)  # an earlier launch measured them
         if summary["n"]:
             size = self.figures.get("ptq", {}).get("bytes", 0)
             self.figures["qat"] = figures_of(summary, size)

@@ -82,10 +82,12 @@ class Recipe(
         return dataclasses.replace(self, **changes)
 
     def to_yaml(self) -> str:
-        """The whole recipe as a document that `load_recipe` reads back; secrets are left out."""
+        """The whole recipe as a document that `load_recipe` reads back; without secrets, and without how one launch
+        began: read again, it must not overwrite the run it describes."""
+        left_out = ("hub_token", "overwrite", "resume")
         lines = [f"name: {self.name}"]
         for group in options.GROUPS:
-            names = [field.name for field in dataclasses.fields(group) if field.name != "hub_token"]
+            names = [field.name for field in dataclasses.fields(group) if field.name not in left_out]
             lines += ["", f"# {group._argument_group_name}"]
             lines += [f"{name}: {json.dumps(getattr(self, name))}" for name in names]  # JSON values are YAML values
         return "\n".join(lines) + "\n"
@@ -146,14 +148,12 @@ def available_recipes() -> list[str]:
 
 
 def load_recipe(name_or_path: str, **overrides) -> Recipe:
-    """Reads a built-in recipe (`"b4"`) or a YAML file, with `overrides` on top, and the preset of `hardware` between.
+    """Reads a built-in recipe (`"b4"`) or a YAML file, with `overrides` on top; see `_with_preset` for `hardware`.
 
     Raises:
         UserError: no such recipe, not YAML, an unknown key (the nearest valid one is named), a wrong value.
     """
-    values = _read_values(name_or_path)
-    preset = _hardware_preset({**values, **overrides}) if overrides.get("hardware") else {}
-    return Recipe(**{**values, **preset, **overrides})
+    return Recipe(**_with_preset(_read_values(name_or_path), overrides))
 
 
 def parse_recipe(
@@ -198,13 +198,12 @@ def parse_recipe(
         **{name: value for name, value in dataclasses.asdict(Recipe(**values)).items() if name != "name"}
     )
     given, arguments = parser.parse(argv)
-    preset = _hardware_preset({**values, **given}) if {**values, **given}.get("hardware") else {}
     if "learning_rate" in given and "lr_scaling" not in given:
         given["lr_scaling"] = "none"  # a rate typed by hand is meant as typed
     if "epochs" in given and "warmup_epochs" not in given:
         recipe = Recipe(**values)  # a shorter run keeps the recipe's share of warm-up
         given["warmup_epochs"] = recipe.warmup_epochs * given["epochs"] / max(recipe.epochs, 1)
-    return Recipe(**{**values, **preset, **given}), arguments
+    return Recipe(**_with_preset(values, given)), arguments
 
 
 class _RecipeParser(OneLineErrors, HfArgumentParser):
@@ -258,6 +257,14 @@ def _read_values(name_or_path: str) -> dict:
             raise UserError(f"{path}: unknown option {key!r}.{did_you_mean(key, _NAMES)}")
     values.setdefault("name", path.stem)
     return values
+
+
+def _with_preset(values: dict, given: dict) -> dict:
+    """A file's `values` and what was `given` over them, with the preset of `hardware`: over the file when it is given,
+    under it when the file names it itself, as one does that `to_yaml` wrote."""
+    merged = {**values, **given}
+    preset = _hardware_preset(merged) if merged.get("hardware") else {}
+    return {**values, **preset, **given} if given.get("hardware") else {**preset, **merged}
 
 
 def _hardware_preset(values: dict) -> dict:

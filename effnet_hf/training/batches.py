@@ -7,6 +7,9 @@ from ..errors import UserError
 from ..recipes import Recipe
 
 
+LEAST = 8  # pictures at once that batch norm's statistics may be of, when the division is ours to choose
+
+
 @dataclass(frozen=True)
 class BatchPlan:
     """`global_batch_size = per_device * world_size * accumulation_steps`, always exactly."""
@@ -32,7 +35,8 @@ def plan_batches(recipe: Recipe, world_size: int, device_type: str, image_size: 
     CPU; on an accelerator 256 pictures of 224 x 224 pixels (NVIDIA's figure for B0 on 32 GB), fewer if they are larger.
 
     Raises:
-        UserError: the numbers do not divide; the sentence names the nearest global batch that does.
+        UserError: the numbers do not divide, or into tiny batches only; the sentence names the nearest
+            global batch that does better.
     """
     total = recipe.global_batch_size
     if total % world_size:
@@ -45,6 +49,12 @@ def plan_batches(recipe: Recipe, world_size: int, device_type: str, image_size: 
     if per_device is None:
         most = 32 if device_type == "cpu" else max(1, int(256 * (224 / image_size) ** 2))
         per_device = max(size for size in range(1, min(share, most) + 1) if share % size == 0)
+        if per_device < min(share, most, LEAST):
+            better = _nearest_multiple(total, min(most, LEAST) * world_size)
+            raise UserError(
+                f"--global_batch_size {total} divides into batches of {per_device} per device only, and batch norm"
+                f" wants more pictures at once; {better} divides better."
+            )
     if share % per_device:
         raise UserError(
             f"--global_batch_size {total} is not a multiple of --per_device_batch_size {per_device} x {world_size}"

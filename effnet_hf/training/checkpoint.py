@@ -8,6 +8,7 @@
         random_states_{rank}.pkl        RNGs of every process
         custom_checkpoint_0.pkl         moving average of the weights
         progress.json                   epoch, position in the sample order, best figure, end of metrics.jsonl
+        best/                           the best model at that time, as hard links where the file system has them
       checkpoints/best/                 the best model so far
 
 A checkpoint is written to a hidden sibling, flushed to the disk and renamed, so a folder that can be seen is whole.
@@ -15,6 +16,7 @@ A checkpoint is written to a hidden sibling, flushed to the disk and renamed, so
 
 import dataclasses
 import json
+import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from ..errors import UserError, first_line
-from ..files import atomic_folder, atomic_write
+from ..files import atomic_folder, atomic_write, recover
 from ..quiet import no_progress_bars
 from ..recipes import Recipe
 
@@ -77,13 +79,10 @@ class Checkpoints:
                 self.processor.save_pretrained(folder)
                 (folder / "recipe.yaml").write_text(self.recipe.to_yaml(), encoding="utf-8")
                 (folder / "progress.json").write_text(json.dumps(dataclasses.asdict(progress), indent=1))
+                if (self.folder / "best").is_dir():
+                    shutil.copytree(self.folder / "best", folder / "best", copy_function=_link)
         if self.accelerator.is_main_process:
-            kept = self.all()
-            # Resumed from an older checkpoint, a run leaves the later ones behind: they belong to another future.
-            for path in [path for path in kept if path.name > target.name]:
-                kept.remove(path)
-                shutil.rmtree(path)
-            for path in kept[: -self.recipe.keep_checkpoints]:
+            for path in self.all()[: -self.recipe.keep_checkpoints]:
                 shutil.rmtree(path)
         return target
 
@@ -143,18 +142,23 @@ class Checkpoints:
         return path.resolve().parent != self.folder.resolve()
 
     def adopt(self, path: Path) -> None:
-        """Brings what belongs to a checkpoint of another run's folder into this one: its figures and best model."""
-        if not self._is_elsewhere(path):
-            return
+        """Makes this folder what the run's was when checkpoint `path` was written: no later checkpoints, the best model
+        of that time, and (from another run's folder) its log and files of figures. A collective call."""
         if self.accelerator.is_main_process:
-            self.clean(everything=True)
-            origin, output_dir = path.resolve().parents[1], self.folder.parent
-            log = origin / "metrics.jsonl"
-            with atomic_write(output_dir / "metrics.jsonl", "wb") as file:
-                file.write(log.read_bytes() if log.is_file() else b"")
-            if (origin / "checkpoints/best").is_dir():
+            if self._is_elsewhere(path):
+                self.clean()
+                for source in path.resolve().parents[1].glob("*.json*"):
+                    if source.name in ("metrics.jsonl", "quantization.json"):
+                        with atomic_write(self.folder.parent / source.name, "wb") as file:
+                            file.write(source.read_bytes())
+            for later in reversed(self.all()):  # the newest first: killed in between, the rest is still a history
+                if later.name > path.name:
+                    shutil.rmtree(later)
+            if (path / "best").is_dir():
                 with atomic_folder(self.folder / "best", overwrite=True) as folder:
-                    shutil.copytree(origin / "checkpoints/best", folder, dirs_exist_ok=True)
+                    shutil.copytree(path / "best", folder, dirs_exist_ok=True, copy_function=_link)
+            else:
+                shutil.rmtree(self.folder / "best", ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
     def read_progress(self, path: Path, num_samples: int) -> Progress:
@@ -170,7 +174,8 @@ class Checkpoints:
             then = load_recipe(str(path / "recipe.yaml"))
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"--resume {path} is not a checkpoint of this version: {error}") from None
-        for name in ("seed", "global_batch_size", "variant", "placement", "qat_batch_norm", "float_layers"):
+        names = ("seed", "global_batch_size", "variant", "optimizer", "topk", "placement", "qat_batch_norm")
+        for name in (*names, "float_layers"):
             old, new = getattr(then, name), getattr(self.recipe, name)
             if old != new:
                 raise UserError(
@@ -197,10 +202,16 @@ class Checkpoints:
         # Micro-batches so far, by which Accelerate tells when a step is whole: as this launch divides the batch.
         self.accelerator.step = progress.total_updates * self.accelerator.gradient_accumulation_steps
 
-    def clean(self, everything: bool = False) -> None:
-        """Removes what a killed writer left behind; with `everything` the checkpoints of the earlier run too."""
+    def recover(self) -> None:
+        """Undoes what a killed writer left behind. A collective call."""
         if self.accelerator.is_main_process and self.folder.is_dir():
-            for path in self.folder.iterdir() if everything else self.folder.glob(".*.tmp"):
+            recover(self.folder)
+        self.accelerator.wait_for_everyone()
+
+    def clean(self) -> None:
+        """Removes the checkpoints of an earlier run."""
+        if self.accelerator.is_main_process and self.folder.is_dir():
+            for path in self.folder.iterdir():  # not the folder itself, which may be a link to another disk
                 shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
@@ -232,3 +243,11 @@ class Checkpoints:
         if (Path(input_dir) / "model.safetensors").is_file():
             model = self.accelerator.unwrap_model(models.pop(), keep_torch_compile=False)
             model.load_state_dict(load_file(Path(input_dir) / "model.safetensors"), strict=True)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for a file that is never changed in place, or a copy where the file system knows one name only."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

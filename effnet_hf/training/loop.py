@@ -3,6 +3,7 @@
 recipe -> accelerator -> loaders -> model -> for every epoch: steps, validation, checkpoint -> best model + card
 """
 
+import math
 import time
 from collections.abc import Callable
 
@@ -46,6 +47,9 @@ def train(
                     run.report.line(f"{run.interruption.received or 'stopped'}: saved; go on with --resume auto")
                     return EXIT_INTERRUPTED
         return finish(run, describe)
+    except Exception as error:
+        error.of_one_process = True  # type: ignore[attr-defined]  # a bad file, a full memory: cli.run lets it speak
+        raise
     finally:
         run.loaders.close()
         run.report.close()
@@ -57,7 +61,7 @@ def train_epoch(run: Run) -> bool:
     loader = run.loaders.train
     losses = LossMeter(accelerator, progress.loss_sum, progress.loss_count, progress.logged)
     speed = Speed(recipe.global_batch_size, accelerator.device)
-    saved_at, first = time.monotonic(), progress.update
+    first = progress.update
     run.model.train()
     report.start_bar(f"epoch {progress.epoch + 1}/{recipe.epochs}", loader.updates_per_epoch, progress.update)
 
@@ -79,20 +83,36 @@ def train_epoch(run: Run) -> bool:
         epoch_is_over = progress.update == loader.updates_per_epoch
         log_now = epoch_is_over or progress.update % recipe.log_every == 0
         if log_now:
-            run.log_step(losses.recent(), rate, speed.figures())  # the only wait for the device
+            loss = losses.recent()  # the only wait for the device
+            refuse_divergence(loss, run)
+            run.log_step(loss, rate, speed.figures())
             if epoch_is_over or not run.limit_told and progress.update - first >= 50:
                 run.tell_limit(speed)
         # Several processes must stop at the same step; agreeing costs a collective, so they do it when they log.
         stop = (log_now or accelerator.num_processes == 1) and not epoch_is_over and run.interruption.agreed()
-        if stop or (run.checkpoint_is_due(saved_at) and not epoch_is_over):
+        if stop or (not epoch_is_over and run.checkpoint_is_due()):
             progress.loss_sum, progress.loss_count, progress.logged = losses.total(), losses.count, losses.seen
+            refuse_divergence(progress.loss_sum, run)
             run.save()
-            saved_at = time.monotonic()
         if stop:
             break
     report.end_bar()
     progress.loss_sum, progress.loss_count = losses.total(), losses.count
     return progress.update == loader.updates_per_epoch
+
+
+def refuse_divergence(loss: float, run: Run) -> None:
+    """Raises `UserError` for a loss that is no number, before it is saved; every process has the same one."""
+    if math.isfinite(loss):
+        return
+    progress, recipe = run.progress, run.recipe
+    remedy = "lower --learning_rate" + (" or use --precision bf16" if run.accelerator.scaler is not None else "")
+    saved = run.checkpoints.all()
+    kept = f" What was saved before is whole: {saved[-1]}." if saved else ""
+    raise UserError(
+        f"the training loss is {loss} in epoch {progress.epoch + 1}, step {progress.update}: training has diverged;"
+        f" {remedy} (now {recipe.learning_rate:g}), or clip with --gradient_clip 1.{kept}"
+    )
 
 
 def train_step(run: Run, batch: dict) -> torch.Tensor:
@@ -147,7 +167,7 @@ def end_epoch(run: Run, last_epoch: int) -> bool:
     every = recipe.checkpoint_every_epochs
     is_last = progress.epoch == last_epoch or run.patience_is_over
     stop = not is_last and run.interruption.agreed()
-    if is_last or stop or (every and progress.epoch % every == 0):
+    if is_last or stop or (every and progress.epoch % every == 0) or run.checkpoint_is_due():
         run.save()
     return not stop
 

@@ -2,8 +2,9 @@
 
 import importlib.util
 import os
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from PIL import Image
 from safetensors import SafetensorError
@@ -47,7 +48,8 @@ def check_checkpoint(name_or_path: str) -> EfficientNetNVConfig:
         )
     if config.quantization and importlib.util.find_spec("modelopt") is None:
         raise UserError(
-            f"--model {name_or_path} is quantized and needs NVIDIA's Model Optimizer: pip install 'effnet-hf[quant]'"
+            f"--model {name_or_path} is quantized and needs NVIDIA's Model Optimizer:"
+            " pip install nvidia-modelopt requests"
         )
     return config
 
@@ -130,24 +132,38 @@ def build_model(recipe: Recipe, class_names: list[str]) -> EfficientNetNVForImag
     if recipe.num_labels not in (None, len(class_names)):
         raise UserError(f"--num_labels {recipe.num_labels} was asked for, but the data has {len(class_names)} classes.")
     id2label = dict(enumerate(class_names))
-    labels = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
+    labels: dict[str, Any] = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
     if not recipe.model:
         return EfficientNetNVForImageClassification(recipe.model_config(**labels))
     config = check_checkpoint(recipe.model)
-    if config.quantization and not has_classes(config, class_names):
+    quantizes = recipe.placement != "none" or config.quantization is not None
+    if has_classes(config, class_names, by_position=quantizes):
+        if "LABEL_0" not in config.label2id:
+            labels = {}  # it keeps the names that it has
+        return load_model(recipe.model, **labels, **recipe.architecture_overrides())
+    if quantizes:
         raise UserError(
-            f"--model {recipe.model} is quantized and knows other classes; fine-tune the float model on these first."
+            f"--model {recipe.model} knows other classes than the data, and quantizing keeps the classifier;"
+            " fine-tune the float model on these first, with train.py."
         )
     model = load_model(recipe.model, new_classifier=True, **labels, **recipe.architecture_overrides())
-    if not has_classes(config, class_names):
-        model._init_weights(model.classifier)  # perhaps as many classes, but other ones: the old head means nothing
+    model._init_weights(model.classifier)  # perhaps as many classes, but other ones: the old head means nothing
     return model
 
 
-def has_classes(config: EfficientNetNVConfig, class_names: list[str]) -> bool:
-    """Whether a checkpoint's classifier is for these classes; one that names none is, if their number fits."""
+def has_classes(config: EfficientNetNVConfig, class_names: list[str], by_position: bool = False) -> bool:
+    """Whether a checkpoint's classifier is for these classes.
+
+    One that names none is, if their number fits; and so is one of ImageNet's thousand in words for its wnid folders.
+
+    Args:
+        by_position: take any classes for the same whose names are all others and whose number fits, as validation does.
+    """
     known = [config.id2label[i] for i in sorted(config.id2label)]
-    return known in (class_names, [f"LABEL_{i}" for i in range(len(class_names))])
+    if known in (class_names, [f"LABEL_{i}" for i in range(len(class_names))]):
+        return True
+    imagenet = len(class_names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in class_names)
+    return (by_position or imagenet) and len(known) == len(class_names) and not set(known) & set(class_names)
 
 
 def build_teacher(recipe: Recipe, class_names: list[str]) -> EfficientNetNVForImageClassification | None:
@@ -162,6 +178,6 @@ def build_teacher(recipe: Recipe, class_names: list[str]) -> EfficientNetNVForIm
     if name is None:
         raise UserError("--distillation_weight needs a --teacher, or a --model to start from.")
     config = check_checkpoint(name)
-    if [config.id2label[i] for i in sorted(config.id2label)] != class_names:
+    if not has_classes(config, class_names, by_position=recipe.placement != "none"):
         raise UserError(f"--teacher {name} knows other classes than the data.")
     return load_model(name).eval().requires_grad_(False)

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from ..files import atomic_folder
 from ..quiet import quiet_profiler
 from ..recipes import Recipe
 
@@ -45,8 +46,8 @@ class Profiler:
             self.profile.step()
 
     def _write(self, finished: torch.profiler.profile) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        finished.export_chrome_trace(str(self.folder / "trace.json"))
         order = "self_device_time_total" if self.on_cuda else "self_cpu_time_total"
         table = finished.key_averages().table(sort_by=order, row_limit=20)
-        (self.folder / "top_operators.txt").write_text(table, encoding="utf-8")
+        with atomic_folder(self.folder, overwrite=True) as folder:
+            finished.export_chrome_trace(str(folder / "trace.json"))
+            (folder / "top_operators.txt").write_text(table, encoding="utf-8")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..cli import command_line
-from ..files import atomic_write
+from ..files import atomic_folder, atomic_write
 from ..hub import CardFacts, describe_preprocessing, push_folder, render_card, software_versions
 from ..quiet import no_progress_bars
 from .setup import Run, describe_device
@@ -24,9 +24,9 @@ def finish(run: Run, describe: Callable | None = None) -> int:
         return 0
     folder = Path(recipe.output_dir)
     if run.ema is not None:
-        with no_progress_bars():
-            run.ema.model.save_pretrained(folder / "ema")
-        run.processor.save_pretrained(folder / "ema")
+        with atomic_folder(folder / "ema", overwrite=True) as average, no_progress_bars():
+            run.ema.model.save_pretrained(average)
+            run.processor.save_pretrained(average)
     seconds = progress.seconds + time.monotonic() - run.started
     summary = {
         "recipe": recipe.name,

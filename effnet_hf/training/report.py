@@ -1,38 +1,41 @@
 """Everything a run says: console lines, one JSON-lines file, Accelerate's trackers.
 
 `metrics.jsonl` holds one object per line with a `type`: `run` (once per launch), `train` (every `log_every` steps),
-`val` and `val_ema` (every epoch), `epoch`, `summary`. Names are the original's: `train.loss`, `val.top1`, …; figures
-are honest: the loss is not divided by the accumulation steps, the first steps of a launch count in no speed.
+`val`, `val_ema`, `limit` and `epoch` (every epoch), `summary`. Names are the original's: `train.loss`, `val.top1`, …;
+figures are honest: the loss is not divided by the accumulation steps, an epoch's first steps count in no speed.
 """
 
 import json
+import math
 import os
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 
 class Report:
-    """Speaks on the first process only."""
+    """Speaks on the first process only; to the console at once, to the disk after `open`."""
 
-    def __init__(self, accelerator: Accelerator, output_dir: str, quiet: bool = False, keep_bytes: int = 0):
+    def __init__(self, accelerator: Accelerator, quiet: bool = False):
         self.accelerator, self.quiet = accelerator, quiet
         self.enabled = accelerator.is_main_process
         self.live = self.enabled and not quiet and (sys.stderr.isatty() or "ipykernel" in sys.modules)  # or a notebook
         self.bar: tqdm | None = None
-        self.file = None
+        self.file: IO | None = None
+
+    def open(self, recipe, keep_bytes: int = 0) -> None:
+        """Starts the log and the trackers. A resumed run keeps the `keep_bytes` that its checkpoint knows of: the steps
+        after that will happen again."""
         if self.enabled:
-            path = Path(output_dir, "metrics.jsonl")
+            path = Path(recipe.output_dir, "metrics.jsonl")
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(path, "ab")
-            # A resumed run forgets what was logged after its checkpoint: those steps will happen again.
             self.file.truncate(min(keep_bytes, path.stat().st_size))
             self.file.seek(0, os.SEEK_END)
-
-    def start_trackers(self, recipe) -> None:
         if recipe.report_to:
             values = {name: value for name, value in vars(recipe).items() if isinstance(value, (int, float, str))}
             values.pop("hub_token", None)
@@ -45,9 +48,11 @@ class Report:
             sys.stdout.flush()
 
     def log(self, kind: str, step: int, values: dict, **where) -> None:
-        """One line of `metrics.jsonl` and one entry in every tracker."""
+        """One line of `metrics.jsonl` and one entry in every tracker. JSON has no NaN: such a figure is null there."""
         if self.enabled:
+            assert self.file is not None, "logged before open"
             row = {"type": kind, "time": round(time.time(), 3), **where, **values}
+            row = {name: None if _is_no_number(value) else value for name, value in row.items()}
             self.file.write(json.dumps(row, allow_nan=False, default=str).encode() + b"\n")
             self.file.flush()
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
@@ -56,7 +61,7 @@ class Report:
 
     def position(self) -> int:
         """Bytes of `metrics.jsonl` so far, on the disk."""
-        if not self.enabled:
+        if self.file is None:
             return 0
         os.fsync(self.file.fileno())
         return self.file.tell()
@@ -67,10 +72,8 @@ class Report:
                 total=total, initial=initial, desc=description, leave=False, dynamic_ncols=True, unit="step"
             )
 
-    def advance(self, **figures) -> None:
+    def advance(self) -> None:
         if self.bar is not None:
-            if figures:
-                self.bar.set_postfix(figures, refresh=False)
             self.bar.update()
 
     def end_bar(self) -> None:
@@ -84,3 +87,7 @@ class Report:
             self.accelerator.end_training()
         if self.file is not None:
             self.file.close()
+
+
+def _is_no_number(value) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

@@ -34,6 +34,14 @@ from .report import Report
 from .signals import Interruption
 
 
+# What a run writes into its output_dir besides recipe.yaml and checkpoints/; removed when another one starts there.
+LEFT_BY_A_RUN = (
+    "metrics.jsonl", "summary.json", "plots", "logs", "profile", "bad_files.txt",
+    "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "ema",
+    "quantization.json", "sensitivity.json", "sensitivity.png",
+)  # fmt: skip
+
+
 @dataclass
 class Run:
     """What the parts of the loop share."""
@@ -53,6 +61,7 @@ class Run:
     interruption: Interruption
     profiler: Profiler
     started: float = field(default_factory=time.monotonic)
+    saved_at: float = field(default_factory=time.monotonic)
     limit_told: str = ""  # the verdict that the console has seen last
 
     @property
@@ -64,14 +73,14 @@ class Run:
     def patience_is_over(self) -> bool:
         return 0 < self.recipe.early_stopping_patience <= self.progress.epochs_since_best
 
-    def checkpoint_is_due(self, saved_at: float) -> bool:
-        """Within an epoch, by steps or by minutes; with several processes the first one's clock decides."""
+    def checkpoint_is_due(self) -> bool:
+        """By steps or by minutes; with several processes the first one's clock decides. A collective call."""
         every, minutes = self.recipe.checkpoint_every_steps, self.recipe.checkpoint_every_minutes
         if every and self.progress.total_updates % every == 0:
             return True
         if not minutes:
             return False
-        due = [time.monotonic() - saved_at > 60 * minutes]
+        due = [time.monotonic() - self.saved_at > 60 * minutes]
         if self.accelerator.num_processes > 1:
             accelerate.utils.broadcast_object_list(due)
         return due[0]
@@ -85,7 +94,7 @@ class Run:
     def save(self) -> None:
         now = time.monotonic()
         self.progress.seconds += now - self.started
-        self.started = now
+        self.started = self.saved_at = now
         self.progress.metrics_bytes = self.report.position()
         self.progress.num_processes = self.accelerator.num_processes
         self.checkpoints.save(self.progress)
@@ -142,8 +151,10 @@ def set_up(
     processor = build_processor(recipe, image_size)
     checkpoints = Checkpoints(accelerator, recipe, processor)
     original = OriginalRun.open(recipe)
+    if recipe.resume is not None and original is None:
+        checkpoints.recover()
     resume_from = None if original else checkpoints.find(recipe.resume)
-    _check_output_dir(recipe, resume_from, original)
+    _check_output_dir(recipe, resume_from)
 
     channels_last = wants_channels_last(recipe, accelerator)
     loaders = build_loaders(
@@ -179,23 +190,29 @@ def set_up(
         progress = original.progress(loaders.train.num_samples, loaders.train.updates_per_epoch)
     elif check_model is not None:
         check_model(model)
-    _claim_output_dir(recipe, accelerator, checkpoints, resume_from)
-    if resume_from is not None:
-        checkpoints.adopt(resume_from)
-    report = Report(accelerator, recipe.output_dir, recipe.quiet, keep_bytes=progress.metrics_bytes)
+    if resume_from is None:
+        _start_afresh(recipe, accelerator, checkpoints)
+    report = Report(accelerator, recipe.quiet)
     if prepare_model is not None:
         model = prepare_model(model, loaders, accelerator, report, resume_from is not None)
     ema = ModelEMA(model, recipe.ema_decay) if recipe.ema_decay else None
     if ema is not None:
         accelerator.register_for_checkpointing(ema)
     optimizer = build_optimizer(model, recipe)
+    settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     if original is not None:
         original.restore(model, optimizer, ema, progress.total_updates)
     model, optimizer = accelerator.prepare(model, optimizer)
     set_seed(recipe.seed, device_specific=True)  # … and other dropout draws on each
     if resume_from is not None:
         checkpoints.restore(resume_from, progress)
-    report.start_trackers(recipe)
+        for group, own in zip(optimizer.param_groups, settings):  # this launch's momentum and decay, not the last one's
+            group.update(own)
+        checkpoints.adopt(resume_from)  # until here nothing on the disk has changed
+    if accelerator.is_main_process:
+        with atomic_write(Path(recipe.output_dir, "recipe.yaml")) as file:
+            file.write(recipe.to_yaml())
+    report.open(recipe, keep_bytes=progress.metrics_bytes)
     run = Run(
         recipe, accelerator, plan, loaders, processor, model, optimizer, ema, teacher, checkpoints, report, progress,
         Interruption(accelerator), Profiler(recipe, accelerator),
@@ -204,30 +221,36 @@ def set_up(
     return run
 
 
-def _check_output_dir(recipe: Recipe, resume_from: Path | None, original: OriginalRun | None) -> None:
-    """Refuses to mix two runs in one folder."""
+def _check_output_dir(recipe: Recipe, resume_from: Path | None) -> None:
+    """Refuses to mix two runs in one folder, and to remove what nobody said may be removed."""
     folder = Path(recipe.output_dir)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output_dir {folder} is a file; name a folder.")
-    fresh = recipe.resume is None or original is not None
-    if fresh and not recipe.overwrite and (folder / "metrics.jsonl").exists():
+    if resume_from is not None:
+        return
+    if recipe.overwrite:
+        if recipe.model and folder.is_dir() and Path(recipe.model).is_dir() and folder.samefile(recipe.model):
+            raise UserError(f"--overwrite true would remove --model {recipe.model}; name another --output_dir.")
+    elif recipe.resume == "auto":
+        if (folder / "summary.json").exists():
+            raise UserError(
+                f"--resume auto: {folder} holds a finished run without a checkpoint to go on from;"
+                " start afresh with --overwrite true, or name another folder."
+            )
+    elif (folder / "metrics.jsonl").exists():
         raise UserError(
             f"--output_dir {folder} already holds a run; continue it with --resume auto,"
             " start afresh with --overwrite true, or name another folder."
         )
 
 
-def _claim_output_dir(recipe: Recipe, accelerator: Accelerator, checkpoints, resume_from: Path | None) -> None:
-    """Removes what another run left and writes the recipe, once nothing about this run can be refused any more."""
+def _start_afresh(recipe: Recipe, accelerator: Accelerator, checkpoints: Checkpoints) -> None:
+    """Removes what another run left, its published model too, once nothing about this one can be refused any more."""
     folder = Path(recipe.output_dir)
-    if accelerator.is_main_process:
-        if resume_from is None and (folder / "metrics.jsonl").exists():
-            for name in ("metrics.jsonl", "summary.json", "plots", "logs", "ema"):
-                path = folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        checkpoints.clean(everything=resume_from is None)
-        with atomic_write(folder / "recipe.yaml") as file:
-            file.write(recipe.to_yaml())
+    if accelerator.is_main_process and (folder / "metrics.jsonl").exists():
+        for path in map(folder.joinpath, LEFT_BY_A_RUN):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    checkpoints.clean()
     accelerator.wait_for_everyone()
 
 
@@ -245,8 +268,12 @@ def _introduce(run: Run, resume_from: Path | None, original: OriginalRun | None)
     parameters = sum(p.numel() for p in run.bare_model.parameters())
     origin = original.folder if original is not None else recipe.model
     start = f"weights of {origin}" if origin else "fresh weights"
-    if recipe.model and original is None and not has_classes(check_checkpoint(recipe.model), run.loaders.class_names):
-        start += f", a new classifier for {config.num_labels} classes"
+    if recipe.model and original is None:
+        known = check_checkpoint(recipe.model)
+        if not has_classes(known, run.loaders.class_names, by_position=recipe.placement != "none"):
+            start += f", a new classifier for {config.num_labels} classes"
+        elif [config.id2label[i] for i in sorted(config.id2label)] != run.loaders.class_names:
+            start += f", whose {config.num_labels} classes are the folders in this order"
     report.line(f"model    {config.variant or 'custom'}, {parameters:,} parameters, {config.image_size} px, {start}")
     report.line(
         f"data     {train.num_samples:,} training and {run.loaders.val.num_samples:,} validation pictures,"

@@ -1,6 +1,6 @@
 """A page that classifies pictures with an exported folder: drop one, see the five likeliest classes.
 
-    pip install 'effnet-hf[onnx,serve]'
+    pip install -e '.[onnx,serve]'
     python export.py --model runs/b0 --output runs/b0-onnx
     python examples/serve/app.py --model runs/b0-onnx            then open http://127.0.0.1:8000
 

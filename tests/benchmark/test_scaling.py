@@ -35,6 +35,10 @@ def test_one_gpu_is_what_was_measured():
     assert figures["all_reduce_ms"] == 0 and figures["limit"] == "step"
 
 
+def test_a_variant_may_be_called_by_its_original_name(capsys):
+    assert scaling.main(["--step_ips", "efficientnet-b0=2489"]) == 0 and "| b0 |" in capsys.readouterr().out
+
+
 def test_what_limits_is_named():
     plenty = 1e9
     assert scaling.predict(331, 128, B4, 8, plenty)["limit"] == "waiting"

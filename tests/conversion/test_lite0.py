@@ -85,8 +85,13 @@ def test_warm_start(variant, lite0, pictures):
     carried = [key for key in lite0.state_dict if not key.endswith(("mean", "var", "num_batches_tracked"))]
     assert all(torch.equal(found.state_dict[key], lite0.state_dict[key]) for key in carried) and len(carried) == 149
     assert sum(".se." in key for key in found.state_dict) == 64
-    gates = [block.se.expand for stage in model.efficientnet.encoder.stages for block in stage.blocks]
-    assert not any(gate.weight.any() or gate.bias.any() for gate in gates)  # sigmoid(0), whatever the input
+    gates = [
+        torch.sigmoid(block.se.expand.bias) for stage in model.efficientnet.encoder.stages for block in stage.blocks
+    ]
+    assert all(torch.allclose(gate, torch.tensor(0.982), atol=1e-3) for gate in gates)
+    assert not any(
+        block.se.expand.weight.any() for stage in model.efficientnet.encoder.stages for block in stage.blocks
+    )
 
     # The statistics are those of the pictures: normalised by them, a layer's output has mean 0 and variance 1.
     paths = sorted(pictures.rglob("*.png"))

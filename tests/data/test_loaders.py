@@ -155,7 +155,7 @@ def test_problems_are_named_with_their_flag(loaders):
         loaders({"data_dir": None})
     with pytest.raises(UserError, match="--num_labels is 5, but the data has 3 classes"):
         loaders({"num_labels": 5})
-    with pytest.raises(UserError, match="lower --global_batch_size to at most 60"):
+    with pytest.raises(UserError, match="lower --global_batch_size, e.g. to 8"):
         loaders(per_device_batch_size=61)
     with pytest.raises(UserError, match="dali-gpu decodes on a CUDA GPU and this run has none; use --loader dali-cpu"):
         pytest.importorskip("nvidia.dali")

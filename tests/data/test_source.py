@@ -78,6 +78,15 @@ def test_validation_only_takes_val_or_the_whole_folder(tmp_path):
         DataSource.from_folder(str(tmp_path / "set"), train=False)
 
 
+def test_a_folder_of_nothing_but_val_is_one_to_validate_on(tmp_path):
+    write(tmp_path, "val/a/1.jpg", "val/b/1.jpg")
+    assert DataSource.from_folder(str(tmp_path), train=False).class_names == ["a", "b"]
+    with pytest.raises(UserError, match="has a val/ but no train/; training needs one"):
+        DataSource.from_folder(str(tmp_path))
+    write(tmp_path, "cat/1.jpg")  # now val may be the name of a class
+    assert DataSource.from_folder(str(tmp_path), train=False).class_names == ["cat", "val"]
+
+
 def test_validation_takes_as_many_classes_of_other_names_in_their_order(tmp_path):
     write(tmp_path, "train/n02/1.jpg", "train/n01/1.jpg", "val/n01/1.jpg", "val/n02/1.jpg")
     write(tmp_path, "train/n02/2.jpg", "train/n01/2.jpg")

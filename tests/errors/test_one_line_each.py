@@ -85,7 +85,7 @@ CASES = {
         ("--data_dir {same-but-for-case}", "differ only in case, Cat and cat"),
         ("--data_dir {one-folder-too-high}", "give that folder: {one-folder-too-high}/imagenette"),
         ("--data_dir {no-pictures}", "there are no pictures under"),
-        ("--data_dir {data}", "the training data has 12; lower --global_batch_size to at most 12"),
+        ("--data_dir {data}", "the training data has 12; lower --global_batch_size, e.g. to 8"),
         ("--data_dir {data} --dataset_name a/b", "--data_dir and --dataset_name are two sources"),
         ("--dataset_name no/such", "--dataset_name no/such cannot be loaded"),
         (SMALL + "--num_labels 7", "--num_labels is 7, but the data has 3 classes"),
@@ -100,6 +100,7 @@ CASES = {
         (SMALL + "--resume nowhere", "--resume nowhere: no checkpoint there"),
         (SMALL + "--resume {file}", "is a file; a checkpoint of NVIDIA"),
         (SMALL + "--resume {run-with-damaged-checkpoint}", "is not a checkpoint of this version"),
+        (SMALL + "--output_dir {model} --model {model} --overwrite true", "--overwrite true would remove --model"),
         (SMALL + "--model no/such/model", "--model no/such/model does not exist"),
         (SMALL + "--model {file}", "is a file; name the folder that holds it"),
         (SMALL + "--model {resnet}", "is a 'resnet' model, not one of ours"),
@@ -149,8 +150,13 @@ CASES = {
         (QAT + "--model {model} --sync_batch_norm true", "--sync_batch_norm needs GPUs"),
         (QAT + "--model {model} --precision fp16", "--precision fp16 needs a GPU"),
         (QAT + "--model {model} --resume nowhere", "no checkpoint there"),
+        (
+            "--config {small-quant.yaml} --data_dir {two-classes} --model {model} --global_batch_size 2"
+            " --per_device_batch_size 2",
+            "knows other classes than the data",
+        ),
         (QAT + "--model {model} --output_dir {run}", "already holds a run"),
-        (QAT + "--model {model}", "pip install 'effnet-hf[quant]'", "without modelopt"),
+        (QAT + "--model {model}", "pip install nvidia-modelopt", "without modelopt"),
     ],
     "validate.py": [
         ("--modle x", "did you mean --model?"),
@@ -295,6 +301,7 @@ MIDWAY = {  # these show when a run is under way and has a folder of its own
     "train.py": [
         ("--config {small.yaml} --data_dir {broken-pictures}", "more than --max_bad_files 0.01 allows"),
         ("--config {small.yaml} --data_dir {broken-pictures} --strict true", "mend or remove it, or run without"),
+        (SMALL + "--learning_rate 1e30 --warmup_epochs 0", "training has diverged; lower --learning_rate"),
         (SMALL, "out of memory (CUDA out of memory. Tried to allocate 20.00 MiB); lower", "with little memory"),
     ],
 }

@@ -139,9 +139,19 @@ def test_folding_keeps_the_function_and_the_original(checkpoint):
 def test_pictures_of_a_folder_give_accuracy_and_cover_all_classes(checkpoint, photos, tmp_path):
     found = export_model(str(checkpoint), tmp_path / "out", data_dir=str(photos), num_pictures=9)
     assert found.pictures == f"9 pictures of {photos.name}" and found.top1[0] == found.top1[1]
-    pictures = folder.check_pictures(folder.open_checkpoint(str(checkpoint)), str(photos), 9, ExportOptions())
+    pictures = folder.check_pictures(folder.open_checkpoint(str(checkpoint)), str(photos), 0.0, 9, ExportOptions())
     assert sorted(set(pictures.labels)) == [0, 1, 2]
     assert "generated" in export_model(str(checkpoint), tmp_path / "generated").pictures
+
+
+def test_pictures_that_training_held_out_of_a_flat_folder(checkpoint, photos, tmp_path):
+    opened, flat = folder.open_checkpoint(str(checkpoint)), str(photos / "train")
+    held_out = folder.check_pictures(opened, flat, 0.25, None, ExportOptions())
+    assert len(held_out) == 6 and sorted(held_out.labels) == [0, 0, 1, 1, 2, 2]
+    (tmp_path / "zebra").symlink_to(photos / "val/dog")
+    for name in ("bird", "cat"):
+        (tmp_path / name).symlink_to(photos / "val" / name)
+    assert folder.check_pictures(opened, str(tmp_path), 0.0, None, ExportOptions()).labels is None  # no dog
 
 
 def test_wrong_weights_are_caught_and_leave_nothing(checkpoint, tmp_path, monkeypatch):

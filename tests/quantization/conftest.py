@@ -2,7 +2,7 @@ import pytest
 import torch
 
 
-pytest.importorskip("modelopt", reason="needs the quant extra: pip install 'effnet-hf[quant]'")
+pytest.importorskip("modelopt", reason="needs the quant extra: pip install -e '.[quant]'")
 
 
 @pytest.fixture

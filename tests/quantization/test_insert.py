@@ -8,7 +8,7 @@ import torch
 from effnet_hf import EfficientNetNVBackbone, EfficientNetNVConfig, EfficientNetNVForImageClassification
 from effnet_hf.conversion.nvidia import NVIDIA
 from effnet_hf.errors import UserError
-from effnet_hf.quantization import fold_batch_norm, quantize, quantizers, set_quantizers
+from effnet_hf.quantization import fold_into_convolution, quantize, quantizers, set_quantizers
 
 
 @pytest.mark.parametrize("size, total, kinds", [("b0", 222, (99, 82, 32, 9)), ("b4", 444, (194, 161, 64, 25))])
@@ -59,7 +59,7 @@ def test_folding_batch_norm_changes_nothing_but_rounding(placement, tiny_quantiz
     before = model(x).logits
     for module in list(model.modules()):
         if hasattr(module, "bn"):
-            fold_batch_norm(module)
+            fold_into_convolution(module)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
     torch.testing.assert_close(model(x).logits, before, rtol=0.05, atol=0.02)  # a value may round to its neighbour
 

@@ -119,6 +119,23 @@ def test_unknown_recipe_names_the_nearest():
         load_recipe("widse-b0")
 
 
+def test_a_recipe_that_was_written_reads_back_as_the_same_run(tmp_path):
+    typed = ["--config", "b4", "--hardware", "a100", "--per_device_batch_size", "64", "--num_workers", "3"]
+    recipe, _ = parse_recipe([*typed, "--overwrite", "true", "--resume", "auto"])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe.to_yaml())
+    again = recipe.replace(overwrite=False, resume=None)  # how the launch began is no part of the run
+    assert parse_recipe(["--config", str(path)])[0] == load_recipe(str(path)) == again
+
+
+def test_hardware_in_a_document_fills_in_what_the_document_leaves_open(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("variant: b0\nhardware: a100\nnum_workers: 3\n")
+    recipe = load_recipe(str(path))
+    assert (recipe.per_device_batch_size, recipe.num_workers) == (256, 3)
+    assert load_recipe(str(path), hardware="v100-16g", precision="fp32").num_workers != 3
+
+
 def test_flags_win_over_hardware_and_hardware_over_the_document():
     recipe, _ = parse_recipe(["--config", "b4", "--hardware", "a100"])
     assert (recipe.per_device_batch_size, recipe.precision, recipe.num_workers) == (128, "fp16", 16)

@@ -25,6 +25,13 @@ def test_derived_division_is_exact_and_bounded(world, total, device, size):
     assert plan.per_device <= (32 if device == "cpu" else 256)
 
 
+def test_a_batch_that_divides_into_crumbs_only_is_refused():
+    with pytest.raises(UserError, match="1433 divides into batches of 1 per device only.*; 1432 divides better"):
+        plan_batches(Recipe(global_batch_size=1433), 1, "cpu", 224)
+    assert plan_batches(Recipe(global_batch_size=5), 1, "cpu", 224).per_device == 5
+    assert plan_batches(Recipe(global_batch_size=1433, per_device_batch_size=1), 1, "cpu", 224).per_device == 1
+
+
 def test_uneven_division_names_a_batch_that_works():
     with pytest.raises(UserError, match="--global_batch_size 100 cannot be shared evenly by 3 processes; 99 can"):
         plan_batches(Recipe(global_batch_size=100), 3, "cpu", 224)

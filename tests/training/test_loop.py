@@ -14,8 +14,10 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
+from effnet_hf import EfficientNetNVConfig
 from effnet_hf.errors import UserError
-from effnet_hf.training import build_model, train, validate, validate_checkpoint
+from effnet_hf.training import build_model, loop, train, validate, validate_checkpoint
+from effnet_hf.training.model import has_classes
 from effnet_hf.training.signals import EXIT_INTERRUPTED, Interruption
 
 from .workbench import fingerprint, small_recipe, write_squares
@@ -186,6 +188,17 @@ def test_head_of_the_same_size_but_other_classes_is_new(squares, whole_run, tmp_
     assert not torch.equal(build_model(recipe, ["a", "b", "c"]).classifier.weight, base.classifier.weight)
 
 
+def test_imagenets_folders_are_its_classes_in_words():
+    words = EfficientNetNVConfig(id2label={i: f"word {i}" for i in range(1000)})
+    wnids = [f"n{i:08d}" for i in range(1000)]
+    assert (
+        has_classes(words, wnids) and not has_classes(words, wnids[:-1]) and not has_classes(words, wnids[1:] + ["x"])
+    )
+    few = EfficientNetNVConfig(id2label={0: "a", 1: "b"})
+    assert not has_classes(few, ["n00000000", "n00000001"]) and has_classes(few, ["x", "y"], by_position=True)
+    assert not has_classes(few, ["b", "a"], by_position=True)
+
+
 REFUSALS = [
     ({"global_batch_size": 4096, "per_device_batch_size": 8}, "--global_batch_size"),
     ({"num_labels": 5}, "--num_labels"),
@@ -202,6 +215,24 @@ REFUSALS = [
 def test_what_cannot_work_is_one_sentence(changes, named, squares, tmp_path):
     with pytest.raises(UserError, match=named):
         train(small_recipe(changes.pop("data_dir", squares), tmp_path / "run", **changes))
+
+
+def test_overwriting_removes_the_model_and_the_notes_of_the_earlier_run(squares, tmp_path):
+    recipe = small_recipe(squares, tmp_path, epochs=1)
+    assert train(recipe) == 0
+    (tmp_path / "bad_files.txt").write_text("a.png\tis no picture\n")
+    with pytest.raises(UserError, match="--overwrite true would remove --model"):
+        train(recipe.replace(overwrite=True, model=str(tmp_path)))
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train_epoch", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe.replace(overwrite=True))
+    left = {path.name for path in tmp_path.iterdir() if path.suffix != ".py"}
+    assert left == {"checkpoints", "metrics.jsonl", "recipe.yaml"} and not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_second_run_in_the_same_folder_is_refused(squares, whole_run):

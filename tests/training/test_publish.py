@@ -23,7 +23,10 @@ def told(squares, tmp_path_factory):
     """A run with a tracker, in bf16, by a command with a token."""
     folder = tmp_path_factory.mktemp("told")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["/bin/train.py", "--hub_token", "hf_secret", "--seed=1", "--hub_token=hf_secret"])
+        patch.setattr(
+            "sys.argv",
+            ["/bin/train.py", "--hub_token", "hf_secret", "--seed=1", "--hub_token=hf_secret", "--hub-token=hf_secret"],
+        )
         recipe = small_recipe(squares, folder, hub_token="hf_secret", report_to=["tensorboard"], precision="bf16")
         assert train(recipe) == 0
     return folder

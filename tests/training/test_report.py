@@ -1,11 +1,13 @@
 """Where a run shows a progress bar: a terminal or a notebook, never a log file, never with --quiet."""
 
 import io
+import json
 import sys
 
 import pytest
 from accelerate import Accelerator
 
+from effnet_hf.recipes import Recipe
 from effnet_hf.training.report import Report
 
 
@@ -30,7 +32,7 @@ def test_bar_is_shown_where_somebody_looks(stream, notebook, quiet, shown, tmp_p
     monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
     if notebook:
         monkeypatch.setitem(sys.modules, "ipykernel", object())
-    report = Report(Accelerator(cpu=True), str(tmp_path), quiet=quiet)
+    report = Report(Accelerator(cpu=True), quiet=quiet)
     report.start_bar("epoch 1/2", total=3)
     report.advance()
     assert (report.bar is not None) == shown
@@ -40,8 +42,17 @@ def test_bar_is_shown_where_somebody_looks(stream, notebook, quiet, shown, tmp_p
 
 def test_lines_do_not_break_a_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", Terminal())
-    report = Report(Accelerator(cpu=True), str(tmp_path))
+    report = Report(Accelerator(cpu=True))
     report.start_bar("epoch 1/2", total=3)
     report.line("model    b0")
     report.close()
     assert capsys.readouterr().out == "model    b0\n"
+
+
+def test_a_figure_that_is_no_number_is_null_in_the_log(tmp_path):
+    report = Report(Accelerator(cpu=True))
+    report.open(Recipe(output_dir=str(tmp_path)))
+    report.log("val", 3, {"val.loss": float("nan"), "val.top1": 1.0}, epoch=0)
+    report.close()
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert row["val.loss"] is None and row["val.top1"] == 1.0

@@ -1,11 +1,17 @@
 """Stopping and going on in the corners: between log lines, at an epoch's end, in stages, from another folder."""
 
+import itertools
 import json
+import shutil
+import time
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from effnet_hf.errors import UserError
-from effnet_hf.training import loop, train
+from effnet_hf.training import loop, setup, train
+from effnet_hf.training.checkpoint import Checkpoints
 from effnet_hf.training.signals import EXIT_INTERRUPTED, Interruption
 
 from .workbench import fingerprint, read_rows, small_recipe, write_squares
@@ -94,6 +100,92 @@ def test_going_back_to_an_older_checkpoint_leaves_the_later_ones_behind(squares,
     interrupted(recipe.replace(resume=str(tmp_path / "checkpoints/update-00000005")), 1)
     assert checkpoints(tmp_path)[-1] == "update-00000006"
     assert steps(tmp_path)[-1] == (1, 2)
+
+
+def test_going_back_goes_back_to_the_best_model_of_that_time(squares, tmp_path, monkeypatch):
+    top1 = iter([50.0, 60.0, 70.0, 10.0])  # the last one after going back
+
+    def validated(*arguments, validate=loop.validate):
+        return {**validate(*arguments), "top1": next(top1)}
+
+    monkeypatch.setattr(loop, "validate", validated)
+    recipe = small_recipe(squares, tmp_path, **PLAIN, keep_checkpoints=9).replace(epochs=3)
+    first = tmp_path / "checkpoints/update-00000004"
+    assert train(recipe) == 0
+    published = (tmp_path / "model.safetensors").read_bytes()
+    assert published == (tmp_path / "checkpoints/update-00000012/model.safetensors").read_bytes()
+    assert train(recipe.replace(resume=str(first), run_epochs=1)) == 0
+    assert json.loads((tmp_path / "summary.json").read_text())["best_epoch"] == 1
+    assert (tmp_path / "model.safetensors").read_bytes() == (first / "model.safetensors").read_bytes() != published
+
+
+def test_killed_after_going_back_a_run_does_not_return_to_the_future_it_left(squares, tmp_path, monkeypatch):
+    recipe = small_recipe(squares, tmp_path, **PLAIN)
+    assert train(recipe) == 0 and len(checkpoints(tmp_path)) == 2
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_epoch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe.replace(resume=str(tmp_path / "checkpoints/update-00000004")))
+    assert checkpoints(tmp_path) == ["update-00000004"]
+    assert train(recipe.replace(resume="auto")) == 0
+    assert steps(tmp_path) == [(epoch, update) for epoch in range(2) for update in range(1, 5)]
+
+
+def test_going_back_to_a_damaged_checkpoint_drops_nothing(squares, tmp_path):
+    recipe = small_recipe(squares, tmp_path, **PLAIN)
+    assert train(recipe) == 0
+    (tmp_path / "checkpoints/update-00000004/optimizer.bin").write_bytes(b"x")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="cannot be restored"):
+        train(recipe.replace(resume=str(tmp_path / "checkpoints/update-00000004"), weight_decay=0.5))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_finished_run_without_checkpoints_is_not_started_over(squares, tmp_path):
+    recipe = small_recipe(squares, tmp_path, resume="auto", **PLAIN)
+    assert train(recipe) == 0
+    for name in checkpoints(tmp_path):
+        shutil.rmtree(tmp_path / "checkpoints" / name)
+    with pytest.raises(UserError, match="holds a finished run without a checkpoint"):
+        train(recipe)
+    assert train(recipe.replace(overwrite=True, run_epochs=1)) == 0
+
+
+def test_best_model_that_a_kill_left_aside_is_put_back(squares, tmp_path):
+    recipe = small_recipe(squares, tmp_path, resume="auto", **PLAIN)
+    assert train(recipe) == 0
+    published = (tmp_path / "model.safetensors").read_bytes()
+    folder = tmp_path / "checkpoints"
+    (folder / "update-00000008").rename(folder / ".update-00000008.abcd.old")
+    (folder / ".best.abcd.tmp").mkdir()
+    assert train(recipe) == 0  # nothing is left to train, and it publishes the same
+    assert checkpoints(tmp_path)[-1] == "update-00000008" and not list(folder.glob(".*"))
+    assert (tmp_path / "model.safetensors").read_bytes() == published
+
+
+def test_settings_of_the_optimizer_are_those_of_the_launch(squares, tmp_path):
+    recipe = small_recipe(squares, tmp_path, resume="auto", **PLAIN)
+    assert train(recipe.replace(run_epochs=1)) == 0
+    assert train(recipe.replace(weight_decay=0.5, momentum=0.1)) == 0
+    groups = torch.load(tmp_path / "checkpoints/update-00000008/optimizer.bin", weights_only=True)["param_groups"]
+    assert {group["momentum"] for group in groups} == {0.1}
+    assert {group["weight_decay"] for group in groups} == {0.5, 0.0}
+    with pytest.raises(UserError, match="was trained with --optimizer rmsprop, not sgd"):
+        train(recipe.replace(optimizer="sgd", epochs=3))
+
+
+def test_minutes_count_over_the_end_of_an_epoch(squares, tmp_path, monkeypatch):
+    clock = itertools.count(time.monotonic(), 20)  # seconds; asked a few times in every step
+    monkeypatch.setattr(setup, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    saved = []
+    monkeypatch.setattr(Checkpoints, "save", lambda self, progress: saved.append(progress.total_updates))
+    recipe = small_recipe(squares, tmp_path, checkpoint_every_epochs=0, checkpoint_every_minutes=1.5, **PLAIN)
+    train(recipe.replace(epochs=3))
+    assert len(saved) > 2 and max(b - a for a, b in itertools.pairwise([0, *saved])) < 8, saved
 
 
 def test_other_division_of_the_batch_starts_with_a_whole_step(squares, tmp_path, interrupted, monkeypatch):

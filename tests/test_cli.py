@@ -1,0 +1,35 @@
+"""What every script shares: who speaks, and when."""
+
+import pytest
+
+from effnet_hf.cli import run
+from effnet_hf.errors import UserError
+
+
+def failing(of_one_process: bool):
+    error = UserError("a.png is broken.")
+    if of_one_process:
+        error.of_one_process = True
+
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "rank, of_one_process, said",
+    [
+        (None, False, "train.py: error: a.png is broken.\n"),
+        ("0", True, "train.py: error: a.png is broken.\n"),
+        ("1", False, ""),
+        ("1", True, "train.py: error: process 9: a.png is broken.\n"),
+    ],
+    ids=["alone", "the first", "another, of what all meet", "another, of what it met alone"],
+)
+def test_an_error_is_said_once_and_never_lost(rank, of_one_process, said, monkeypatch, capsys):
+    for name, value in (("LOCAL_RANK", rank), ("RANK", rank and "9")):
+        monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match="2"):
+        run(failing(of_one_process), prog="train.py")
+    assert capsys.readouterr().err == said
