@@ -34,6 +34,14 @@ from ..quiet import no_progress_bars
 from ..recipes import Recipe
 
 
+# What a run leaves besides recipe.yaml and checkpoints/; removed when another one starts in its folder.
+LEFT_BY_A_RUN = (
+    "metrics.jsonl", "summary.json", "plots", "logs", "profile", "bad_files.txt",
+    "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "ema",
+    "quantization.json", "sensitivity.json", "sensitivity.png",
+)  # fmt: skip
+
+
 @dataclass
 class Progress:
     """Where a run stands. `epoch` and `update` name the next optimizer step; a position is exact for any rank count."""
@@ -146,7 +154,7 @@ class Checkpoints:
         of that time, and (from another run's folder) its log and files of figures. A collective call."""
         if self.accelerator.is_main_process:
             if self._is_elsewhere(path):
-                self.clean()
+                self._remove_earlier_run()
                 for source in path.resolve().parents[1].glob("*.json*"):
                     if source.name in ("metrics.jsonl", "quantization.json"):
                         with atomic_write(self.folder.parent / source.name, "wb") as file:
@@ -208,9 +216,17 @@ class Checkpoints:
             recover(self.folder)
         self.accelerator.wait_for_everyone()
 
-    def clean(self) -> None:
-        """Removes the checkpoints of an earlier run."""
-        if self.accelerator.is_main_process and self.folder.is_dir():
+    def clear(self) -> None:
+        """Removes an earlier run from the folder, its published model too. A collective call."""
+        if self.accelerator.is_main_process:
+            self._remove_earlier_run()
+        self.accelerator.wait_for_everyone()
+
+    def _remove_earlier_run(self) -> None:
+        if (self.folder.parent / "metrics.jsonl").exists():
+            for path in map(self.folder.parent.joinpath, LEFT_BY_A_RUN):
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if self.folder.is_dir():
             for path in self.folder.iterdir():  # not the folder itself, which may be a link to another disk
                 shutil.rmtree(path, ignore_errors=True)
 

@@ -1,7 +1,6 @@
 """Everything a run needs before its first step, and the few things its steps say and save."""
 
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -32,14 +31,6 @@ from .precision import precision_name, wants_channels_last
 from .profiling import Profiler
 from .report import Report
 from .signals import Interruption
-
-
-# What a run writes into its output_dir besides recipe.yaml and checkpoints/; removed when another one starts there.
-LEFT_BY_A_RUN = (
-    "metrics.jsonl", "summary.json", "plots", "logs", "profile", "bad_files.txt",
-    "config.json", "model.safetensors", "preprocessor_config.json", "README.md", "ema",
-    "quantization.json", "sensitivity.json", "sensitivity.png",
-)  # fmt: skip
 
 
 @dataclass
@@ -191,7 +182,7 @@ def set_up(
     elif check_model is not None:
         check_model(model)
     if resume_from is None:
-        _start_afresh(recipe, accelerator, checkpoints)
+        checkpoints.clear()
     report = Report(accelerator, recipe.quiet)
     if prepare_model is not None:
         model = prepare_model(model, loaders, accelerator, report, resume_from is not None)
@@ -229,8 +220,9 @@ def _check_output_dir(recipe: Recipe, resume_from: Path | None) -> None:
     if resume_from is not None:
         return
     if recipe.overwrite:
-        if recipe.model and folder.is_dir() and Path(recipe.model).is_dir() and folder.samefile(recipe.model):
-            raise UserError(f"--overwrite true would remove --model {recipe.model}; name another --output_dir.")
+        for flag, source in (("model", recipe.model), ("resume", recipe.resume)):
+            if source and folder.is_dir() and Path(source).is_dir() and folder.samefile(source):
+                raise UserError(f"--overwrite true would remove --{flag} {source}; name another --output_dir.")
     elif recipe.resume == "auto":
         if (folder / "summary.json").exists():
             raise UserError(
@@ -242,16 +234,6 @@ def _check_output_dir(recipe: Recipe, resume_from: Path | None) -> None:
             f"--output_dir {folder} already holds a run; continue it with --resume auto,"
             " start afresh with --overwrite true, or name another folder."
         )
-
-
-def _start_afresh(recipe: Recipe, accelerator: Accelerator, checkpoints: Checkpoints) -> None:
-    """Removes what another run left, its published model too, once nothing about this one can be refused any more."""
-    folder = Path(recipe.output_dir)
-    if accelerator.is_main_process and (folder / "metrics.jsonl").exists():
-        for path in map(folder.joinpath, LEFT_BY_A_RUN):
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    checkpoints.clean()
-    accelerator.wait_for_everyone()
 
 
 def _introduce(run: Run, resume_from: Path | None, original: OriginalRun | None) -> None:
