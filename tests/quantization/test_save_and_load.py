@@ -91,9 +91,9 @@ def test_without_modelopt_it_says_what_to_install(tiny_quantized, tmp_path, monk
     tiny_quantized().save_pretrained(tmp_path)
     for name in [name for name in sys.modules if name.split(".")[0] == "modelopt"]:
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ImportError, match=r"pip install 'effnet-hf\[quant\]'"):
+    with pytest.raises(ImportError, match="pip install nvidia-modelopt requests"):
         AutoModelForImageClassification.from_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"is quantized and needs .* pip install 'effnet-hf\[quant\]'"):
+    with pytest.raises(UserError, match="is quantized and needs .* pip install nvidia-modelopt requests"):
         check_checkpoint(str(tmp_path))
     EfficientNetNVForImageClassification(EfficientNetNVConfig(num_block_repeats=[1] * 7))  # a float one does not ask
 
