@@ -33,11 +33,8 @@ checkpoints/%-imagenette/config.json: checkpoints/%-lite0/config.json
 
 test: test-main test-common test-transformers5
 
-# In two halves: in three whole runs a worker died silently near the end; why is not known, shorter lives are a guess.
-ENGINES = tests/export tests/quantization tests/benchmark tests/test_tuning.py tests/test_qat_cli.py
 test-main: $(VENV)/.ready
-	$(PY) -m pytest -n 2 --dist loadfile tests $(addprefix --ignore=,$(ENGINES))
-	$(PY) -m pytest -n 2 --dist loadfile $(ENGINES)
+	$(PY) -m pytest -n 2 --dist loadfile tests
 
 # What touches transformers, on its newest version, laid over the environment instead of installing torch twice.
 test-transformers5: $(VENV)/.transformers5
@@ -55,8 +52,7 @@ test-wheel: $(VENV)/.ready
 	$(PY) -m pytest -m slow tests/test_wheel.py
 
 coverage: $(VENV)/.ready
-	$(PY) -m pytest -n 2 --dist loadfile --cov --cov-report= tests $(addprefix --ignore=,$(ENGINES))
-	$(PY) -m pytest -n 2 --dist loadfile --cov --cov-append --cov-report term:skip-covered $(ENGINES)
+	$(PY) -m pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered tests
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .

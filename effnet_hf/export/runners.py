@@ -1,5 +1,6 @@
 """One callable per runtime, arrays in and arrays out, so that everything that can run a model is checked alike."""
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -48,13 +49,21 @@ def onnxruntime_session(model: str | Path | bytes, threads: int | None = None, p
 
 def openvino_runner(path: str | Path, threads: int | None = None) -> Runner:
     """OpenVINO on the CPU, float32 where the file does not say otherwise; opens its own IR and ONNX files."""
-    import openvino
-
     settings: dict = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
     if threads or torch.get_num_threads() == 1:
         settings["INFERENCE_NUM_THREADS"] = threads or 1
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    compiled = _openvino_core().compile_model(str(path), "CPU", settings)
     return lambda array: compiled(array)[0]
+
+
+@functools.cache
+def _openvino_core():
+    """One for the whole process, and never destroyed: every Core's CPU plugin gives the main thread an alternate signal
+    stack (AVX-512 machines), and of two that are destroyed the second puts back the first one's, which is freed. The
+    next signal, a Ctrl-C or the end of a child process, is then a segmentation fault (OpenVINO 2026.4.1)."""
+    import openvino
+
+    return openvino.Core()
 
 
 def pt2_runner(path: str | Path) -> Runner:
