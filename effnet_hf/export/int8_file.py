@@ -18,13 +18,10 @@ from .pictures import CheckPictures, FolderPictures
 from .qdq import fold_weights, take_out
 from .result import Exported
 from .runners import onnxruntime_runner, openvino_runner, torch_runner
-from .verify import check_structure, compare, run_all, top1
+from .verify import LEAST_SNR, check_structure, compare, run_all, top1
 
 
 CALIBRATION = 128
-# Least signal-to-noise ratio of the logits against fake quantization, decibels. Measured on B0: 28 and 18; a graph with
-# a mistake in it has about 0.
-LEAST_SNR = {"tensorrt": 12.0, "ort-cpu": 5.0}
 PYTORCH = "checkpoint, fake-quantized, PyTorch"
 
 
@@ -71,7 +68,7 @@ def _measure(
 
     config = checkpoint.model.config
     check_structure(file, options, config.num_channels, checkpoint.image_size, config.num_labels)
-    names = {"float": "float, ONNX Runtime", "int8": f"{options.int8} INT8, ONNX Runtime"}
+    names = {"float": "the same without quantizers, ONNX Runtime", "int8": f"{options.int8} INT8, ONNX Runtime"}
     runners = {
         PYTORCH: torch_runner(checkpoint.model, options.softmax),
         names["float"]: onnxruntime_runner(float_file, threads=1),
@@ -80,10 +77,10 @@ def _measure(
     floats = {names["int8"]: names["float"]}
     sizes = {names["float"]: float_file.stat().st_size, names["int8"]: file.stat().st_size}
     if options.int8 == "tensorrt" and installed("openvino"):
-        for kind, path in (("float", float_file), (f"{options.int8} INT8", file)):
+        for kind, path in (("the same without quantizers", float_file), (f"{options.int8} INT8", file)):
             runners[f"{kind}, OpenVINO"] = openvino_runner(path, threads=1)
             sizes[f"{kind}, OpenVINO"] = path.stat().st_size
-        floats[f"{options.int8} INT8, OpenVINO"] = "float, OpenVINO"
+        floats[f"{options.int8} INT8, OpenVINO"] = "the same without quantizers, OpenVINO"
 
     def processed(images):
         return np.stack(checkpoint.processor(images)["pixel_values"])

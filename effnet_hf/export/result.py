@@ -5,7 +5,7 @@ from pathlib import Path
 
 from . import int8_report
 from .options import ExportOptions
-from .verify import Comparison
+from .verify import LEAST_SNR, Comparison
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,13 @@ class Exported:
             f"checked  {self.runtime} against PyTorch on {self.pictures}:"
             f" largest difference {checked.difference:.2g}, top-1 agreement {checked.agreement:.2f} %",
         ]
+        if options.int8:
+            wanted = LEAST_SNR[options.int8]
+            lines.append(
+                f"         signal to noise {checked.snr:.1f} dB, {wanted:g} wanted: int8 differs by its rounding"
+            )
         if self.top1:
-            lines.append(f"top1     {self.top1[0]:.2f} %, the checkpoint in PyTorch {self.top1[1]:.2f} %")
+            lines.append(f"top1     {self.top1[0]:.2f} % on these, the checkpoint in PyTorch {self.top1[1]:.2f} %")
         if self.rows:
             lines += ["", int8_report.as_text(self.rows)]
             lines += [f"warning: {sentence}" for sentence in int8_report.warnings(self.rows)]

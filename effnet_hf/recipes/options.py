@@ -22,7 +22,9 @@ class ModelOptions:
     variant: str = option("b0", "architecture: b0…b7, widese-b0…widese-b7, lite0…lite4")
     model: str | None = option(None, "start from these weights: a folder or a Hub id; a new head if classes differ")
     num_labels: int | None = option(None, "insist on this number of classes; the data decides otherwise")
-    image_size: int | None = option(None, "side of the square picture, pixels; the variant's by default")
+    image_size: int | None = option(
+        None, "side of the square picture, pixels; the checkpoint's or the variant's by default"
+    )
     dropout_rate: float | None = option(None, "dropout before the classifier; the variant's by default")
     survival_prob: float | None = option(None, "stochastic depth, 1 is off; the variant's by default")
     stochastic_depth_mode: Literal["batch", "row"] | None = option(

@@ -80,7 +80,9 @@ def load_model(name_or_path: str, new_classifier: bool = False, **settings) -> E
     """
     folder = Path(name_or_path)
     if folder.is_dir() and not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
-        raise UserError(f"--model {name_or_path} cannot be loaded: it holds no model.safetensors.")
+        exported = any(folder.glob("*.onnx")) or any(folder.glob("*.xml")) or any(folder.glob("*.pt2"))
+        hint = "; it is an export, and its README.md says how to run it" if exported else ""
+        raise UserError(f"--model {name_or_path} cannot be loaded: it holds no model.safetensors{hint}.")
     try:
         with no_progress_bars(), only_errors():
             model, report = EfficientNetNVForImageClassification.from_pretrained(
@@ -114,6 +116,26 @@ def build_processor(recipe: Recipe, image_size: int) -> EfficientNetNVImageProce
         image_mean=processor.image_mean,
         image_std=processor.image_std,
     )
+
+
+def changed_preparation(processor: EfficientNetNVImageProcessor, name_or_path: str) -> str | None:
+    """What `processor` does to pictures that a checkpoint's own does otherwise, with the flags that would keep it."""
+    try:
+        own = load_processor(name_or_path)
+    except UserError:  # it does not say
+        return None
+    names = {value: name for name, value in FILTERS.items()}
+    ways = []
+    for each in (processor, own):
+        size = each.crop_size["height"]
+        margin = each.size["shortest_edge"] - size
+        ways.append({"image_size": size, "resize_margin": margin, "interpolation": names.get(each.resample)})
+    changed = [name for name in ways[0] if ways[0][name] != ways[1][name] and ways[1][name] is not None]
+    if not changed:
+        return None
+    here, there = (", ".join(f"{name} {way[name]}" for name in changed) for way in ways)
+    flags = " ".join(f"--{name} {ways[1][name]}" for name in changed)
+    return f"{here}, where --model was evaluated with {there}; {flags} keeps that"
 
 
 def image_size_of(recipe: Recipe) -> int:

@@ -24,7 +24,15 @@ from .batches import BatchPlan, plan_batches
 from .checkpoint import Checkpoints, Progress
 from .ema import ModelEMA
 from .metrics import Speed
-from .model import build_model, build_processor, build_teacher, check_checkpoint, has_classes, image_size_of
+from .model import (
+    build_model,
+    build_processor,
+    build_teacher,
+    changed_preparation,
+    check_checkpoint,
+    has_classes,
+    image_size_of,
+)
 from .optim import build_optimizer, peak_learning_rate
 from .original_run import OriginalRun
 from .precision import precision_name, wants_channels_last
@@ -249,7 +257,9 @@ def _introduce(run: Run, resume_from: Path | None, original: OriginalRun | None)
     )
     parameters = sum(p.numel() for p in run.bare_model.parameters())
     origin = original.folder if original is not None else recipe.model
-    start = f"weights of {origin}" if origin else "fresh weights"
+    start = (
+        f"weights of {origin}" if origin else "fresh weights" if resume_from is None else "weights of the checkpoint"
+    )
     if recipe.model and original is None:
         known = check_checkpoint(recipe.model)
         if not has_classes(known, run.loaders.class_names, by_position=recipe.placement != "none"):
@@ -262,7 +272,12 @@ def _introduce(run: Run, resume_from: Path | None, original: OriginalRun | None)
         f" {len(run.loaders.class_names)} classes, {recipe.loader}"
     )
     report.line(f"batch    {run.plan}; {train.updates_per_epoch} steps per epoch, {recipe.epochs} epochs")
-    for note in run.loaders.notes:
+    notes = list(run.loaders.notes)
+    if train.updates_per_epoch < 10:
+        notes.append(f"only {train.updates_per_epoch} steps per epoch; a smaller --global_batch_size makes more")
+    if recipe.model and (changed := changed_preparation(run.processor, recipe.model)):
+        notes.append(changed)
+    for note in notes:
         report.line(f"         {note}")
     report.line(f"optimize {recipe.optimizer}, learning rate {peak:.4g}{scaled}, {recipe.lr_schedule}")
     report.line(f"device   {accelerator.num_processes} x {describe_device(accelerator.device)}, {precision}")

@@ -181,6 +181,15 @@ def test_fine_tuning_replaces_the_head_when_classes_differ(squares, whole_run, t
         assert torch.equal(a, b), name
 
 
+def test_a_checkpoint_keeps_its_picture_size_and_says_what_is_prepared_otherwise(squares, whole_run, tmp_path, capsys):
+    settings = {"model": str(whole_run), "epochs": 0, "warmup_epochs": 0, "image_size": None}
+    assert train(small_recipe(squares, tmp_path / "a", **settings)) == 0
+    assert "16 px, weights of" in (out := capsys.readouterr().out) and "evaluated with" not in out
+    assert train(small_recipe(squares, tmp_path / "b", **settings, interpolation="bilinear", resize_margin=4)) == 0
+    flags = "--resize_margin 0 --interpolation bicubic keeps that"
+    assert f"was evaluated with resize_margin 0, interpolation bicubic; {flags}" in capsys.readouterr().out
+
+
 def test_head_of_the_same_size_but_other_classes_is_new(squares, whole_run, tmp_path):
     recipe = small_recipe(squares, tmp_path, model=str(whole_run))
     base = AutoModelForImageClassification.from_pretrained(whole_run)
