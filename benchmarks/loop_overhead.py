@@ -18,6 +18,7 @@ from effnet_hf.cli import ArgumentParser, at_least, run
 from effnet_hf.recipes import load_recipe
 from effnet_hf.training import make_accelerator, set_up, train_step
 from effnet_hf.training.optim import build_optimizer, training_loss
+from effnet_hf.tuning import tune_for_cpu_training
 
 
 def bare_step(model, recipe, batch):
@@ -49,6 +50,8 @@ def main() -> None:
         config = ours.bare_model.config
         bare = EfficientNetNVForImageClassification(config).to(accelerator.device, memory_format=torch.channels_last)
         bare.load_state_dict(ours.bare_model.state_dict())
+        if accelerator.device.type == "cpu":
+            tune_for_cpu_training(bare, config.image_size)  # as the loop's model is
         peer = timm.create_model(
             f"efficientnet_{recipe.variant}", num_classes=10, drop_rate=config.dropout_rate,
             bn_eps=config.batch_norm_eps, bn_momentum=config.batch_norm_momentum,
