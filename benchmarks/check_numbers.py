@@ -68,6 +68,7 @@ FINETUNED = "2026-11-25-imagenette-finetune-cpu"
 QUANTIZED = "2026-11-25-qat-cpu"
 DATA = "2026-11-25-data-cpu"
 SPEED = "2026-11-25-cpu"
+OTHER_CPU = "2026-11-26-cpu"
 EXPORT = "2026-11-25-export-cpu"
 
 
@@ -150,13 +151,16 @@ def _data() -> list[Claim]:
 def _speed() -> list[Claim]:
     """The README's digest of the page that `benchmark.py page` renders."""
     claims = []
+    steps, runtimes = ("eager", "compile"), ("torch", "compile", "onnxruntime")
+    other = f"B0, inference, batch 1, another processor ([page](benchmarks/{OTHER_CPU}.md))"
     for label, file, key, modes in (
-        ("B0, training step, 224 px, batch 8", "train-b0-small.json", "mode", ("eager", "compile")),
-        ("B4, training step, 192 px, batch 8", "train-b4.json", "mode", ("eager", "compile")),
-        ("B0, inference, batch 1", "inference-b0.json", "runtime", ("torch", "compile", "onnxruntime")),
-        ("B4, inference, batch 1", "inference-b4.json", "runtime", ("torch", "compile", "onnxruntime")),
+        ("B0, training step, 224 px, batch 8", f"{SPEED}/train-b0-small.json", "mode", steps),
+        ("B4, training step, 192 px, batch 8", f"{SPEED}/train-b4.json", "mode", steps),
+        ("B0, inference, batch 1", f"{SPEED}/inference-b0.json", "runtime", runtimes),
+        ("B4, inference, batch 1", f"{SPEED}/inference-b4.json", "runtime", runtimes),
+        (other, f"{OTHER_CPU}/inference-b0.json", "runtime", runtimes),
     ):
-        ours = [row for row in figure(f"{SPEED}/{file}", "rows") if row["by"] == "effnet_hf"]
+        ours = [row for row in figure(file, "rows") if row["by"] == "effnet_hf"]
         found = {row[key]: row["speed_up"]["timm"]["cpu"] for row in reversed(ours)}  # the smallest batch stands first
         cells = [f"{found[mode]:.2f}" for mode in modes] + ["–"] * (3 - len(modes))
         claims.append(Claim("README.md", f"| {label} | {{cells}} |", {"cells": " | ".join(cells)}))
