@@ -155,9 +155,10 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             if self._is_elsewhere(path):
                 self._remove_earlier_run()
-                for source in path.resolve().parents[1].glob("*.json*"):
-                    if source.name in ("metrics.jsonl", "quantization.json"):
-                        with atomic_write(self.folder.parent / source.name, "wb") as file:
+                for name in ("metrics.jsonl", "quantization.json"):
+                    source = path.resolve().parents[1] / name
+                    if source.is_file():
+                        with atomic_write(self.folder.parent / name, "wb") as file:
                             file.write(source.read_bytes())
             for later in reversed(self.all()):  # the newest first: killed in between, the rest is still a history
                 if later.name > path.name:
@@ -182,8 +183,8 @@ class Checkpoints:
             then = load_recipe(str(path / "recipe.yaml"))
         except (OSError, TypeError, ValueError) as error:
             raise UserError(f"--resume {path} is not a checkpoint of this version: {error}") from None
-        names = ("seed", "global_batch_size", "variant", "optimizer", "topk", "placement", "qat_batch_norm")
-        for name in (*names, "float_layers"):
+        fixed = ("seed", "global_batch_size", "variant", "optimizer", "topk")
+        for name in (*fixed, "placement", "qat_batch_norm", "float_layers"):
             old, new = getattr(then, name), getattr(self.recipe, name)
             if old != new:
                 raise UserError(

@@ -30,6 +30,18 @@ def test_no_round_starts_after_the_deadline_once_three_are_counted():
     assert len(samples["a"].wall) == 3
 
 
+def test_denormal_numbers_are_zero_while_steps_are_timed_and_only_then():
+    if not torch.set_flush_denormal(False):
+        pytest.skip("this processor cannot")
+
+    def smallest() -> float:
+        return (torch.full((8,), 1e-39) * 0.5).sum().item()
+
+    seen = []
+    take_turns({"a": lambda: seen.append(smallest())}, CPU, rounds=1)
+    assert set(seen) == {0.0} and smallest() > 0
+
+
 def test_a_summary_has_medians_quartiles_and_percentiles_in_milliseconds():
     own = Samples(wall=[0.001 * i for i in range(1, 102)], cpu=[0.002] * 101)
     figures = own.summary(pictures=8)

@@ -90,6 +90,7 @@ def test_tensorrt_file_agrees_with_fake_quantization(tensorrt):
 
 def test_ort_cpu_file_keeps_learned_scales(quantized, photos, tmp_path):
     found = export_model(str(quantized), tmp_path / "cpu", int8="ort-cpu", data_dir=str(photos))
+    assert f"signal to noise {found.comparison.snr:.1f} dB, 5 wanted" in found.summary()
     assert found.comparison.snr > 8 and found.rows[-1].name == "ort-cpu INT8, ONNX Runtime"
     model = onnx.load(found.file)
     values = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}

@@ -166,13 +166,14 @@ def test_sensitivity_finds_the_layer_that_was_spoilt(whole_run, tmp_path):
     assert len(rows) == 1 + 82 + 17 + 16 + 9 and rows[0]["sqnr"] <= rows[1]["sqnr"]
     assert (whole_run / "sensitivity.png").stat().st_size > 5000
     model = AutoModelForImageClassification.from_pretrained(whole_run)
-    spoilt = "efficientnet.encoder.stages.3.blocks.1.add"
     generator = torch.Generator().manual_seed(0)
     batch = {"pixel_values": torch.randn(4, 3, 32, 32, generator=generator), "labels": torch.tensor([0, 1, 2, 0])}
     before = {row["layer"]: row["sqnr"] for row in sensitivity(model, lambda: [batch], "sqnr")}
+    # The sum that hurts least before: which one that is depends on what the processor trained.
+    spoilt = max((layer for layer in before if layer.endswith(".add")), key=before.__getitem__)
     quantizers(model)[f"{spoilt}.identity"]._amax.mul_(1e-3)
     after = {row["layer"]: row["sqnr"] for row in sensitivity(model, lambda: [batch], "sqnr")}
-    assert after[spoilt] < before[spoilt] - 2  # decibels; how many depends on what the processor trained
+    assert {layer for layer in after if after[layer] < before[layer] - 10} - {"all"} == {spoilt}
     assert all(after[layer] == before[layer] for layer in after if layer not in (spoilt, "all"))
     rows = sensitivity(model, lambda: [batch], "accuracy")
     assert rows[0]["n"] == 4 and {"accuracy", "drop"} <= rows[0].keys()

@@ -155,7 +155,7 @@ def test_a_finished_run_without_checkpoints_is_not_started_over(squares, tmp_pat
     assert train(recipe.replace(overwrite=True, run_epochs=1)) == 0
 
 
-def test_best_model_that_a_kill_left_aside_is_put_back(squares, tmp_path):
+def test_a_checkpoint_that_a_kill_left_aside_is_put_back(squares, tmp_path):
     recipe = small_recipe(squares, tmp_path, resume="auto", **PLAIN)
     assert train(recipe) == 0
     published = (tmp_path / "model.safetensors").read_bytes()
