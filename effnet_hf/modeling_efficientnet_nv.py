@@ -38,7 +38,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .configuration import EfficientNetNVConfig, StageSpec
-from .quantization_efficientnet_nv import ResidualAdd, ScaleByGate, insert_quantizers, uncalibrated
+from .quantization_efficientnet_nv import GlobalAvgPool2d, ResidualAdd, ScaleByGate, insert_quantizers, uncalibrated
 
 
 try:  # transformers >= 5
@@ -107,7 +107,7 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, config: EfficientNetNVConfig, channels: int, squeeze_channels: int):
         super().__init__()
-        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.pool = GlobalAvgPool2d()
         self.reduce = nn.Linear(channels, squeeze_channels)
         self.act = ACT2FN[config.hidden_act]
         self.expand = nn.Linear(squeeze_channels, channels)

@@ -33,11 +33,48 @@ class ResidualAdd(nn.Module):
         return branch + identity
 
 
+class GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
+    """Squeeze-excite's mean over all positions: (N, C, H, W) to (N, C, 1, 1).
+
+    Its gradient is one number per channel, and stays that: a broadcast view. torch's own writes it out at full size
+    with the layout of NCHW, and the sum with the gate's channels-last gradient then reads two layouts. Same values to
+    the bit. A compiler fuses both by itself.
+    """
+
+    def __init__(self):
+        super().__init__(1)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        plain = torch.compiler.is_compiling() or torch.jit.is_tracing() or not torch.is_grad_enabled()
+        return super().forward(input) if plain else _GlobalMean.apply(input)
+
+
+class _GlobalMean(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input):
+        return nn.functional.adaptive_avg_pool2d(input, 1)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.shape = inputs[0].shape
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return (gradient / (ctx.shape[-2] * ctx.shape[-1])).expand(ctx.shape)
+
+    @staticmethod
+    def jvp(ctx, tangent):
+        return nn.functional.adaptive_avg_pool2d(tangent, 1)
+
+
 # NVIDIA's own (DeepLearningExamples): the sum's branch stays float, so that TensorRT fuses convolution and sum.
 _NVIDIA = {
     nn.Conv2d: ("input", "weight"),
     nn.Linear: ("input", "weight"),
     nn.AdaptiveAvgPool2d: ("input",),
+    GlobalAvgPool2d: ("input",),
     ScaleByGate: ("gate", "x"),
     ResidualAdd: ("identity",),
 }
@@ -75,6 +112,10 @@ class QuantizedAdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
         return super().forward(_through(self.input_quantizer, input))
 
 
+class QuantizedGlobalAvgPool2d(QuantizedAdaptiveAvgPool2d, GlobalAvgPool2d):
+    pass
+
+
 class QuantizedScaleByGate(ScaleByGate):
     def forward(self, gate: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return super().forward(_through(self.gate_quantizer, gate), _through(self.x_quantizer, x))
@@ -107,6 +148,7 @@ _QUANTIZED = {
     nn.Conv2d: QuantizedConv2d,
     nn.Linear: QuantizedLinear,
     nn.AdaptiveAvgPool2d: QuantizedAdaptiveAvgPool2d,
+    GlobalAvgPool2d: QuantizedGlobalAvgPool2d,
     ScaleByGate: QuantizedScaleByGate,
     ResidualAdd: QuantizedResidualAdd,
     nn.BatchNorm2d: QuantizedBatchNorm2d,
