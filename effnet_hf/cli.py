@@ -135,6 +135,7 @@ def run(main: Callable[[], int | None], prog: str | None = None) -> None:
     try:
         code = main() or 0
         sys.stdout.flush()
+        _leave_group()
     except BrokenPipeError:  # `classify.py … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -161,6 +162,13 @@ def _sentence(error: Exception) -> str | None:
         first = str(error).strip().splitlines()[0].rstrip(".")
         return f"out of memory ({first}); lower the batch per device (--help has its flag) or --image_size."
     return None
+
+
+def _leave_group() -> None:
+    """Ends the process group that a library started; NCCL complains where nobody does, and may hang at exit."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _speaks() -> bool:

@@ -16,7 +16,7 @@ from .training import check_checkpoint, load_model, load_processor
 
 
 PLOT_FORMATS = (".png", ".pdf", ".svg")
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ class Classifier:
         if place.type == "cpu" and precision == "fp16":
             raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16.")
         # Handed over ready-made: given a name, transformers 5 asks whether to run the code saved with the weights.
-        network, processor = load_model(model, dtype=DTYPES[precision]), load_processor(model)
+        # Its weights stay fp32: halved, batch norm's statistics lose digits, and those above 65,504 become infinite.
+        network, processor = load_model(model), load_processor(model)
+        self.autocast = torch.autocast(place.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
         with only_errors():
             self.pipeline = pipeline("image-classification", model=network, image_processor=processor, device=place)
 
@@ -55,7 +57,8 @@ class Classifier:
         for start in range(0, len(paths), batch_size):
             batch = [(path, *_open(path)) for path in paths[start : start + batch_size]]
             pictures = [picture for _, picture, _ in batch if picture is not None]
-            found = iter(self.pipeline(pictures, top_k=top_k, batch_size=batch_size) if pictures else [])
+            with self.autocast:
+                found = iter(self.pipeline(pictures, top_k=top_k, batch_size=batch_size) if pictures else [])
             for path, picture, error in batch:
                 yield Prediction(path, next(found) if picture is not None else [], error)
 

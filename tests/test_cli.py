@@ -33,3 +33,16 @@ def test_an_error_is_said_once_and_never_lost(rank, of_one_process, said, monkey
     with pytest.raises(SystemExit, match="2"):
         run(failing(of_one_process), prog="train.py")
     assert capsys.readouterr().err == said
+
+
+def test_the_process_group_is_left_at_the_end(monkeypatch):
+    """NCCL warns at exit where nobody does, and a rank that dies meanwhile can hang the others."""
+    import torch.distributed as dist
+
+    def main():
+        store = dist.HashStore()
+        dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+    with pytest.raises(SystemExit, match="0"):
+        run(main, prog="train.py")
+    assert not dist.is_initialized()

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from effnet_hf.cli import run
@@ -125,6 +126,19 @@ def test_classify_precisions_and_plot(command, workplace, tmp_path):
         assert scores["bf16"][label] == pytest.approx(score, abs=0.05)
     code, _, _ = command("classify", "--model", workplace / "model", "--save_plot", tmp_path / "plot.png", picture)
     assert code == 0 and Image.open(tmp_path / "plot.png").width > 300
+
+
+def test_a_lower_precision_leaves_batch_norms_statistics_alone(workplace):
+    """A variance above 65,504 is infinite in fp16, and a picture's logits are then its biases."""
+    from effnet_hf.inference import Classifier
+
+    classifier = Classifier(str(workplace / "model"), device="cpu", precision="bf16")
+    model = classifier.pipeline.model
+    assert {tensor.dtype for tensor in (*model.parameters(), *model.buffers())} == {torch.float32, torch.int64}
+    seen = []
+    model.efficientnet.head.conv.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    assert list(classifier([workplace / "data/val/red/0.png"]))[0].predictions
+    assert seen == [torch.bfloat16]
 
 
 PROGRAMS = [path.name for path in sorted(ROOT.glob("*.py"))]

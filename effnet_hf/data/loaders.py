@@ -23,7 +23,7 @@ from .sampler import TrainingPlan, ValidationPlan
 from .source import DataSource, Split
 from .synthetic import IMAGENET_SIZES, SyntheticBatches
 from .transforms import EvaluationTransform, TrainTransform
-from .workers import choose_workers, local_processes, usable_cores
+from .workers import choose_workers, own_cores
 
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Loader:
             compute,
             loader=setting.recipe.loader,
             num_workers=self.num_workers,
-            free_cores=usable_cores() / local_processes() - self.num_workers - 1,
+            free_cores=own_cores() - self.num_workers - 1,
             device_type=setting.device.type,
             dali_installed=dali_is_installed(),
         )

@@ -1,6 +1,7 @@
 """The last step, on the device: uint8 -> float, normalise, mix; one batch ahead on a side stream under CUDA."""
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 
@@ -29,10 +30,9 @@ class DeviceStage:
         if self.device.type != "cuda":
             yield from map(self.stage, batches)
             return
-        side = torch.cuda.Stream(self.device)
-        staged = self._stage_on(side, batches)
+        staged = self._stage_beside(batches)
         while staged is not None:
-            following = self._stage_on(side, batches)
+            following = self._stage_beside(batches)
             batch, ready = staged
             current = torch.cuda.current_stream(self.device)
             current.wait_event(ready)
@@ -66,7 +66,16 @@ class DeviceStage:
         pixels = rows.view(count, height, width, channels).permute(0, 3, 1, 2)
         return pixels.contiguous(memory_format=self.memory_format)
 
-    def _stage_on(self, stream, batches):
-        with torch.cuda.stream(stream):
+    @cached_property
+    def _side(self) -> torch.cuda.Stream:
+        """One stream for all epochs: the allocator keeps a pool of memory per stream and never moves it to another.
+
+        Iterations that overlap, or that were left early, are in order on it, and each of their batches has an event of
+        its own.
+        """
+        return torch.cuda.Stream(self.device)
+
+    def _stage_beside(self, batches):
+        with torch.cuda.stream(self._side):
             batch = next(batches, None)
-            return None if batch is None else (self.stage(batch), stream.record_event())
+            return None if batch is None else (self.stage(batch), self._side.record_event())

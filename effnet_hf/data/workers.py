@@ -4,6 +4,8 @@ import contextlib
 import os
 from pathlib import Path
 
+import psutil
+
 
 _MOST = 32  # per device; more only fight over memory bandwidth
 
@@ -12,9 +14,24 @@ def usable_cores(
     cgroup_root: str | os.PathLike = "/sys/fs/cgroup", membership: str | os.PathLike = "/proc/self/cgroup"
 ) -> float:
     """Cores this process may use: its affinity mask, or the CPU quota of its container or job if that is less."""
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    folders = _cgroup_folders(Path(cgroup_root), Path(membership))
-    return min([affinity, *filter(None, map(_cgroup_quota, folders))])
+    return min(len(_own_mask()), _quota(cgroup_root, membership))
+
+
+def own_cores(
+    cgroup_root: str | os.PathLike = "/sys/fs/cgroup", membership: str | os.PathLike = "/proc/self/cgroup"
+) -> float:
+    """This process's share of [`usable_cores`] among the training processes of this machine.
+
+    A core is divided by the processes whose affinity mask holds it, a quota by all. Masks may follow the GPU
+    (`enable_cpu_affinity`), so each process has its own. They are read from the kernel: training processes are the
+    children of one launcher. Where those cannot be found, all are taken to share every core.
+    """
+    processes, mask = local_processes(), _own_mask()
+    masks = _masks_of_all() if processes > 1 else [mask]
+    if len(masks) != processes:
+        masks = [mask] * processes
+    share = sum(1 / max(1, sum(core in each for each in masks)) for core in mask)
+    return min(share, _quota(cgroup_root, membership) / processes)
 
 
 def local_processes() -> int:
@@ -22,15 +39,35 @@ def local_processes() -> int:
     return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def choose_workers(device_type: str, cores: float | None = None, processes: int | None = None) -> int:
-    """Loader processes for one training process, itself taking one core.
+def choose_workers(device_type: str, cores: float | None = None) -> int:
+    """Loader processes for one training process, itself taking one of its `cores` ([`own_cores`] by default).
 
     On a CPU the model needs the cores more than the loader does: at most one of them loads.
     """
-    cores = usable_cores() if cores is None else cores
-    spare = int(cores / (processes or local_processes())) - 1
+    spare = int(own_cores() if cores is None else cores) - 1
     most = _MOST if device_type != "cpu" else 1
     return max(0, min(spare, most))
+
+
+def _own_mask() -> set[int]:
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+
+
+def _masks_of_all() -> list[set[int]]:
+    """Affinity masks of the training processes with this one's parent, its own included."""
+    masks = []
+    with contextlib.suppress(psutil.Error):
+        launcher = psutil.Process().parent()
+        for process in launcher.children() if launcher is not None else []:
+            with contextlib.suppress(psutil.Error, AttributeError):  # gone, another user's, or no Linux
+                if "LOCAL_RANK" in process.environ():
+                    masks.append(set(process.cpu_affinity()))
+    return masks
+
+
+def _quota(root: str | os.PathLike, membership: str | os.PathLike) -> float:
+    quotas = map(_cgroup_quota, _cgroup_folders(Path(root), Path(membership)))
+    return min(filter(None, quotas), default=float("inf"))
 
 
 def _cgroup_folders(root: Path, membership: Path) -> set[Path]:

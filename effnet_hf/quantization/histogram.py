@@ -37,7 +37,11 @@ class Histogram(HistogramCalibrator):
             self._num_bins = int((highest / width).ceil().item())
             self._calib_bin_edges = torch.arange(0, highest + width, width)
             self._end = self._calib_bin_edges[-1].item()
-        counts = torch.histc(x, bins=self._num_bins, min=0, max=self._end)
+        if x.is_cuda and torch.are_deterministic_algorithms_enabled():  # where torch refuses histc
+            bins = (x.flatten() * self._num_bins / self._end).long().clamp_(max=self._num_bins - 1)
+            counts = torch.bincount(bins, minlength=self._num_bins).float()
+        else:
+            counts = torch.histc(x, bins=self._num_bins, min=0, max=self._end)
         counts[: self._calib_hist.numel()] += self._calib_hist
         self._calib_hist = counts
 

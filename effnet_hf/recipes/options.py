@@ -1,7 +1,7 @@
 """Every option of a training run, grouped by topic. `Recipe` is their union; `train.py --help` prints these texts.
 
 Defaults are those of NVIDIA's published EfficientNet runs where they name one. `None` means "derived": from the
-variant (image size, dropout, …), from the machine (workers) or from `accelerate launch` (precision).
+variant (image size, dropout, …), from the machine (workers, precision) or from `accelerate launch` (precision).
 """
 
 from dataclasses import dataclass, field
@@ -104,11 +104,16 @@ class OptimizationOptions:
 class PrecisionOptions:
     _argument_group_name = "precision and speed"
 
-    precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = option(None, "what `accelerate launch` says by default")
+    precision: Literal["fp32", "tf32", "fp16", "bf16"] | None = option(
+        None, "what `accelerate launch` says, or else the GPU's fastest; fp32 on a CPU"
+    )
     loss_scale: float = option(128.0, "initial fp16 loss scale")
     dynamic_loss_scale: bool = option(False, "let the loss scale grow every 100 steps; otherwise it only shrinks")
     channels_last: bool | None = option(None, "memory format; by default on everywhere but fp32 on CUDA")
-    compile: Literal["none", "full", "blocks"] = option("none", "torch.compile the model as a whole, or stage by stage")
+    compile: Literal["none", "full", "blocks", "graphs"] = option(
+        "none", "torch.compile the model as a whole, stage by stage, or as CUDA graphs"
+    )
+    deterministic: bool = option(False, "the same bits from every run on the same kind of GPU; slower")
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ _NAMES = [field.name for field in dataclasses.fields(Recipe)]
 
 def available_recipes() -> list[str]:
     """Names of the built-in recipes."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem != "hardware")
+    return sorted(path.stem for path in FOLDER.glob("*.yaml") if path.stem not in ("hardware", "memory"))
 
 
 def load_recipe(name_or_path: str, **overrides) -> Recipe:

@@ -5,7 +5,7 @@ from .loop import train, train_step, validate
 from .metrics import TopKAccuracy, percentiles
 from .model import build_model, build_processor, check_checkpoint, load_model, load_processor
 from .optim import build_optimizer, training_loss
-from .precision import allow_tf32, keep_freed_memory, make_accelerator, precision_name
+from .precision import allow_tf32, keep_freed_memory, make_accelerator, precision_name, settle_precision
 from .setup import Run, describe_device, set_up
 
 
@@ -25,6 +25,7 @@ __all__ = [
     "percentiles",
     "precision_name",
     "set_up",
+    "settle_precision",
     "train",
     "train_step",
     "training_loss",

@@ -5,18 +5,27 @@ from dataclasses import dataclass
 
 from ..errors import UserError
 from ..recipes import Recipe
+from .memory import MIB, training_need
 
 
 LEAST = 8  # pictures at once that batch norm's statistics may be of, when the division is ours to choose
+# NVIDIA's largest batch per device: batch norm's statistics are per device, and beyond it nobody published an accuracy.
+MOST = 256
+MOST_ON_CPU = 32
+_INDEXABLE = 2**31  # elements of a tensor that every CUDA kernel can count
 
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """`global_batch_size = per_device * world_size * accumulation_steps`, always exactly."""
+    """`global_batch_size = per_device * world_size * accumulation_steps`, always exactly.
+
+    `reason` says why the batch per device is no larger, where the device's memory decided.
+    """
 
     per_device: int
     world_size: int
     accumulation_steps: int
+    reason: str = ""
 
     @property
     def global_batch_size(self) -> int:
@@ -25,18 +34,25 @@ class BatchPlan:
     def __str__(self) -> str:
         devices = f"{self.world_size} process{'es' if self.world_size > 1 else ''}"
         parts = f"{self.per_device} per device x {devices} x {self.accumulation_steps} accumulated"
-        return f"{self.global_batch_size} = {parts}"
+        return f"{self.global_batch_size} = {parts}" + (f" ({self.reason})" if self.reason else "")
 
 
-def plan_batches(recipe: Recipe, world_size: int, device_type: str, image_size: int) -> BatchPlan:
+def plan_batches(
+    recipe: Recipe, world_size: int, image_size: int, precision: str = "fp32", memory: int | None = None
+) -> BatchPlan:
     """How a step's pictures are divided.
 
-    Without `per_device_batch_size` the largest even division that a device surely holds is taken: 32 pictures on a
-    CPU; on an accelerator 256 pictures of 224 x 224 pixels (NVIDIA's figure for B0 on 32 GB), fewer if they are larger.
+    Without `per_device_batch_size` the largest even division is taken that fits into the device's memory, of at most
+    256 pictures; without a known memory (a CPU), of at most 32.
+
+    Args:
+        image_size: side of the square picture, pixels.
+        precision: fp32, tf32, fp16 or bf16.
+        memory: bytes that training may take on each device, see [`usable_memory`]; the same on every process.
 
     Raises:
-        UserError: the numbers do not divide, or into tiny batches only; the sentence names the nearest
-            global batch that does better.
+        UserError: the numbers do not divide, or into tiny batches only (the sentence names the nearest global batch
+            that does better), or the memory does not hold a single picture.
     """
     total = recipe.global_batch_size
     if total % world_size:
@@ -45,12 +61,15 @@ def plan_batches(recipe: Recipe, world_size: int, device_type: str, image_size: 
             f" {_nearest_multiple(total, world_size)} can."
         )
     share = total // world_size
-    per_device = recipe.per_device_batch_size
+    per_device, reason = recipe.per_device_batch_size, ""
     if per_device is None:
-        most = 32 if device_type == "cpu" else max(1, int(256 * (224 / image_size) ** 2))
+        most = MOST_ON_CPU
+        if memory is not None:
+            most, reason = _fitting(recipe, image_size, precision, memory, min(share, MOST))
         per_device = max(size for size in range(1, min(share, most) + 1) if share % size == 0)
-        if per_device < min(share, most, LEAST):
-            better = _nearest_multiple(total, min(most, LEAST) * world_size)
+        least = min(LEAST, 2 ** (most.bit_length() - 1))  # a power of two is enough where the memory holds fewer
+        if per_device < min(share, least):
+            better = _nearest_multiple(total, least * world_size)
             raise UserError(
                 f"--global_batch_size {total} divides into batches of {per_device} per device only, and batch norm"
                 f" wants more pictures at once; {better} divides better."
@@ -60,7 +79,26 @@ def plan_batches(recipe: Recipe, world_size: int, device_type: str, image_size: 
             f"--global_batch_size {total} is not a multiple of --per_device_batch_size {per_device} x {world_size}"
             f" processes; {_nearest_multiple(total, per_device * world_size)} is."
         )
-    return BatchPlan(per_device, world_size, share // per_device)
+    return BatchPlan(per_device, world_size, share // per_device, reason)
+
+
+def _fitting(recipe: Recipe, image_size: int, precision: str, memory: int, wanted: int) -> tuple[int, str]:
+    """The pictures that fit, at most `wanted`, and what limits them if they are fewer."""
+    need = training_need(recipe, image_size, precision)
+    fitting = int((memory - need.fixed) / need.per_picture)
+    what = f"{need.name} at {image_size} px: {need.per_picture / MIB:,.0f} MiB a picture in {precision}"
+    limit = f"{memory / MIB / 1024:.0f} GiB to use"
+    if fitting < 1:
+        raise UserError(
+            f"{what} and {need.fixed / MIB:,.0f} MiB besides, but a device has {limit};"
+            " lower --image_size or give --gradient_checkpointing true."
+        )
+    countable = max(1, (_INDEXABLE - 1) // need.largest_map)
+    if min(fitting, countable) >= wanted:
+        return wanted, ""
+    if countable < fitting:
+        return countable, f"a larger batch of {need.name} at {image_size} px has maps of over 2^31 elements"
+    return fitting, f"{what}, {limit}"
 
 
 def _nearest_multiple(value: int, factor: int) -> int:

@@ -21,16 +21,18 @@ class ModelEMA:
     def __init__(self, model: nn.Module, decay: float):
         self.decay, self.updates = decay, 0
         self.model: Any = copy.deepcopy(model).eval().requires_grad_(False)
+        self._source: nn.Module | None = None
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        if model is not self._source:  # collected once: walking through the modules takes longer than the average
+            self._source, own, new = model, _tensors(self.model), _tensors(model)
+            self._floats, self._new_floats = ([t for t in each if t.is_floating_point()] for each in (own, new))
+            self._counts, self._new_counts = ([t for t in each if not t.is_floating_point()] for each in (own, new))
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        own, new = list(self.model.state_dict().values()), list(model.state_dict().values())
-        pairs = [(a, b) for a, b in zip(own, new) if a.is_floating_point()]
-        torch._foreach_lerp_([a for a, _ in pairs], [b for _, b in pairs], 1 - decay)
-        for a, b in zip(own, new):
-            if not a.is_floating_point():
-                a.copy_(b)
+        torch._foreach_lerp_(self._floats, self._new_floats, 1 - decay)
+        if self._counts:  # of batches, by batch norm
+            torch._foreach_copy_(self._counts, self._new_counts)
         self.updates += 1
 
     def state_dict(self) -> dict:
@@ -39,3 +41,8 @@ class ModelEMA:
     def load_state_dict(self, state: dict) -> None:
         self.updates = state["updates"]
         self.model.load_state_dict(state["model"])
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    """Parameters and saved buffers, the living ones: later changes in place are seen through them."""
+    return list(model.state_dict(keep_vars=True).values())

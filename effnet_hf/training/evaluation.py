@@ -6,7 +6,7 @@ from ..data import build_loaders
 from ..recipes import Recipe
 from .loop import validate
 from .model import FILTERS, check_checkpoint, load_model, load_processor
-from .precision import make_accelerator, wants_channels_last
+from .precision import make_accelerator, settle_precision, wants_channels_last
 
 
 def validate_checkpoint(
@@ -47,6 +47,7 @@ def validate_checkpoint(
         topk=topk,
         interpolation={value: name for name, value in FILTERS.items()}.get(processor.resample, "bicubic"),
     )
+    recipe, _ = settle_precision(recipe, default="fp32")
     accelerator = make_accelerator(recipe)
     loaders = build_loaders(
         recipe,

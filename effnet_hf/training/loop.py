@@ -13,7 +13,7 @@ from ..errors import UserError
 from ..recipes import Recipe
 from .metrics import LatencyMeter, LossMeter, Speed, percentiles, topk_correct
 from .optim import distillation_loss, learning_rate, set_learning_rate, training_loss
-from .precision import make_accelerator
+from .precision import make_accelerator, settle_precision
 from .publish import finish
 from .setup import Run, set_up
 from .signals import EXIT_INTERRUPTED
@@ -37,8 +37,11 @@ def train(
     Returns:
         0 when the run is complete, `EXIT_INTERRUPTED` after a signal: `--resume auto` goes on from there.
     """
+    recipe, chosen = settle_precision(recipe)
     accelerator = make_accelerator(recipe)
     run = set_up(recipe, accelerator, prepare_model, check_model)
+    if chosen:
+        run.report.line(f"         {chosen}")
     try:
         with run.interruption, run.profiler:
             last_epoch = min(recipe.epochs, run.progress.epoch + (recipe.run_epochs or recipe.epochs))
@@ -83,14 +86,18 @@ def train_epoch(run: Run) -> bool:
         epoch_is_over = progress.update == loader.updates_per_epoch
         log_now = epoch_is_over or progress.update % recipe.log_every == 0
         if log_now:
+            losses.spoil(run.spoilt())
             loss = losses.recent()  # the only wait for the device
             refuse_divergence(loss, run)
             run.log_step(loss, rate, speed.figures())
             if epoch_is_over or not run.limit_told and progress.update - first >= 50:
                 run.tell_limit(speed)
-        # Several processes must stop at the same step; agreeing costs a collective, so they do it when they log.
-        stop = (log_now or accelerator.num_processes == 1) and not epoch_is_over and run.interruption.agreed()
-        if stop or (not epoch_is_over and run.checkpoint_is_due()):
+        # Several processes must stop and save at the same step; agreeing costs a collective and a wait for the device,
+        # so they do it when they log.
+        may_ask = log_now or accelerator.num_processes == 1
+        stop = may_ask and not epoch_is_over and run.interruption.agreed()
+        if stop or (not epoch_is_over and run.checkpoint_is_due(may_ask)):
+            losses.spoil(run.spoilt())
             progress.loss_sum, progress.loss_count, progress.logged = losses.total(), losses.count, losses.seen
             refuse_divergence(progress.loss_sum, run)
             run.save()
@@ -102,17 +109,20 @@ def train_epoch(run: Run) -> bool:
 
 
 def refuse_divergence(loss: float, run: Run) -> None:
-    """Raises `UserError` for a loss that is no number, before it is saved; every process has the same one."""
+    """Raises `UserError` for a loss that is no number, or was made none by `Run.spoilt`, before anything is saved;
+    every process has the same one."""
     if math.isfinite(loss):
         return
     progress, recipe = run.progress, run.recipe
-    remedy = "lower --learning_rate" + (" or use --precision bf16" if run.accelerator.scaler is not None else "")
+    where = f"epoch {progress.epoch + 1}, step {progress.update}"
+    spoilt = run.first_spoilt()
+    what = f"{spoilt} is no longer finite" if spoilt else f"the training loss is {loss}"
+    remedy = f"lower --learning_rate (now {recipe.learning_rate:g}), or clip with --gradient_clip 1"
+    if run.accelerator.scaler is not None:  # fp16 ends at 65,504
+        what, remedy = f"{what} (fp16 ends at 65,504)", f"use --precision bf16, {remedy}"
     saved = run.checkpoints.all()
     kept = f" What was saved before is whole: {saved[-1]}." if saved else ""
-    raise UserError(
-        f"the training loss is {loss} in epoch {progress.epoch + 1}, step {progress.update}: training has diverged;"
-        f" {remedy} (now {recipe.learning_rate:g}), or clip with --gradient_clip 1.{kept}"
-    )
+    raise UserError(f"{what} in {where}: training has diverged; {remedy}.{kept}")
 
 
 def train_step(run: Run, batch: dict) -> torch.Tensor:
@@ -122,6 +132,8 @@ def train_step(run: Run, batch: dict) -> torch.Tensor:
     only with the last micro-batch.
     """
     accelerator, recipe = run.accelerator, run.recipe
+    if recipe.compile == "graphs":
+        torch.compiler.cudagraph_mark_step_begin()
     with accelerator.accumulate(run.model):
         logits = run.model(pixel_values=batch["pixel_values"]).logits
         loss = training_loss(logits, batch["labels"], recipe.label_smoothing)
@@ -134,7 +146,7 @@ def train_step(run: Run, batch: dict) -> torch.Tensor:
         if recipe.gradient_clip and accelerator.sync_gradients:
             accelerator.clip_grad_norm_(run.model.parameters(), recipe.gradient_clip)
         run.optimizer.step()
-        run.optimizer.zero_grad()
+        run.optimizer.zero_grad(set_to_none=not run.keeps_gradients)
     return loss.detach()
 
 
@@ -146,8 +158,7 @@ def end_epoch(run: Run, last_epoch: int) -> bool:
     recipe, progress = run.recipe, run.progress
     run.share_statistics()
     # Without DDP, whose forward pass is a collective: the processes may have different numbers of batches.
-    model = run.accelerator.unwrap_model(run.model)
-    results = {"val": validate(model, run.loaders.val, run.accelerator, recipe.topk)}
+    results = {"val": validate(run.bare_model, run.loaders.val, run.accelerator, recipe.topk)}
     if run.ema is not None:
         results["val_ema"] = validate(run.ema.model, run.loaders.val, run.accelerator, recipe.topk)
 

@@ -86,6 +86,10 @@ class LossMeter:
         self.sum += loss.detach()
         self.count += 1
 
+    def spoil(self, flaw: torch.Tensor) -> None:
+        """Adds 0, or NaN, which every process then sees in `total`."""
+        self.sum += flaw
+
     def total(self) -> float:
         """The sum so far, averaged over processes. Waits for the device; a collective call."""
         return self.accelerator.reduce(self.sum.clone(), reduction="mean").item()

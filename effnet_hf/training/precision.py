@@ -1,10 +1,8 @@
-"""The Accelerator of a recipe: precision, accumulation, compilation, trackers."""
+"""The Accelerator of a recipe: precision, determinism, trackers."""
 
 import contextlib
 import ctypes
 import os
-import shutil
-import sys
 import warnings
 
 import torch
@@ -15,18 +13,49 @@ from accelerate.utils import (
     GradScalerKwargs,
     LoggerType,
     ProjectConfiguration,
-    TorchDynamoPlugin,
 )
 
 from ..errors import UserError
 from ..recipes import Recipe
+from .compilation import require_compiler
+from .launcher import launcher_precision
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
+def settle_precision(recipe: Recipe, default: str | None = None) -> tuple[Recipe, str]:
+    """The recipe with a precision, and a sentence for the console where nobody typed one on a GPU.
+
+    `--precision` wins over what `accelerate launch` was told, and that over `default`, by default the fastest that
+    this GPU trains well in: bf16 from compute capability 8.0 on, fp16 on older tensor cores. Quantization-aware
+    training stays in fp32, as the original's.
+    """
+    if recipe.precision is not None:
+        return recipe, ""
+    name, reason = launcher_precision()
+    if name is None:
+        name = default or ("fp32" if recipe.placement != "none" else fastest_precision())
+        reason = "the default for int8" if recipe.placement != "none" else "the default on this GPU"
+    settled = recipe.replace(precision=name)
+    if not torch.cuda.is_available() or default is not None:
+        return settled, ""
+    other = (
+        "--precision bf16 or fp16 is 2 to 3 times as fast" if name == "fp32" else "--precision fp32 is exact and slow"
+    )
+    return settled, f"precision {name}, {reason}; {other}"
+
+
+def fastest_precision() -> str:
+    """`bf16`, `fp16` or `fp32`, by the tensor cores of all GPUs that this process sees."""
+    if not torch.cuda.is_available():
+        return "fp32"
+    oldest = min(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+    return "bf16" if oldest >= (8, 0) or torch.version.hip else "fp16" if oldest >= (7, 0) else "fp32"
+
+
 def make_accelerator(recipe: Recipe) -> Accelerator:
-    """Builds the Accelerator; `--precision` wins over what `accelerate launch` was configured with.
+    """Builds the Accelerator of a recipe whose precision is settled.
 
     fp32 means fp32: TF32 is off unless asked for (torch would use it in convolutions by default). The fp16 loss scale
     starts at 128 and, unless `dynamic_loss_scale`, only ever shrinks, as in the original's recipe.
@@ -34,24 +63,28 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         UserError: a precision or compiler that this machine lacks.
     """
+    recipe, _ = settle_precision(recipe)
     _check_trackers(recipe.report_to)
-    mixed = {None: None, "fp32": "no", "tf32": "no"}.get(recipe.precision, recipe.precision)
+    backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend != "no":
+        raise UserError(
+            f"accelerate launch asks for --dynamo_backend {backend}; leave that out and give --compile full, blocks or"
+            " graphs instead."
+        )
+    # Before the first product: cuBLAS reads it once.
+    if recipe.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     handlers = [
         GradScalerKwargs(init_scale=recipe.loss_scale, growth_interval=100 if recipe.dynamic_loss_scale else 10**9),
-        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        # Batch norm's statistics need no broadcast in every step: they are shared before they are used (`Run`).
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
     ]
-    compilation = None
-    if recipe.compile != "none":
-        # `blocks` compiles the seven stages as variants of one function, each for training and validation.
-        torch._dynamo.config.cache_size_limit = 64
-        compilation = TorchDynamoPlugin(backend="inductor", use_regional_compilation=recipe.compile == "blocks")
     try:
         accelerator = Accelerator(
             # Said aloud, because Accelerate otherwise takes `torchrun` on a machine without a GPU for single processes.
             cpu=not torch.accelerator.is_available(),
-            mixed_precision=mixed,
+            mixed_precision=recipe.precision if recipe.precision in ("fp16", "bf16") else "no",
             kwargs_handlers=handlers,
-            dynamo_plugin=compilation,
             log_with=recipe.report_to or None,
             project_config=ProjectConfiguration(project_dir=recipe.output_dir, logging_dir=f"{recipe.output_dir}/logs"),
             step_scheduler_with_optimizer=False,
@@ -65,12 +98,21 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     if recipe.sync_batch_norm and accelerator.device.type != "cuda":
         raise UserError("--sync_batch_norm needs GPUs: torch has no synchronised batch norm on a CPU.")
     if recipe.compile != "none":
-        _require_compiler(recipe.compile, accelerator.device.type)
+        require_compiler(recipe.compile, accelerator.device.type)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
     allow_tf32(recipe.precision == "tf32")
-    torch.backends.cudnn.benchmark = True
+    make_deterministic(recipe.deterministic)
     return accelerator
+
+
+def make_deterministic(wanted: bool) -> None:
+    """Kernels that give the same bits in every run, or (False) the fastest that cuDNN finds by trying."""
+    torch.backends.cudnn.benchmark = not wanted
+    torch.backends.cudnn.deterministic = wanted
+    torch.use_deterministic_algorithms(wanted)
+    # Filling fresh memory shows who reads it uninitialised; it costs a pass over memory and changes no result of ours.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _check_trackers(names: list[str]) -> None:
@@ -80,19 +122,6 @@ def _check_trackers(names: list[str]) -> None:
             raise UserError(f"--report_to {name} is no tracker of Accelerate; there are {', '.join(known)}.")
         if name not in installed and name != "all":
             raise UserError(f"--report_to {name}: that tracker is not installed; pip install {name}.")
-
-
-def _require_compiler(mode: str, device_type: str) -> None:
-    """torch.compile writes C++ for a CPU and, by way of Triton, C for a GPU; it finds out late that it cannot."""
-    if device_type == "cpu":
-        language, names = "C++", [os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")]
-    else:
-        language, names = "C", [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]
-    if not any(map(shutil.which, names)):
-        raise UserError(
-            f"--compile {mode} needs a {language} compiler and there is no {' or '.join(names)} here; install one, e.g."
-            " `apt install g++`, or leave out --compile."
-        )
 
 
 def keep_freed_memory() -> None:
@@ -123,7 +152,7 @@ def _has_tf32(device: torch.device) -> bool:
 
 
 def precision_name(recipe: Recipe, accelerator: Accelerator) -> str:
-    """fp32, tf32, fp16 or bf16: what the recipe asks for, or else `accelerate launch`."""
+    """fp32, tf32, fp16 or bf16: what the recipe asks for, or else what the Accelerator was made for."""
     return recipe.precision or accelerator.mixed_precision.replace("no", "fp32")
 
 

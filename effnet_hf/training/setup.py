@@ -22,7 +22,9 @@ from ..recipes import Recipe
 from ..tuning import tune_for_cpu_training
 from .batches import BatchPlan, plan_batches
 from .checkpoint import Checkpoints, Progress
+from .compilation import compile_model
 from .ema import ModelEMA
+from .memory import usable_memory
 from .metrics import Speed
 from .model import (
     build_model,
@@ -51,6 +53,7 @@ class Run:
     loaders: Loaders
     processor: EfficientNetNVImageProcessor
     model: torch.nn.Module
+    bare_model: EfficientNetNVForImageClassification  # `model` without DDP
     optimizer: torch.optim.Optimizer
     ema: ModelEMA | None
     teacher: torch.nn.Module | None
@@ -64,25 +67,52 @@ class Run:
     limit_told: str = ""  # the verdict that the console has seen last
 
     @property
-    def bare_model(self) -> EfficientNetNVForImageClassification:
-        """The PreTrainedModel itself, without DDP or compiled wrappers."""
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-
-    @property
     def patience_is_over(self) -> bool:
         return 0 < self.recipe.early_stopping_patience <= self.progress.epochs_since_best
 
-    def checkpoint_is_due(self) -> bool:
-        """By steps or by minutes; with several processes the first one's clock decides. A collective call."""
+    def checkpoint_is_due(self, may_ask: bool = True) -> bool:
+        """By steps or by minutes; with several processes the first one's clock decides. A collective call.
+
+        Args:
+            may_ask: False where asking the first process would make every step wait for it, and for the device.
+        """
         every, minutes = self.recipe.checkpoint_every_steps, self.recipe.checkpoint_every_minutes
         if every and self.progress.total_updates % every == 0:
             return True
-        if not minutes:
+        if not minutes or not may_ask:
             return False
         due = [time.monotonic() - self.saved_at > 60 * minutes]
         if self.accelerator.num_processes > 1:
             accelerate.utils.broadcast_object_list(due)
         return due[0]
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether gradients stay allocated between steps: those of a replayed CUDA graph lie in its own memory, where
+        the next micro-batch would overwrite the sum."""
+        return self.recipe.compile == "graphs" and self.plan.accumulation_steps > 1
+
+    def spoilt(self) -> torch.Tensor:
+        """0, or NaN where a weight, a statistic or an average of one is no finite number. Does not wait for the device.
+
+        A forward pass that overflows in fp16 leaves batch norm's statistics infinite for good, while the scaler skips
+        the step and losses of later ones, which use the statistics of their own batch, look well.
+        """
+        largest = torch._foreach_norm([tensor for _, tensor in self._numbers()], ord=float("inf"))
+        return (torch.stack(largest).double() * 0).sum()
+
+    def first_spoilt(self) -> str | None:
+        """The name of such a number."""
+        return next((name for name, tensor in self._numbers() if not tensor.isfinite().all()), None)
+
+    def _numbers(self) -> list[tuple[str, torch.Tensor]]:
+        networks = {"": self.bare_model, **({"the average of ": self.ema.model} if self.ema is not None else {})}
+        return [
+            (prefix + name, tensor.detach())
+            for prefix, network in networks.items()
+            for name, tensor in (*network.named_parameters(), *network.named_buffers())
+            if tensor.is_floating_point() and tensor.numel()
+        ]
 
     def share_statistics(self) -> None:
         """Gives all processes the first one's batch norm statistics, which are the ones that are saved."""
@@ -145,7 +175,8 @@ def set_up(
 ) -> Run:
     """Builds loaders, model, optimizer and moving average, and restores them from a checkpoint if asked to."""
     image_size = image_size_of(recipe)
-    plan = plan_batches(recipe, accelerator.num_processes, accelerator.device.type, image_size)
+    precision = precision_name(recipe, accelerator)
+    plan = plan_batches(recipe, accelerator.num_processes, image_size, precision, usable_memory(accelerator))
     accelerator.gradient_accumulation_steps = plan.accumulation_steps
     processor = build_processor(recipe, image_size)
     checkpoints = Checkpoints(accelerator, recipe, processor)
@@ -201,6 +232,9 @@ def set_up(
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     if original is not None:
         original.restore(model, optimizer, ema, progress.total_updates)
+    bare_model = model
+    for network in (model, *([ema.model] if ema is not None else [])):
+        compile_model(network, recipe.compile, recipe.deterministic)
     model, optimizer = accelerator.prepare(model, optimizer)
     set_seed(recipe.seed, device_specific=True)  # … and other dropout draws on each
     if resume_from is not None:
@@ -213,9 +247,12 @@ def set_up(
             file.write(recipe.to_yaml())
     report.open(recipe, keep_bytes=progress.metrics_bytes)
     run = Run(
-        recipe, accelerator, plan, loaders, processor, model, optimizer, ema, teacher, checkpoints, report, progress,
-        Interruption(accelerator), Profiler(recipe, accelerator),
+        recipe, accelerator, plan, loaders, processor, model, bare_model, optimizer, ema, teacher, checkpoints, report,
+        progress, Interruption(accelerator), Profiler(recipe, accelerator),
     )  # fmt: skip
+    if run.keeps_gradients:
+        for parameter in filter(lambda parameter: parameter.requires_grad, bare_model.parameters()):
+            parameter.grad = torch.zeros_like(parameter)
     _introduce(run, resume_from, original)
     return run
 

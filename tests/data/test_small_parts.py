@@ -1,7 +1,12 @@
 """Worker counts, the sentence about limits, reading ahead, the device stage."""
 
+import contextlib
+import os
+import subprocess
+import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,25 +49,84 @@ def test_container_quotas_count(tmp_path, monkeypatch, files, expected):
 
 
 @pytest.mark.parametrize(
-    "device, cores, processes, expected",
+    "device, cores, expected",
+    [("cuda", 16, 15), ("cuda", 12.8, 11), ("cuda", 256, 32), ("cuda", 1, 0), ("cpu", 16, 1), ("cpu", 1.5, 0)],
+)
+def test_workers_leave_a_core_to_the_trainer(device, cores, expected):
+    assert workers.choose_workers(device, cores) == expected
+
+
+def spans(*bounds):
+    return [set(range(*span)) for span in bounds]
+
+
+@pytest.mark.parametrize(
+    "masks, quota, expected",
     [
-        ("cuda", 16, 1, 15),
-        ("cuda", 96, 8, 11),
-        ("cuda", 256, 1, 32),
-        ("cuda", 1, 1, 0),
-        ("cpu", 16, 1, 1),
-        ("cpu", 1.5, 1, 0),
+        # DGX H100: 224 CPUs, each half beside four GPUs. DGX A100: 256 CPUs in eight nodes, two GPUs beside a node.
+        pytest.param(spans(*[(0, 112)] * 4, *[(112, 224)] * 4), None, 28, id="four GPUs a socket"),
+        pytest.param(spans(*[(32 * (i // 2), 32 * (i // 2) + 32) for i in range(8)]), None, 16, id="two GPUs a node"),
+        pytest.param(spans(*[(32 * i, 32 * i + 32) for i in range(8)]), None, 32, id="one GPU a node"),
+        pytest.param(spans(*[(0, 224)] * 8), None, 28, id="no affinity"),
+        pytest.param(spans(*[(0, 16)] * 8), None, 2, id="taskset on the launcher"),
+        pytest.param(spans((0, 8), (4, 12)), None, 6, id="overlapping masks"),
+        pytest.param(spans(*[(0, 112)] * 4, *[(112, 224)] * 4), 64, 8, id="a container's quota"),
+        pytest.param(spans((0, 224)), 64, 64, id="one process"),
     ],
 )
-def test_workers_leave_a_core_to_each_process(device, cores, processes, expected):
-    assert workers.choose_workers(device, cores, processes) == expected
+def test_cores_are_divided_by_those_that_share_them(tmp_path, monkeypatch, masks, quota, expected):
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(f"{quota * 100000} 100000\n")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(len(masks)))
+    monkeypatch.setattr(workers, "_own_mask", lambda: masks[0])
+    monkeypatch.setattr(workers, "_masks_of_all", lambda: masks)
+    assert workers.own_cores(tmp_path, tmp_path / "none") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seen", [0, 7])
+def test_processes_that_cannot_be_found_are_taken_to_share_every_core(tmp_path, monkeypatch, seen):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.setattr(workers, "_own_mask", lambda: set(range(16)))
+    monkeypatch.setattr(workers, "_masks_of_all", lambda: [{i} for i in range(seen)])
+    assert workers.own_cores(tmp_path, tmp_path / "none") == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="affinity masks are Linux's")
+def test_masks_are_read_from_the_launchers_children(tmp_path):
+    """Real processes: two ranks and a bystander without a rank, of which only the ranks count."""
+    cores = sorted(os.sched_getaffinity(0))
+    own, other = {cores[0]}, {cores[-1]}
+    ranks = {**os.environ, "LOCAL_WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    program = "import importlib.util as u, sys; s = u.spec_from_file_location('w', sys.argv[1]);"
+    program += " w = u.module_from_spec(s); s.loader.exec_module(w); input(); print(w.own_cores('/none', '/none'))"
+    waiting = [sys.executable, "-c", "input()"]
+    without = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(
+                subprocess.Popen(argv, env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            )
+            for argv, env in (
+                ([sys.executable, "-c", program, workers.__file__], ranks),
+                (waiting, {**ranks, "LOCAL_RANK": "1"}),
+                (waiting, without),
+            )
+        ]
+        for process, mask in zip(started, (own, other, own)):
+            os.sched_setaffinity(process.pid, mask)
+        share, _ = started[0].communicate("go\n", timeout=60)
+        for process in started[1:]:
+            process.communicate("go\n", timeout=60)
+    assert float(share) == (1 if own != other else 0.5)
 
 
 def test_the_launcher_says_how_many_processes_share_the_machine(monkeypatch):
+    monkeypatch.setattr(workers, "_own_mask", lambda: set(range(16)))
+    monkeypatch.setattr(workers, "_quota", lambda root, membership: float("inf"))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert workers.choose_workers("cuda", 16) == 3
+    assert workers.choose_workers("cuda") == 3
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
-    assert workers.choose_workers("cuda", 16) == 15
+    assert workers.choose_workers("cuda") == 15
 
 
 @pytest.mark.parametrize(
@@ -101,6 +165,52 @@ def test_the_mixer_sees_normalised_pixels():
     plain = DeviceStage("cpu", IMAGENET_MEAN, IMAGENET_STD).stage(host_batch())["pixel_values"]
     DeviceStage("cpu", IMAGENET_MEAN, IMAGENET_STD, mixer=mixer).stage(host_batch())
     assert torch.equal(seen[0], plain)
+
+
+@pytest.fixture
+def pretended_cuda(monkeypatch):
+    """CUDA's streams and events as stand-ins, and a stage on a CPU that thinks it is a GPU's; returns what was made."""
+    made, waited = [], []
+
+    class Stream:
+        def __init__(self, device):
+            made.append(self)
+
+        def record_event(self):
+            return object()
+
+    current = SimpleNamespace(wait_event=waited.append)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+
+    def stage():
+        made_on_cpu = DeviceStage("cpu", IMAGENET_MEAN, IMAGENET_STD)
+        made_on_cpu.stage = lambda batch: {name: batch[name] for name in ("pixel_values", "labels", "index")}
+        made_on_cpu.device = torch.device("cuda")
+        return made_on_cpu
+
+    return SimpleNamespace(stage=stage, streams=made, waited=waited)
+
+
+def test_a_stage_has_one_stream_for_all_its_epochs(pretended_cuda):
+    train, val = pretended_cuda.stage(), pretended_cuda.stage()
+    for _ in range(3):
+        assert len(list(train(iter([host_batch()] * 4)))) == 4
+        assert len(list(val(iter([host_batch()] * 2)))) == 2
+    assert len(pretended_cuda.streams) == 2
+
+
+def test_iterations_of_one_stage_may_overlap_or_be_left_early(pretended_cuda):
+    stage = pretended_cuda.stage()
+    left = stage(iter([host_batch(count=1 + i) for i in range(4)]))
+    next(left)
+    both = zip(stage(iter([host_batch(count=2)] * 3)), stage(iter([host_batch(count=3)] * 3)))
+    assert [(len(a["labels"]), len(b["labels"])) for a, b in both] == [(2, 3)] * 3
+    left.close()
+    assert len(list(stage(iter([host_batch()])))) == 1
+    assert len(pretended_cuda.streams) == 1
+    assert len(set(map(id, pretended_cuda.waited))) == len(pretended_cuda.waited) == 8  # each batch's own event
 
 
 @pytest.mark.gpu

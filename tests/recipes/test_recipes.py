@@ -1,10 +1,13 @@
 """Recipes: the published ones say what NVIDIA published, and nothing wrong gets past them."""
 
 import pytest
+import yaml
 
 from effnet_hf.errors import UserError
 from effnet_hf.recipes import GROUPS, Recipe, available_recipes, load_recipe, parse_recipe
 from effnet_hf.recipes.recipe import FOLDER
+from effnet_hf.training.batches import plan_batches
+from effnet_hf.training.memory import training_need
 
 
 PUBLISHED = {  # nvidia configs.yml: variant -> (learning rate, weight decay, image size)
@@ -165,6 +168,40 @@ def test_hardware_preset_is_nvidias(machine, precision):
     for size, batch in zip(("b0", "b4"), PRESETS[machine, precision]):
         recipe, _ = parse_recipe(["--config", size, "--hardware", machine, "--precision", precision])
         assert recipe.per_device_batch_size == batch
+
+
+CARDS = {  # GiB that the driver shows; NVIDIA's a100 rows are those of an 80 GB card
+    "t4": 14.6,
+    "v100-16g": 15.8,
+    "v100-32g": 31.7,
+    "a100": 79.1,
+    "h100": 79.1,
+    "h200": 139.8,
+}
+
+
+@pytest.mark.parametrize("machine", CARDS)
+@pytest.mark.parametrize("name", ["b0", "b4", "widese-b0", "widese-b4"])
+def test_hardware_preset_fits_its_card(machine, name):
+    """By the table of counted memory; ours for B4 are also the largest powers of two that do."""
+    table = yaml.safe_load((FOLDER / "hardware.yaml").read_text())[machine]["per_device_batch_size"]
+    memory = 0.85 * CARDS[machine] * 2**30
+    for precision in table:
+        recipe = load_recipe(name, hardware=machine, precision=precision, ema_decay=0.9999)
+        need = training_need(recipe, recipe.model_config().image_size, precision)
+        assert need.fixed + recipe.per_device_batch_size * need.per_picture < memory
+        if machine in ("h100", "h200") and name.endswith("b4"):
+            assert need.fixed + 2 * recipe.per_device_batch_size * need.per_picture > memory
+
+
+def test_a_size_without_a_row_is_left_to_the_devices_memory():
+    recipe = load_recipe("b7", hardware="h100")
+    assert recipe.per_device_batch_size is None and recipe.precision == "bf16"
+    assert plan_batches(recipe, 8, 600, recipe.precision, int(0.85 * CARDS["h100"] * 2**30)).per_device == 32
+
+
+def test_tables_are_no_recipes():
+    assert not {"hardware", "memory"} & set(available_recipes())
 
 
 def test_typed_learning_rate_is_not_rescaled():

@@ -47,3 +47,23 @@ def test_average_is_independent_of_the_model_and_restorable():
     other.update(model)
     for a, b in zip(ema.model.state_dict().values(), other.model.state_dict().values()):
         assert torch.equal(a, b)
+
+
+def test_it_follows_the_model_it_is_given_and_walks_through_it_once(monkeypatch):
+    """Walking through a network's modules takes longer than the average itself, so it is done once per model."""
+    model, other = tiny(), tiny()
+    ema = ModelEMA(model, 0.0)  # the average is the newest weights
+    walks, walk = [], torch.nn.Module.state_dict
+    monkeypatch.setattr(torch.nn.Module, "state_dict", lambda self, **kw: walks.append(self) or walk(self, **kw))
+    for source in (model, model, model, other):
+        scramble_in_place(source)
+        ema.update(source)
+        for own, new in zip(ema.model.parameters(), source.parameters()):
+            assert torch.equal(own, new)
+    assert [walks.count(module) for module in (model, other)] == [1, 1]
+
+
+def scramble_in_place(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape))

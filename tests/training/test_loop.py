@@ -16,7 +16,7 @@ from transformers import AutoModelForImageClassification
 
 from effnet_hf import EfficientNetNVConfig
 from effnet_hf.errors import UserError
-from effnet_hf.training import build_model, loop, train, validate, validate_checkpoint
+from effnet_hf.training import Run, build_model, loop, train, validate, validate_checkpoint
 from effnet_hf.training.model import has_classes
 from effnet_hf.training.signals import EXIT_INTERRUPTED, Interruption
 
@@ -274,3 +274,28 @@ def test_kill_at_any_moment_loses_nothing():
     script = Path(__file__).with_name("kill_and_resume.py")
     result = subprocess.run([sys.executable, script, "--kills", "2", "--seed", "3"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_only_a_logging_step_asks_the_other_processes_for_the_time(squares, tmp_path, monkeypatch):
+    """Asking is a collective, which waits for the device; `--checkpoint_every_minutes` needs no such precision."""
+    asked = []
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda due: asked.append(due[0]))
+    run = SimpleNamespace(
+        recipe=small_recipe(squares, tmp_path, checkpoint_every_minutes=0.5, checkpoint_every_steps=3),
+        progress=SimpleNamespace(total_updates=1),
+        accelerator=SimpleNamespace(num_processes=2),
+        saved_at=-1e9,
+    )
+    assert not Run.checkpoint_is_due(run, may_ask=False) and not asked
+    assert Run.checkpoint_is_due(run, may_ask=True) and asked == [True]
+    run.progress.total_updates = 3  # a number of steps is the same everywhere: nobody need be asked
+    assert Run.checkpoint_is_due(run, may_ask=False) and len(asked) == 1
+
+
+def test_the_default_precision_is_recorded_and_said(squares, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        loop, "settle_precision", lambda recipe: (recipe.replace(precision="bf16"), "precision bf16, so")
+    )
+    assert train(small_recipe(squares, tmp_path, epochs=0, warmup_epochs=0)) == 0
+    assert "precision bf16, so" in capsys.readouterr().out
+    assert 'precision: "bf16"' in (tmp_path / "recipe.yaml").read_text()

@@ -1,0 +1,94 @@
+"""What `accelerate launch` was told about precision.
+
+Accelerate hands every script `ACCELERATE_MIXED_PRECISION=no`, whether somebody asked for single precision or nobody
+said anything. The two want different things here, so the launcher's own command line and configuration file are read.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import psutil
+import yaml
+
+from ..errors import UserError
+
+
+# A configuration file of Accelerate knows no TF32 and refuses keys of others, so ours say it in a comment.
+MARKER = re.compile(r"^#\s*effnet_hf precision:\s*(\w+)\s*$", re.MULTILINE)
+
+
+def launcher_precision() -> tuple[str | None, str]:
+    """`fp32`, `tf32`, `fp16` or `bf16`, and who said so; None where nobody chose.
+
+    Raises:
+        UserError: fp8, which nothing here is trained in, or a marker with another word.
+    """
+    said = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
+    if not said:
+        return None, ""
+    if said != "no":
+        if said not in ("fp16", "bf16"):
+            raise UserError(f"accelerate launch asks for --mixed_precision {said}; here there are fp16, bf16 and no.")
+        return said, "as `accelerate launch` says"
+    words, folder = _launcher()
+    if words is None:
+        return "fp32", "as ACCELERATE_MIXED_PRECISION=no says"
+    if _value(words, "mixed_precision") is not None:
+        return "fp32", "as `accelerate launch --mixed_precision no` says"
+    named = _value(words, "config_file")
+    file = folder / named if named else _default_file()
+    if file is None or not file.is_file():
+        return None, ""
+    text = file.read_text(encoding="utf-8")
+    if marker := MARKER.search(text):
+        if marker[1] not in ("fp32", "tf32", "fp16", "bf16"):
+            raise UserError(f"{file}: there is no precision {marker[1]}; there are fp32, tf32, fp16 and bf16.")
+        return marker[1], f"as {file.name} says"
+    if "mixed_precision" in (yaml.safe_load(text) or {}):
+        return "fp32", f"as {file.name} says"
+    return None, ""
+
+
+def _launcher() -> tuple[list[str] | None, Path]:
+    """The flags of the `accelerate launch` that started this process, and its working folder; None if none did."""
+    try:
+        for parent in psutil.Process().parents():
+            words = parent.cmdline()
+            start = next((i + 1 for i in range(len(words)) if _is_launcher(words[: i + 1])), None)
+            if start is not None:
+                flags = words[start:]
+                end = next((i for i, flag in enumerate(flags) if flag.endswith(".py") or flag == "-m"), len(flags))
+                return flags[:end], Path(parent.cwd())
+    except psutil.Error:  # a process that ended, or belongs to somebody else
+        pass
+    return None, Path()
+
+
+def _is_launcher(words: list[str]) -> bool:
+    """Whether a command line begun like this has just named Accelerate's launcher."""
+    name = os.path.basename(words[-1])
+    if name == "launch":
+        return len(words) > 1 and os.path.basename(words[-2]) == "accelerate"
+    return name in ("accelerate-launch", "accelerate.commands.launch") or Path(words[-1]).parts[-3:] == (
+        "accelerate",
+        "commands",
+        "launch.py",
+    )
+
+
+def _value(words: list[str], name: str) -> str | None:
+    """What follows `--name`, in either spelling."""
+    for i, word in enumerate(words):
+        flag, _, value = word.partition("=")
+        if flag.lstrip("-").replace("-", "_") == name and flag.startswith("--"):
+            return value or words[i + 1]
+    return None
+
+
+def _default_file() -> Path | None:
+    """Where `accelerate config` writes, if it was ever run."""
+    from accelerate.commands.config.config_args import default_config_file
+
+    path = Path(default_config_file)
+    return path if path.is_file() else None

@@ -1,0 +1,146 @@
+"""Which precision a run gets, who decided, and what the console says of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from effnet_hf.errors import UserError
+from effnet_hf.recipes import Recipe
+from effnet_hf.training import launcher, make_accelerator, settle_precision
+from effnet_hf.training.precision import fastest_precision
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A machine that seems to have GPUs of the given compute capabilities."""
+
+    def pretend(*capabilities):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    return pretend
+
+
+@pytest.mark.parametrize(
+    "capabilities, expected",
+    [
+        ([(9, 0)], "bf16"),
+        ([(8, 0), (9, 0)], "bf16"),
+        ([(8, 6), (7, 5)], "fp16"),  # the oldest decides: all processes must compute alike
+        ([(7, 0)], "fp16"),
+        ([(6, 1)], "fp32"),
+        ([], "fp32"),
+    ],
+)
+def test_the_default_is_the_fastest_that_the_gpus_train_in(capabilities, expected, gpu):
+    gpu(*capabilities)
+    assert fastest_precision() == expected
+    recipe, sentence = settle_precision(Recipe(variant="b0"))
+    assert recipe.precision == expected
+    assert (f"precision {expected}, the default on this GPU" in sentence) == bool(capabilities)
+
+
+def test_a_typed_precision_wins_and_nothing_is_said(gpu):
+    gpu((9, 0))
+    assert settle_precision(Recipe(precision="fp32")) == (Recipe(precision="fp32"), "")
+
+
+def test_quantization_aware_training_stays_exact_and_validation_too(gpu):
+    gpu((9, 0))
+    recipe, sentence = settle_precision(Recipe(placement="nvidia"))
+    assert recipe.precision == "fp32" and "default for int8" in sentence
+    assert settle_precision(Recipe(), default="fp32") == (Recipe(precision="fp32"), "")
+
+
+@pytest.mark.parametrize("word, expected", [("bf16", "bf16"), ("fp16", "fp16"), ("no", "fp32")])
+def test_what_the_environment_says_wins_over_the_default(word, expected, gpu, monkeypatch):
+    gpu((9, 0))
+    monkeypatch.setattr(launcher, "_launcher", lambda: (None, Path()))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", word)
+    recipe, sentence = settle_precision(Recipe())
+    assert recipe.precision == expected and f"precision {expected}, as " in sentence
+
+
+def test_fp8_is_refused(gpu, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(UserError, match="fp8; here there are fp16, bf16 and no"):
+        settle_precision(Recipe())
+
+
+@pytest.mark.parametrize(
+    "command, expected",
+    [
+        (["accelerate", "launch", "--mixed_precision", "no", "train.py"], "fp32"),
+        (["python", "/x/bin/accelerate", "launch", "--mixed-precision=no", "train.py"], "fp32"),
+        (["python", "-m", "accelerate.commands.launch", "train.py", "--mixed_precision", "no"], None),
+        (["accelerate-launch", "--num_processes", "8", "-m", "effnet_hf.train"], None),
+        (["accelerate", "launch", "--config_file", "fp32.yaml", "train.py"], "fp32"),
+        (["accelerate", "launch", "--config_file=tf32.yaml", "train.py"], "tf32"),
+        (["accelerate", "launch", "--config_file", "silent.yaml", "train.py"], None),
+    ],
+)
+def test_no_means_fp32_only_where_somebody_said_it(command, expected, tmp_path, monkeypatch):
+    class Parent:
+        cmdline, cwd = (lambda self: command), (lambda self: str(tmp_path))
+
+    class Process:
+        parents = lambda self: [Parent()]  # noqa: E731
+
+    (tmp_path / "fp32.yaml").write_text("mixed_precision: 'no'\n")
+    (tmp_path / "tf32.yaml").write_text("# effnet_hf precision: tf32\nmixed_precision: 'no'\n")
+    (tmp_path / "silent.yaml").write_text("num_processes: 1\n")
+    monkeypatch.setattr(launcher.psutil, "Process", Process)
+    monkeypatch.setattr(launcher, "_default_file", lambda: None)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert launcher.launcher_precision()[0] == expected
+
+
+@pytest.mark.parametrize("name", ["1gpu_tf32", "1gpu_fp32", None])
+def test_the_shipped_configurations_give_what_they_are_called_after(name, tmp_path):
+    """Through the real launcher; `accelerate launch` without a word leaves the choice to us."""
+    script = tmp_path / "say.py"
+    script.write_text(
+        "from effnet_hf.training.launcher import launcher_precision\nprint('said', launcher_precision())\n"
+    )
+    flags = ["--config_file", f"accelerate_configs/{name}.yaml"] if name else []
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path)}
+    environment.pop("ACCELERATE_MIXED_PRECISION", None)
+    command = [sys.executable, "-m", "accelerate.commands.launch", *flags, str(script)]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    said = next((line for line in result.stdout.splitlines() if line.startswith("said")), result.stderr)
+    assert said.startswith(f"said ('{name[5:]}'" if name else "said (None"), said
+
+
+def test_every_shipped_configuration_says_its_precision():
+    """Those of TF32 by a comment, which Accelerate's own keys cannot say."""
+    for path in (ROOT / "accelerate_configs").glob("*gpu_*.yaml"):
+        marker = launcher.MARKER.search(path.read_text())
+        assert (marker is not None) == ("tf32" in path.name), path.name
+        if marker:
+            assert marker[1] == "tf32"
+
+
+def test_accelerates_own_compilation_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(UserError, match="give --compile full, blocks or graphs instead"):
+        make_accelerator(Recipe())
+
+
+def test_deterministic_asks_torch_for_it_and_the_next_run_takes_it_back():
+    try:
+        make_accelerator(Recipe(deterministic=True))
+        assert torch.are_deterministic_algorithms_enabled() and torch.backends.cudnn.deterministic
+        assert not torch.backends.cudnn.benchmark and os.environ["CUBLAS_WORKSPACE_CONFIG"]
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        make_accelerator(Recipe())
+    assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
