@@ -2,7 +2,8 @@
 
     python benchmarks/loop_overhead.py --repeats 15 --output overhead.json
 
-Same weights, batch, optimizer and settings; the variants take turns step by step, so a noisy machine hits them alike.
+Same weights, batch, optimizer, precision, memory layout and settings; the variants take turns step by step, so a noisy
+machine hits them alike. Our side is everything that `training/loop.py` does between two lines of its log.
 """
 
 import tempfile
@@ -11,25 +12,32 @@ import timm
 import torch
 
 from effnet_hf import EfficientNetNVForImageClassification
+from effnet_hf.benchmark.contenders import PRECISIONS
 from effnet_hf.benchmark.environment import environment, write_figures
 from effnet_hf.benchmark.report import markdown_table
+from effnet_hf.benchmark.steps import training_steps
 from effnet_hf.benchmark.timing import speed_up, take_turns
 from effnet_hf.cli import ArgumentParser, at_least, run
 from effnet_hf.recipes import load_recipe
-from effnet_hf.training import make_accelerator, set_up, train_step
+from effnet_hf.training import make_accelerator, precision_name, set_up
 from effnet_hf.training.optim import build_optimizer, training_loss
+from effnet_hf.training.precision import wants_channels_last
 from effnet_hf.tuning import tune_for_cpu_training
 
 
-def bare_step(model, recipe, batch):
+def bare_step(model, recipe, batch, accelerator):
     """The same arithmetic without Accelerate, loop or configuration."""
-    optimizer = build_optimizer(model, recipe)
+    optimizer, device = build_optimizer(model, recipe), accelerator.device
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
+    scaler = torch.amp.GradScaler(device.type, init_scale=recipe.loss_scale, enabled=dtype is torch.float16)
 
     def step():
-        output = model(batch["pixel_values"])
+        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+            output = model(batch["pixel_values"])
         loss = training_loss(getattr(output, "logits", output), batch["labels"], recipe.label_smoothing)
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
         optimizer.zero_grad()
 
     return step
@@ -38,42 +46,59 @@ def bare_step(model, recipe, batch):
 def main() -> None:
     parser = ArgumentParser(description="Our training step beside a bare one.")
     parser.add_argument("--config", default="imagenette", help="recipe")
-    parser.add_argument("--repeats", type=at_least(1), default=15, help="counted steps of each variant")
+    parser.add_argument("--variant", default=None, help="architecture; the recipe's by default")
+    parser.add_argument("--image_size", type=at_least(1), help="side in pixels; the recipe's by default")
+    parser.add_argument("--batch_size", type=at_least(1), help="pictures per step; the recipe's by default")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of all sides")
+    parser.add_argument("--repeats", type=at_least(1), default=15, help="counted rounds of each variant")
+    parser.add_argument("--burst", type=at_least(1), help="steps per round; 1 on a CPU, 5 on a GPU")
     parser.add_argument("--output", default=None, help="write the figures to this JSON file")
     arguments = parser.parse_args()
+    changes = {name: getattr(arguments, name) for name in ("variant", "image_size") if getattr(arguments, name)}
+    if arguments.batch_size:
+        changes |= {name: arguments.batch_size for name in ("per_device_batch_size", "global_batch_size")}
     with tempfile.TemporaryDirectory() as scratch:
-        recipe = load_recipe(arguments.config, loader="synthetic", num_labels=10, output_dir=scratch, quiet=True)
-        accelerator = make_accelerator(recipe.replace(ema_decay=0.0))
-        ours = set_up(recipe.replace(ema_decay=0.0), accelerator, None)
-        ours.model.train()
+        recipe = load_recipe(
+            arguments.config, loader="synthetic", num_labels=10, output_dir=scratch, quiet=True, ema_decay=0.0,
+            precision=arguments.precision, **changes,
+        )  # fmt: skip
+        accelerator = make_accelerator(recipe)
+        device, channels_last = accelerator.device, wants_channels_last(recipe, accelerator)
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        ours = set_up(recipe, accelerator, None)
         batch = next(iter(ours.loaders.train.epoch(0)))
         config = ours.bare_model.config
-        bare = EfficientNetNVForImageClassification(config).to(accelerator.device, memory_format=torch.channels_last)
+        bare = EfficientNetNVForImageClassification(config).to(device, memory_format=memory_format)
         bare.load_state_dict(ours.bare_model.state_dict())
-        if accelerator.device.type == "cpu":
+        if device.type == "cpu":
             tune_for_cpu_training(bare, config.image_size)  # as the loop's model is
         peer = timm.create_model(
             f"efficientnet_{recipe.variant}", num_classes=10, drop_rate=config.dropout_rate,
             bn_eps=config.batch_norm_eps, bn_momentum=config.batch_norm_momentum,
-        ).to(accelerator.device, memory_format=torch.channels_last)  # fmt: skip
+        ).to(device, memory_format=memory_format)  # fmt: skip
+        updates = training_steps(ours)
         steps = {
-            "bare forward, backward, optimizer step (baseline)": bare_step(bare.train(), recipe, batch),
-            "our loop": lambda: train_step(ours, batch),
-            "timm's model, bare": bare_step(peer.train(), recipe, batch),
+            "bare forward, backward, optimizer step (baseline)": bare_step(bare.train(), recipe, batch, accelerator),
+            "our loop": lambda: next(updates),
+            "timm's model, bare": bare_step(peer.train(), recipe, batch, accelerator),
         }
-        device = accelerator.device
-        samples = take_turns(steps, device, arguments.repeats)
+        burst = arguments.burst or (1 if device.type == "cpu" else 5)
+        samples = take_turns(steps, device, arguments.repeats, warmup=3, burst=burst)
         ours.loaders.close()
         ours.report.close()
     baseline, rows = next(iter(samples.values())), []
+    what = {"network": recipe.variant, "precision": precision_name(recipe, accelerator), "px": config.image_size}
+    what |= {"batch": ours.plan.global_batch_size, "layout": "channels_last" if channels_last else "nchw"}
     for name, own in samples.items():
         longer = speed_up(baseline, own, device.type == "cpu")
         times = own.summary(recipe.global_batch_size)
-        row = {"step": name, "wall, ms": f"{times['wall_ms']:,.0f}", "wall": f"{longer['wall']:.3f}"}
-        rows.append(row | {"CPU, ms": f"{times['cpu_ms']:,.0f}", "CPU": f"{longer.get('cpu', 0):.3f}"})
-    print(f"{recipe.variant}, {config.image_size} px, batch {recipe.global_batch_size}\n\n{markdown_table(rows)}")
+        row = {"step": name, **what, "wall, ms": f"{times['wall_ms']:,.1f}", "wall": f"{longer['wall']:.3f}"}
+        if device.type == "cpu":
+            row |= {"CPU, ms": f"{times['cpu_ms']:,.0f}", "CPU": f"{longer['cpu']:.3f}"}
+        rows.append({**row, "n": len(own.wall)})
+    print(markdown_table(rows))
     if arguments.output:
-        settings = {"config": arguments.config, "repeats": arguments.repeats}
+        settings = {name: value for name, value in vars(arguments).items() if name != "output"}
         write_figures({"kind": "overhead", **environment(device), "settings": settings, "rows": rows}, arguments.output)
 
 

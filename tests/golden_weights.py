@@ -39,7 +39,7 @@ def golden_input(k: int, batch: int, size: int, seed: int) -> torch.Tensor:
 
 def _draw(key: str, like: torch.Tensor, seed: int) -> torch.Tensor:
     if key.endswith("num_batches_tracked"):
-        return torch.zeros_like(like)
+        return torch.zeros_like(like, device="cpu")  # the model whose names they are may be on `meta`
     # A 2-D squeeze-excite weight has the values and the fan-in of the original's 4-D one.
     z = np.random.RandomState(zlib.crc32(f"{seed}:{key}".encode())).standard_normal(tuple(like.shape))
     if key.endswith("running_var"):

@@ -21,6 +21,7 @@ MODES = (
     "graphs",
     "qat",
 )  # graphs: compiled, and replayed as CUDA graphs; qat: eager, fake-quantized
+COMPILED = ("compile", "graphs")
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -95,6 +96,13 @@ def pictures(batch: int, size: int, device: torch.device, channels_last: bool) -
     """Normalised noise; speed does not depend on what a picture shows."""
     pixels = torch.randn(batch, 3, size, size, device=device)
     return pixels.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def placed(model: nn.Module, like: torch.Tensor) -> nn.Module:
+    """On the device, in the dtype and in the memory format of `like`."""
+    channels_last = like.is_contiguous(memory_format=torch.channels_last)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return model.to(like.device, like.dtype, memory_format=memory_format)
 
 
 def training_step(

@@ -14,6 +14,7 @@ import torch
 from ..errors import UserError
 from ..files import atomic_write
 from ..hub import software_versions
+from ..training import allow_tf32
 
 
 PACKAGES = ("torchvision", "timm", "onnxruntime", "openvino", "nvidia-modelopt")
@@ -31,6 +32,7 @@ def resolve_device(name: str, threads: int | None = None) -> torch.device:
     if threads:
         torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = True  # as our training does
+    allow_tf32(False)  # torch's own convolutions would use it; `set_precision` switches it on for rows that say so
     return torch.device(name)
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,14 +28,18 @@ from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..training import check_checkpoint, keep_freed_memory
 from ..tuning import CudaGraph, compile_for_inference, fold_batchnorm, use_onednn
-from .contenders import AUTOCAST, OURS, build, has, logits_of, pictures, set_precision
+from .contenders import AUTOCAST, OURS, build, has, logits_of, pictures, placed, set_precision
 from .environment import environment, resolve_device, write_figures
 from .flags import common_parser, numbers, settings, words
 from .report import print_rows
-from .timing import release, speed_up, take_turns
+from .timing import ratios, release, take_turns
 
 
 RUNTIMES = ("torch", "folded", "compile", "graphs", "compile-graphs", "onnxruntime", "openvino")
+PEER_RUNTIMES = ("torch", "compile", "graphs", "compile-graphs")
+COMPILED = ("compile", "compile-graphs")
+# What a peer is given beside ours: folding is ours, so a folded eager network stands beside an eager one.
+SAME_MODE = {"folded": "torch"}
 Runner = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -42,9 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = common_parser("inference", __doc__.splitlines()[0], "peers", "precisions", "rounds", "budget")
     parser.add_argument("--model", default=None, help="checkpoint folder or Hub id instead of fresh --variants")
     parser.add_argument("--runtime", type=words(*RUNTIMES), default=["torch", "folded"], help="comma-separated")
-    parser.add_argument("--peer_runtime", type=words("torch", "compile"), default=["torch"], help="of the peers")
+    parser.add_argument("--peer_runtime", type=words(*PEER_RUNTIMES), default=["torch"], help="of the peers")
     parser.add_argument("--batch_sizes", type=numbers, default=[1, 8, 64], help="comma-separated")
     parser.add_argument("--layout", choices=["channels_last", "nchw"], default="channels_last", help="memory format")
+    parser.add_argument("--compile_only", action="store_true", help="fill the compile cache, and measure nothing")
     parser.add_argument("--seconds", type=above_zero, default=20.0, help="for the rounds of one batch size, at most")
     arguments = parser.parse_args(argv)
     device = resolve_device(arguments.device, arguments.num_threads)
@@ -82,12 +88,14 @@ def measure(arguments, device: torch.device, label: str, precision: str) -> tupl
             makers = {
                 (OURS, runtime): partial(our_runner, runtime, model, pixels, Path(scratch))
                 for runtime in arguments.runtime
+                if runtime in COMPILED or not arguments.compile_only
             }
             makers |= {
-                (peer, runtime): partial(peer_runner, peer, variant, runtime, size, pixels)
+                (peer, runtime): partial(peer_runner, peer, variant, runtime, size, pixels, model.config.num_labels)
                 for peer in arguments.peers
                 if has(peer, variant)
                 for runtime in arguments.peer_runtime
+                if runtime in COMPILED or not arguments.compile_only
             }
             steps, reference = {}, None
             for (name, runtime), make in makers.items():
@@ -99,6 +107,9 @@ def measure(arguments, device: torch.device, label: str, precision: str) -> tupl
                 except (ImportError, RuntimeError, UserError, ValueError) as error:
                     failures.append(f"{where}: {str(error).strip().splitlines()[0]}")
                     continue
+                if arguments.compile_only:
+                    release(device)
+                    continue
                 if name == OURS:
                     reference = logits.clone() if reference is None else reference
                     failures += [] if agree(logits, reference) else [f"{where}: its logits differ from {OURS}'s"]
@@ -109,14 +120,11 @@ def measure(arguments, device: torch.device, label: str, precision: str) -> tupl
             for (name, runtime), own in samples.items():
                 row: dict[str, Any] = {"variant": variant, "by": name, "runtime": runtime, "precision": precision}
                 row |= {"layout": arguments.layout, "batch": batch, "image_size": size, **own.summary(batch)}
-                row["speed_up"] = {
-                    peer: speed_up(own, samples[peer, "torch"], device.type == "cpu")
-                    for peer in arguments.peers
-                    if (peer, "torch") in samples
-                }
-                rows.append(row)
+                same = SAME_MODE.get(runtime, runtime)
+                rows.append(row | ratios(own, samples, arguments.peers, same, "torch", device))
             print_rows(
-                rows[-len(samples) :], ("variant", "by", "runtime", "precision", "batch", "p50_ms", "cpu_ms", "ips")
+                rows[len(rows) - len(samples) :],
+                ("variant", "by", "runtime", "precision", "batch", "p50_ms", "cpu_ms", "ips"),
             )
             steps.clear()
             release(device)
@@ -135,13 +143,6 @@ def open_model(label: str, image_size: int | None) -> tuple[EfficientNetNVForIma
         return EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant(label)).eval(), label
     config = check_checkpoint(label)
     return EfficientNetNVForImageClassification.from_pretrained(label).eval(), config.variant or "custom"
-
-
-def placed(model: torch.nn.Module, like: torch.Tensor) -> torch.nn.Module:
-    """On the device, in the dtype and in the memory format of `like`."""
-    channels_last = like.is_contiguous(memory_format=torch.channels_last)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return model.to(like.device, like.dtype, memory_format=memory_format)
 
 
 def our_runner(runtime: str, model, pixels: torch.Tensor, scratch: Path) -> Runner:
@@ -175,11 +176,34 @@ def our_runner(runtime: str, model, pixels: torch.Tensor, scratch: Path) -> Runn
     return run
 
 
-def peer_runner(name: str, variant: str, runtime: str, size: int, pixels: torch.Tensor) -> Runner:
-    network = placed(build(name, variant, size).eval(), pixels)
-    if runtime == "compile":
-        network = torch.compile(network, dynamic=False)
-    return lambda pixels: logits_of(network(pixels))
+def peer_runner(name: str, variant: str, runtime: str, size: int, pixels: torch.Tensor, num_labels: int) -> Runner:
+    """As `our_runner`: the peer's own network eager, compiled, or recorded by the same `CudaGraph`."""
+    if runtime in ("graphs", "compile-graphs") and pixels.device.type != "cuda":
+        raise UserError(f"--peer_runtime {runtime} needs a GPU.")
+    network = placed(build(name, variant, size, num_labels).eval(), pixels)
+    if runtime == "graphs":
+        return CudaGraph(_WithLogits(network), pixels)
+    if runtime in COMPILED:
+        mode = "reduce-overhead" if runtime == "compile-graphs" else "default"
+        network = torch.compile(network, dynamic=False, mode=mode)
+
+    def run(pixels):
+        if runtime == "compile-graphs":
+            torch.compiler.cudagraph_mark_step_begin()
+        return logits_of(network(pixels))
+
+    return run
+
+
+class _WithLogits(torch.nn.Module):
+    """A peer's network that answers as ours does."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: torch.Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=logits_of(self.network(pixels)))
 
 
 def exported_runner(runtime: str, model, pixels: torch.Tensor, scratch: Path) -> Runner:

@@ -5,6 +5,8 @@ What the input pipeline leaves of the device's speed: `total_ips` counts waiting
 
 import tempfile
 
+import torch
+
 from ..cli import at_least
 from ..errors import UserError
 from ..recipes import load_recipe
@@ -29,6 +31,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.precisions[0] not in PRECISIONS or len(arguments.precisions) > 1:
         parser.error("--precisions: one at a time, Accelerate keeps it for the whole process")
     device = resolve_device(arguments.device, arguments.num_threads)
+    if device.type == "cpu" and torch.accelerator.is_available():
+        raise UserError("--device cpu: training takes the GPU of this machine; hide it with CUDA_VISIBLE_DEVICES=''.")
     rows, left_out = [], []
     for variant, batch in zip(arguments.variants, arguments.batch_sizes * len(arguments.variants)):
         for loader in arguments.loaders:
@@ -44,7 +48,8 @@ def main(argv: list[str] | None = None) -> int:
                 except UserError as error:
                     left_out.append(f"{variant} {loader}: {error}")
                     continue
-            row = {"network": variant, "loader": loader, "precision": arguments.precisions[0], "batch": batch}
+            row = {"network": variant, "loader": loader, "precision": figures["precision"], "batch": batch}
+            row["compile"] = figures["compile"]
             row |= {name: figures[name] for name in ("image_size", "total_ips", "compute_ips", "latency_p50", "steps")}
             rows.append(
                 row | {"waiting, %": 100 * figures["data_time"] / (figures["data_time"] + figures["compute_time"])}

@@ -2,14 +2,15 @@
 
 On a GPU: the allocator's own peak. On a CPU: the largest sum of living tensors during the step, from torch's profiler,
 which unlike the process's size depends on no allocator and repeats to the byte. Both count weights, gradients,
-optimizer state and activations.
+optimizer state and activations. Training runs under autocast; inference has weights and pictures in the row's
+precision.
 """
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ..quiet import quiet_profiler
-from .contenders import OURS, build, has, logits_of, pictures, set_precision, training_step
+from .contenders import AUTOCAST, OURS, build, has, logits_of, pictures, placed, set_precision, training_step
 from .environment import environment, resolve_device, write_figures
 from .flags import common_parser, image_size_for, numbers, settings
 from .report import markdown_table
@@ -54,16 +55,19 @@ def peaks(name, variant, size, batch, precision, checkpointing, device) -> dict[
     step = training_step(name, model, pixels, precision)
     step()  # makes the optimizer's state
     training = peak(step, device)
-    model.eval()
+    for parameter in model.parameters():
+        parameter.grad = None
+    del step
+    pixels = pixels.to(AUTOCAST.get(precision, torch.float32))
+    model = placed(
+        model.eval(), pixels
+    )  # weights and pictures in the row's precision, as `benchmark.py inference` runs
+    release(device)
 
     def infer():
         with torch.inference_mode():
             return logits_of(model(pixels))
 
-    for parameter in model.parameters():
-        parameter.grad = None
-    del step
-    release(device)
     inference = peak(infer, device, living=tensor_bytes([*model.parameters(), *model.buffers(), pixels]))
     return {"training_mb": training, "inference_mb": inference}
 

@@ -16,11 +16,11 @@ from .goals import misses
 from .report import markdown_table
 
 
-PARTS = ("train", "inference", "memory", "roofline", "data", "loop", "ablation", "profile", "suite")
+PARTS = ("verify", "train", "inference", "memory", "roofline", "data", "loop", "ablation", "profile", "suite")
 
 
 def read_results(folder: Path) -> list[dict]:
-    """Every run's figures in `folder`, in the order of `PARTS`.
+    """Every run's figures in `folder`, in the order of `PARTS`; `profile.txt`, if there is one, counts as a run.
 
     Raises:
         UserError: there is none, or one is no JSON.
@@ -31,6 +31,11 @@ def read_results(folder: Path) -> list[dict]:
             results.append(json.loads(path.read_text("utf-8")))
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is damaged: {error}.") from None
+    profile = folder / "profile.txt"
+    if profile.exists() and results:
+        results.append(
+            {**results[0], "kind": "profile", "rows": [], "left_out": [], "text": profile.read_text("utf-8")}
+        )
     if not results:
         raise UserError(f"{folder} holds no results; make some with benchmark.py suite.")
     return sorted(results, key=lambda figures: PARTS.index(figures["kind"]) if figures["kind"] in PARTS else len(PARTS))
@@ -48,14 +53,13 @@ def render(results: list[dict], folder_name: str, notes: str = "") -> str:
         f"{place}; pictures are noise that is in memory already. All contenders of a table took turns step by step, in"
         " an order drawn anew each round; the first rounds are not counted. `x timm` is how many times faster than"
         " timm's eager model: the median over rounds of the ratio within a round"
-        + (
-            ", of **CPU time**, because the machine is shared; wall times are medians." if on_cpu else ", by the clock."
-        ),
+        + (", of **CPU time**, because the machine is shared; wall times are medians." if on_cpu else ", by the clock.")
+        + " `same mode` is over the peer's form in that row's mode, which for a folded network is eager.",
         "",
         f"![chart]({folder_name}/chart.png)",
     ]
     for figures in results:
-        lines += ["", f"## {title(figures)}", "", f"    {figures['command']}", ""]
+        lines += ["", f"## {title(figures)}", "", *(f"    {line}" for line in figures["command"].splitlines()), ""]
         lines += SECTIONS.get(figures["kind"], _plain)(figures)
         lines += [f"- left out: {sentence}" for sentence in figures.get("left_out", [])]
     missed = misses(results)
@@ -81,13 +85,16 @@ def title(figures: dict) -> str:
     return f"{text}: {variants}, batch {batches}"
 
 
-def _ratio(row: dict, peer: str) -> str:
-    ratio = row["speed_up"].get(peer)
+def _ratio(row: dict, peer: str, over: str = "speed_up") -> str:
+    ratio = row.get(over, {}).get(peer)
     return "" if ratio is None else f"{ratio.get('cpu', ratio['wall']):.2f}"
 
 
 def _speed_table(figures: dict, mode: str) -> list[str]:
-    peers = [peer for peer in figures["settings"]["peers"] if any(peer in row["speed_up"] for row in figures["rows"])]
+    named = [*figures["settings"]["peers"], *figures["settings"].get("eager_peers", [])]
+    peers = [peer for peer in named if any(peer in row["speed_up"] for row in figures["rows"])]
+    # Files from before a peer was measured in our modes have no such ratio.
+    in_our_mode = [peer for peer in peers if any(peer in row.get("same_mode", {}) for row in figures["rows"])]
     on_cpu = figures["hardware"]["device"] == "cpu"
     cells = []
     for row in figures["rows"]:
@@ -102,6 +109,8 @@ def _speed_table(figures: dict, mode: str) -> list[str]:
         cell["img/s"] = f"{row['ips']:,.1f}" if row["ips"] < 100 else f"{row['ips']:,.0f}"
         for peer in peers:
             cell[f"x {peer}"] = _ratio(row, peer)
+            if peer in in_our_mode:
+                cell[f"x {peer}, same mode"] = _ratio(row, peer, "same_mode")
         if not on_cpu:
             cell["layout"] = row["layout"]
             anchor = (
@@ -113,6 +122,15 @@ def _speed_table(figures: dict, mode: str) -> list[str]:
         cell["n"] = row["steps"]
         cells.append(cell)
     return [markdown_table(cells)] if cells else []
+
+
+def _verify(figures: dict) -> list[str]:
+    rows = figures["rows"]
+    count = {status: sum(row["status"] == status for row in rows) for status in ("pass", "fail", "skipped")}
+    cells = [{"what": row["name"], "": row["status"], "evidence": row["evidence"].replace("|", "/")} for row in rows]
+    for cell in cells:
+        cell[""] = f"**{cell['']}**" if cell[""] == "fail" else cell[""]
+    return [", ".join(f"{number} {status}" for status, number in count.items()) + ".", "", markdown_table(cells)]
 
 
 def _memory(figures: dict) -> list[str]:
@@ -159,11 +177,10 @@ def _roofline(figures: dict) -> list[str]:
 
 
 def _plain(figures: dict) -> list[str]:
-    lines = [
-        markdown_table(rows)
-        for rows in figures.values()
-        if isinstance(rows, list) and rows and isinstance(rows[0], dict)
-    ]
+    lines: list[str] = []
+    for rows in figures.values():
+        if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+            lines += [markdown_table(rows), ""]  # two tables without a line between them are one
     return lines + (["```", figures["text"].rstrip(), "```"] if figures.get("text") else [])
 
 
@@ -241,6 +258,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 TITLES = {
+    "verify": "What works",
     "train": "Training step",
     "inference": "Inference",
     "memory": "Peak memory",
@@ -252,12 +270,13 @@ TITLES = {
     "suite": "The suite",
 }
 SECTIONS = {
+    "verify": _verify,
     "train": lambda figures: _speed_table(figures, "mode"),
     "inference": lambda figures: _speed_table(figures, "runtime"),
     "memory": _memory,
     "roofline": _roofline,
 }
 NOT_RUN = {
-    "cpu": "\nNot run here: a GPU (`python benchmark.py suite --device cuda` makes that page), fp16, TF32.\n",
+    "cpu": "\nNot run here: a GPU (`make gpu` checks and measures one), fp16, TF32.\n",
     "cuda": "\nNot run here: several GPUs; those are on paper in docs/scaling.md.\n",
 }

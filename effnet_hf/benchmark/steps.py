@@ -1,13 +1,16 @@
 """Speed of our own training or validation steps: `train.py --benchmark train|inference --steps 100`.
 
-The original's `--prof N` with warm-up left out. A device is waited for once per optimizer step, so that latencies are
-those of finished steps.
+The original's `--prof N` with warm-up left out. Training runs as `train.py` runs it: nothing waits for the device
+between the first and the last step, and on a GPU the times are those between events on its stream. Batches of inference
+are waited for one by one, because a latency is of a finished batch.
 """
 
 import itertools
 import json
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -17,6 +20,9 @@ from ..files import atomic_write
 from ..hub import software_versions
 from ..recipes import Recipe
 from ..training import Run, describe_device, make_accelerator, percentiles, precision_name, set_up, train_step
+from ..training.metrics import LatencyMeter, LossMeter
+from ..training.optim import learning_rate, set_learning_rate
+from .timing import wait_for
 
 
 WARMUP = 10
@@ -35,11 +41,11 @@ def benchmark_steps(recipe: Recipe, mode: str, steps: int) -> dict:
         accelerator = make_accelerator(recipe)
         run = set_up(recipe.replace(output_dir=scratch, quiet=True, resume=None), accelerator, None)
         try:
-            waits, times, pictures = _time_training(run, steps) if mode == "train" else _time_inference(run, steps)
+            waited, times, pictures = _time_training(run, steps) if mode == "train" else _time_inference(run, steps)
         finally:
             run.loaders.close()
             run.report.close()
-    waited, computed = sum(waits), sum(times)
+    computed = sum(times)
     figures = {
         "mode": mode,
         "steps": len(times),
@@ -64,29 +70,54 @@ def benchmark_steps(recipe: Recipe, mode: str, steps: int) -> dict:
     return figures
 
 
-def _time_training(run: Run, steps: int) -> tuple[list[float], list[float], int]:
+def training_steps(
+    run: Run, waiting: AbstractContextManager | None = None, computing: AbstractContextManager | None = None
+) -> Iterator[None]:
+    """One whole optimizer step each time it is asked, with all that `training/loop.py` does between two log lines.
+
+    Args:
+        waiting, computing: context managers entered around every micro-batch's arrival, and around its work.
+    """
     run.model.train()
-    loader, per_update = run.loaders.train, run.plan.accumulation_steps
-    batches = itertools.chain.from_iterable(loader.epoch(epoch) for epoch in itertools.count())
-    waits, times = [], []
-    for _ in range(WARMUP + steps):
-        waited = computed = 0.0
-        for _ in range(per_update):
-            asked = time.perf_counter()
-            batch = next(batches)
-            started = time.perf_counter()
-            waited += started - asked
-            train_step(run, batch)
-            if run.ema is not None and run.accelerator.sync_gradients:
-                run.ema.update(run.bare_model)
-            _wait_for(run.accelerator.device)
-            computed += time.perf_counter() - started
-        waits.append(waited)
-        times.append(computed)
-    return waits[WARMUP:], times[WARMUP:], run.plan.global_batch_size
+    waiting, computing = waiting or nullcontext(), computing or nullcontext()
+    recipe, loader = run.recipe, run.loaders.train
+    losses = LossMeter(run.accelerator)
+    for epoch in itertools.count():
+        update, batches = 0, iter(loader.epoch(epoch))
+        while True:
+            with waiting:
+                batch = next(batches, None)
+            if batch is None:
+                break
+            with computing:
+                rate = learning_rate(recipe, epoch % max(recipe.epochs, 1), update, loader.updates_per_epoch)
+                set_learning_rate(run.optimizer, rate)
+                losses.add(train_step(run, batch))
+                if run.accelerator.sync_gradients and run.ema is not None:
+                    run.ema.update(run.bare_model)
+            if run.accelerator.sync_gradients:
+                update += 1
+                yield
 
 
-def _time_inference(run: Run, steps: int) -> tuple[list[float], list[float], int]:
+def _time_training(run: Run, steps: int) -> tuple[float, list[float], int]:
+    """Seconds of waiting for data altogether, seconds of each step's work, and pictures per step."""
+    device, per_update = run.accelerator.device, run.plan.accumulation_steps
+    waiting, computing = LatencyMeter(device), LatencyMeter(device)
+    updates = training_steps(run, waiting, computing)
+    for _ in range(WARMUP):
+        next(updates)
+    wait_for(device)
+    waiting.marks.clear()
+    computing.marks.clear()
+    for _ in range(steps):
+        next(updates)
+    # An epoch that ended in between has one more wait than batches, for the end; it counts with the step after it.
+    times = computing.milliseconds().reshape(steps, per_update).sum(1) / 1e3
+    return waiting.milliseconds().sum() / 1e3, times.tolist(), run.plan.global_batch_size
+
+
+def _time_inference(run: Run, steps: int) -> tuple[float, list[float], int]:
     run.model.eval()
     size, pictures = run.plan.per_device, run.loaders.val.num_samples
     if pictures < size * run.accelerator.num_processes:
@@ -101,12 +132,7 @@ def _time_inference(run: Run, steps: int) -> tuple[list[float], list[float], int
             started = time.perf_counter()
             with run.accelerator.autocast():
                 run.model(pixel_values=batch["pixel_values"])
-            _wait_for(run.accelerator.device)
+            wait_for(run.accelerator.device)
             waits.append(started - asked)
             times.append(time.perf_counter() - started)
-    return waits[WARMUP:], times[WARMUP:], size * run.accelerator.num_processes
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return sum(waits[WARMUP:]), times[WARMUP:], size * run.accelerator.num_processes

@@ -1,10 +1,13 @@
-"""One page of everything: python benchmark.py suite --device cpu (20 minutes) or --device cuda (9 minutes)
+"""One page of everything that is measured: python benchmark.py suite --device cpu (20 minutes)
+
+On a GPU `benchmarks/gpu_check.py` is the better command: it verifies first, and then measures the same parts.
 
 Each part is a command of its own in a process of its own, so that one that dies, or runs out of memory, takes no other
 with it. Parts come in the order of their worth; time runs out at the end of the list, and the page names what it cut.
 `--parts` measures some of them again into the same folder.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +16,7 @@ import time
 from datetime import date
 from pathlib import Path
 
+import psutil
 import torch
 
 from .. import cli
@@ -44,39 +48,49 @@ CPU_PARTS = {
     "profile": (60, "profile --variants b0 --image_size 128 --batch_size 32 --peers timm"),
     "loop": (120, "loop --variants b0 --image_size 128 --batch_sizes 32 --rounds 8 --num_workers 0"),
 }
+# What `benchmarks/gpu_check.py` measures after it has verified, in the order of its worth; one file for each kind.
+# Eager first: what compiles can take minutes on a slow processor, and takes its eager baseline along.
+_EAGER = "train --precisions bf16 --modes eager --peers timm,torchvision,transformers"
+_TRAIN = "train --precisions bf16 --modes eager,compile --peer_modes eager,compile --peers timm"
+_GRAPHS = "train --precisions bf16 --modes graphs --peer_modes graphs --peers timm"
+_INFER = "inference --variants b0,b4 --precisions bf16"
 CUDA_PARTS = {
-    "train": (
-        200,
-        "train --variants b0,b4,widese-b0,widese-b4 --precisions bf16 --modes eager,compile,graphs --rounds 6"
-        " --budget 150",
-    ),
-    "inference": (
-        110,
-        "inference --variants b0,b4 --precisions bf16 --runtime torch,folded,graphs,compile,compile-graphs"
-        " --batch_sizes 1,256 --rounds 60 --seconds 6 --peers timm,torchvision --budget 80",
-    ),
     "roofline": (25, "roofline --variants b0,b4 --precisions bf16,tf32"),
-    "train-largest": (
-        80,
-        "train --variants b0,b4 --precisions bf16 --modes eager,compile --batch_size largest --rounds 4 --peers timm",
+    "train-b0-eager": (30, f"{_EAGER} --variants b0 --batch_size 256 --rounds 5 --burst 3"),
+    "train-b4-eager": (40, f"{_EAGER} --variants b4 --batch_size 128 --rounds 4 --burst 2"),
+    "inference-1-eager": (
+        30,
+        f"{_INFER} --batch_sizes 1 --runtime torch,folded,graphs --peer_runtime torch,graphs --peers timm,torchvision"
+        " --rounds 150 --seconds 4",
     ),
-    "loop": (
-        50,
-        "loop --variants b0 --precisions bf16 --loaders synthetic,imagefolder,dali-gpu --batch_sizes 256 --rounds 30",
+    "inference-256-eager": (
+        30,
+        f"{_INFER} --batch_sizes 256 --runtime torch,folded,graphs --peer_runtime torch,graphs --peers timm,torchvision"
+        " --rounds 30 --seconds 5",
     ),
-    "memory": (35, "memory --variants b0,b4 --precisions bf16 --batch_sizes 128"),
-    "profile": (30, "profile --variants b0,b4 --precisions bf16 --batch_size 128 --peers timm"),
-    "qat": (40, "train --variants b0,b4 --precisions fp32 --modes eager,qat --peers timm --rounds 4 --batch_size 64"),
+    "loop": (40, "loop --variants b0 --precisions bf16 --loaders synthetic,imagefolder --batch_sizes 256 --rounds 30"),
+    "train-b0": (120, f"{_TRAIN} --variants b0 --batch_size 256 --rounds 5 --burst 3"),
+    "train-b4": (150, f"{_TRAIN} --variants b4 --batch_size 128 --rounds 4 --burst 2"),
     "train-precisions": (
+        45,
+        "train --variants b0,b4 --precisions fp16,tf32 --layouts channels_last,nchw --batch_size 64 --rounds 4"
+        " --peers timm --budget 38",
+    ),
+    "memory": (30, "memory --variants b0,b4 --precisions bf16,fp32 --batch_sizes 64 --peers timm"),
+    "profile": (25, "profile --variants b0 --precisions bf16 --batch_size 256 --peers timm"),
+    "inference-1": (
         90,
-        "train --variants b0,b4 --precisions fp16,tf32,fp32 --layouts channels_last,nchw --rounds 4 --peers timm"
-        " --budget 60",
+        f"{_INFER} --batch_sizes 1 --runtime torch,compile-graphs --peer_runtime torch,compile-graphs --peers timm"
+        " --rounds 150 --seconds 4",
     ),
-    "inference-batches": (
-        60,
-        "inference --variants b0,b4 --precisions bf16,tf32 --runtime folded,graphs --batch_sizes 1,4,16,64,128,256"
-        " --rounds 40 --seconds 3 --peers timm --budget 40",
+    "inference-256": (
+        90,
+        f"{_INFER} --batch_sizes 256 --runtime torch,compile --peer_runtime torch,compile --peers timm --rounds 30"
+        " --seconds 5",
     ),
+    "train-b0-graphs": (120, f"{_GRAPHS} --variants b0 --batch_size 256 --rounds 5 --burst 3"),
+    # A graph keeps its memory: beside the eager networks B4's would not fit 80 GB.
+    "train-b4-graphs": (150, f"{_GRAPHS} --variants b4 --batch_size 128 --rounds 4 --burst 2"),
 }
 LIMITS = {"cpu": 20 * 60, "cuda": 9 * 60}
 
@@ -150,13 +164,24 @@ def run_part(words: list[str], limit: float) -> str | None:
     try:
         _, errors = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # with the compilers it started
+        kill_tree(process.pid)
         process.communicate()
         return f"stopped after {limit:.0f} s; what it had measured by then is shown"
     except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_tree(process.pid)
         raise
     if process.returncode:
         lines = errors.strip().splitlines() or [f"exit code {process.returncode}"]
         return lines[-1]
     return None
+
+
+def kill_tree(pid: int) -> None:
+    """Kills a process that leads its group, the group, and what its descendants started in groups of their own, as
+    torchrun and the compiler's workers are."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)

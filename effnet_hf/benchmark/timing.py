@@ -4,7 +4,7 @@ import gc
 import random
 import statistics
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -50,6 +50,7 @@ def take_turns(
     warmup: int = 2,
     burst: int = 1,
     deadline: float | None = None,
+    failed: Callable[[Name, RuntimeError], None] | None = None,
 ) -> dict[Name, Samples]:
     """Runs every step `burst` times in each round, in an order drawn anew, and times the rounds after `warmup`.
 
@@ -58,6 +59,7 @@ def take_turns(
 
     Args:
         deadline: `time.monotonic()` after which no further round starts, once three have been counted.
+        failed: told of a step that raises a `RuntimeError` (a full memory), which is then out; without it, all end.
     """
     samples = {name: Samples() for name in steps}
     order = list(steps)
@@ -67,12 +69,20 @@ def take_turns(
             if deadline is not None and time.monotonic() > deadline and turn >= warmup + 3:
                 break
             random.Random(turn).shuffle(order)
-            for name in order:
+            for name in list(order):
                 wait_for(device)
                 clock, process = time.perf_counter(), time.process_time()
-                for _ in range(burst):
-                    steps[name]()
-                wait_for(device)
+                try:
+                    for _ in range(burst):
+                        steps[name]()
+                    wait_for(device)
+                except RuntimeError as error:
+                    if failed is None:
+                        raise
+                    failed(name, error)
+                    order.remove(name)
+                    del samples[name]
+                    continue
                 if turn >= warmup:
                     samples[name].wall.append((time.perf_counter() - clock) / burst)
                     samples[name].cpu.append((time.process_time() - process) / burst)
@@ -90,14 +100,34 @@ def speed_up(own: Samples, baseline: Samples, on_cpu: bool) -> dict[str, float]:
     return figures
 
 
+def ratios(
+    own: Samples,
+    samples: Mapping[tuple[str, str], Samples],
+    peers: Iterable[str],
+    mode: str,
+    plain: str,
+    device: torch.device,
+) -> dict[str, dict]:
+    """How many times faster `own` is than each peer that ran: `speed_up` over its `plain` (eager) form, and `same_mode`
+    over its form in our `mode`. `samples` are by (who, mode)."""
+
+    def over(mode: str) -> dict[str, dict[str, float]]:
+        return {
+            peer: speed_up(own, samples[peer, mode], device.type == "cpu") for peer in peers if (peer, mode) in samples
+        }
+
+    return {"speed_up": over(plain), "same_mode": over(mode)}
+
+
 def wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def release(device: torch.device) -> None:
-    """Frees what a finished measurement left, compiled code included."""
-    torch._dynamo.reset()
+def release(device: torch.device, compiled: bool = True) -> None:
+    """Frees what a finished measurement left, `compiled` code included."""
+    if compiled:
+        torch._dynamo.reset()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -11,31 +11,50 @@ from typing import Any
 import torch
 
 from ..cli import at_least
+from ..errors import UserError, first_line
 from ..recipes import load_recipe
 from ..training import keep_freed_memory
-from .contenders import MODES, OURS, build, has, pictures, set_precision, training_step
+from .contenders import COMPILED, MODES, OURS, PEERS, build, has, pictures, set_precision, training_step
 from .environment import environment, resolve_device, write_figures
 from .flags import common_parser, image_size_for, settings, words
 from .report import print_rows
-from .timing import release, speed_up, take_turns
+from .timing import ratios, release, take_turns, wait_for
 
 
 LAYOUTS = ("channels_last", "nchw")
+MOST_ELEMENTS = 2**31 - 1  # kernels with 32-bit indices refuse more, or worse, do not
+TOO_MUCH = (
+    "out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_NOT_SUPPORTED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Unable to find a valid cuDNN algorithm",
+    "unable to find an engine to execute this computation",
+    "FIND was unable to find an engine",
+    "32-bit index",
+    "canUse32BitIndexMath",
+    "integer out of range",
+)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = common_parser("train", __doc__.splitlines()[0], "peers", "precisions", "rounds", "budget")
     parser.add_argument("--modes", type=words(*MODES), default=["eager"], help="of ours, comma-separated")
     parser.add_argument("--peer_modes", type=words(*MODES), default=["eager"], help="of the peers")
+    parser.add_argument("--eager_peers", type=words(*PEERS), default=[], help="peers that are measured eager only")
     parser.add_argument("--layouts", type=words(*LAYOUTS), default=["channels_last"], help="memory format")
     parser.add_argument(
         "--batch_size", default="original", help="a number, `original` (NVIDIA's for this precision), or `largest`"
     )
+    parser.add_argument("--compile_only", action="store_true", help="fill the compile cache, and measure nothing")
     parser.add_argument("--burst", type=at_least(1), help="steps per turn; 1 on a CPU, 5 on a GPU")
     arguments = parser.parse_args(argv)
-    if arguments.batch_size not in ("original", "largest") and not arguments.batch_size.isdigit():
-        parser.error(f"--batch_size {arguments.batch_size}: a number, original, or largest")
+    if arguments.batch_size not in ("original", "largest") and not arguments.batch_size.strip("0").isdigit():
+        parser.error(f"--batch_size {arguments.batch_size}: a number above 0, original, or largest")
     device = resolve_device(arguments.device, arguments.num_threads)
+    if arguments.batch_size == "largest" and device.type == "cpu":
+        raise UserError("--batch_size largest looks for the end of a GPU's memory; give a number on a CPU.")
     keep_freed_memory()
     figures = {"kind": "train", **environment(device), "settings": settings(arguments), "rows": [], "left_out": []}
     started = time.monotonic()
@@ -59,30 +78,39 @@ def main(argv: list[str] | None = None) -> int:
 
 def measure(arguments, device, variant, precision, layout, size, batch) -> tuple[list[dict], list[str]]:
     """Rows of one cell, and a sentence for each contender that failed."""
-    pixels = pictures(batch, size, device, layout == "channels_last")
     wanted = [(OURS, mode) for mode in arguments.modes]
     wanted += [(peer, mode) for peer in arguments.peers if has(peer, variant) for mode in arguments.peer_modes]
-    steps, failures = {}, []
+    wanted += [(peer, "eager") for peer in arguments.eager_peers if has(peer, variant)]
+    steps: dict[tuple[str, str], Any] = {}
+    failures: list[str] = []
+
+    def fail(key: tuple[str, str], error: Exception) -> None:
+        failures.append(f"{variant} {precision} {layout}, {key[0]} {key[1]}: {first_line(error)}")
+
+    pixels = pictures(batch, size, device, layout == "channels_last")
     for name, mode in wanted:
+        if arguments.compile_only and mode not in COMPILED:
+            continue
         try:
             step = training_step(name, build(name, variant, size), pixels, precision, mode)
             step()  # compiles, allocates
-            steps[name, mode] = step
+            wait_for(device)
+            if not arguments.compile_only:
+                steps[name, mode] = step
         except (ImportError, RuntimeError) as error:  # running out of memory is a RuntimeError
-            failures.append(f"{variant} {precision} {layout}, {name} {mode}: {str(error).strip().splitlines()[0]}")
-            release(device)
+            fail((name, mode), error)
+        finally:
+            step = None
+            if arguments.compile_only or (name, mode) not in steps:
+                release(device, compiled=arguments.compile_only)
     burst = arguments.burst or (1 if device.type == "cpu" else 5)
-    samples = take_turns(steps, device, arguments.rounds, warmup=2, burst=burst)
-    rows = []
+    warmup = 2 if device.type == "cpu" else 3
+    samples = take_turns(steps, device, arguments.rounds, warmup=warmup, burst=burst, failed=fail)
+    rows, peers = [], [*arguments.peers, *arguments.eager_peers]
     for (name, mode), own in samples.items():
         row: dict[str, Any] = {"variant": variant, "by": name, "mode": mode, "precision": precision, "layout": layout}
         row |= {"batch": batch, "image_size": size, **own.summary(batch)}
-        row["speed_up"] = {
-            peer: speed_up(own, samples[peer, "eager"], device.type == "cpu")
-            for peer in arguments.peers
-            if (peer, "eager") in samples
-        }
-        rows.append(row)
+        rows.append(row | ratios(own, samples, peers, mode, "eager", device))
     steps.clear()
     release(device)
     return rows, failures
@@ -90,7 +118,7 @@ def measure(arguments, device, variant, precision, layout, size, batch) -> tuple
 
 def choose_batch(wanted: str, variant: str, precision: str, layout: str, size: int, device: torch.device) -> int:
     """Pictures per step: a number, the original's for an A100 (our preset on a CPU), or the largest power of two."""
-    if wanted == "largest" and device.type == "cuda":
+    if wanted == "largest":
         return largest_batch(variant, precision, layout, size, device)
     if wanted.isdigit():
         return int(wanted)
@@ -99,17 +127,47 @@ def choose_batch(wanted: str, variant: str, precision: str, layout: str, size: i
 
 
 def largest_batch(variant: str, precision: str, layout: str, size: int, device: torch.device) -> int:
-    """The largest power of two whose eager training step fits the device."""
-    batch = 64
-    while True:
+    """The largest power of two whose eager training step fits the device, and whose tensors fit 32-bit indices.
+
+    Raises:
+        UserError: not even one picture fits.
+    """
+    most, batch = MOST_ELEMENTS // largest_map(variant, size), 1
+    while 2 * batch <= most:
+        batch *= 2
+    while batch:
         try:
-            pixels = pictures(2 * batch, size, device, layout == "channels_last")
+            pixels = pictures(batch, size, device, layout == "channels_last")
             step = training_step(OURS, build(OURS, variant, size), pixels, precision)
             step()
             step()
-        except torch.OutOfMemoryError:
+            wait_for(device)
             return batch
+        except RuntimeError as error:
+            if not _is_too_much(error):
+                raise
+            batch //= 2
         finally:
             step = pixels = None
             release(device)
-        batch *= 2
+    raise UserError(f"--batch_size largest: not even one picture of {size} pixels fits {variant} on this device.")
+
+
+def largest_map(variant: str, size: int) -> int:
+    """Elements of the largest tensor that one picture makes on its way through the network."""
+    most = 0
+
+    def look(module, inputs, output):
+        nonlocal most
+        if isinstance(output, torch.Tensor):
+            most = max(most, output.numel())
+
+    with torch.device("meta"), torch.nn.modules.module.register_module_forward_hook(look):
+        build(OURS, variant, size).eval()(torch.empty(1, 3, size, size))
+    return most
+
+
+def _is_too_much(error: RuntimeError) -> bool:
+    """torch's own exception, and what cuDNN, cuBLAS and the kernels say of too much memory or too many elements."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in TOO_MUCH)

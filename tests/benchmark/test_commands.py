@@ -44,6 +44,7 @@ def test_train_writes_rows_with_ratios_and_where_they_were_measured(command, fol
     ours, theirs = figures["rows"]
     assert (ours["by"], theirs["by"]) == ("effnet_hf", "timm") and ours["steps"] == 3 and ours["batch"] == 2
     assert theirs["speed_up"]["timm"] == {"wall": 1, "cpu": 1, "cpu_best": 1} and ours["speed_up"]["timm"]["cpu"] > 0
+    assert ours["same_mode"] == ours["speed_up"]
 
 
 def test_train_names_what_did_not_run(command, tmp_path):
@@ -64,6 +65,10 @@ def test_inference_checks_every_runtime_against_the_first(command, folder, monke
     assert [line.split(":")[0] for line in figures["left_out"]] == [
         f"b0 fp32 batch {batch}, effnet_hf graphs" for batch in (1, 2)
     ]
+    folded = next(row for row in figures["rows"] if row["runtime"] == "folded")
+    assert folded["same_mode"] == folded["speed_up"], (
+        "folding is ours alone: a folded network stands beside an eager one"
+    )
     fold = inference.fold_batchnorm
 
     def wrong(model):
@@ -147,29 +152,42 @@ def test_a_row_below_its_goal_and_a_peak_above_timms_are_named():
     ]
 
 
-def test_goals_of_a_gpu_are_judged_by_the_best_row_of_each_network():
-    def row(variant, ips, **others):
-        return {"variant": variant, "by": "effnet_hf", "precision": "bf16", "batch": 256, "ips": ips, **others}
+def test_the_goals_of_a_gpu():
+    def row(variant, eager, same, **others):
+        ratios = {"speed_up": {"timm": {"wall": eager}}, "same_mode": {"timm": {"wall": same}}}
+        return {"variant": variant, "by": "effnet_hf", "precision": "bf16", "layout": "nchw", **ratios, **others}
 
-    speed_up = {"timm": {"wall": 1.4}}
+    def loop(step, wall):
+        return {"step": step, "network": "b0", "wall": wall}
+
     results = [
         {
             "kind": "train",
             "hardware": {"device": "cuda"},
             "rows": [
-                row("b0", 5000, speed_up={}),
-                row("b0", 8000, speed_up=speed_up),
-                row("widese-b0", 7000, speed_up={}),
-                row("b4", 900, speed_up={"timm": {"wall": 1.2}}),
+                row("b0", 1.2, 1.2, mode="eager"),
+                row("b0", 1.4, 1.1, mode="graphs"),
+                row("b4", 1.3, 1.15, mode="eager"),
+                row("b4", 9, 0.1, mode="eager", precision="tf32"),
             ],
         },
-        {"kind": "inference", "rows": [row("b0", 41000, p50_ms=6.0), {**row("b0", 1000, p50_ms=0.9), "batch": 1}]},
+        {
+            "kind": "inference",
+            "rows": [
+                row("b0", 3, 1.09, runtime="graphs", batch=1, p50_ms=0.7),
+                row("b4", 3, 1.2, runtime="compile-graphs", batch=1, p50_ms=1.2),
+                row("b4", 3, 1.2, runtime="torch", batch=1, p50_ms=9),
+            ],
+        },
+        {"kind": "loop", "rows": [], "overhead": [loop("bare", "1.000"), loop("our loop", "1.031")]},
     ]
     assert misses(results) == [
-        "training widese-b0: 0.875 of b0, the goal is 0.97.",
-        "training b4: 900 img/s, the goal is 1,050.",
-        "training b4: 1.20 x timm, the goal is 1.35.",
-        "one picture through b0: 0.90 ms, the goal is 0.6.",
+        "training b0, graphs, bf16, nchw: 1.1 x timm in the same mode, the goal is >= 1.15 x timm in the same mode.",
+        "inference b0, batch 1, graphs, bf16: 1.09 x timm in the same mode,"
+        " the goal is >= 1.1 x timm in the same mode.",
+        "one picture through b0 by graph: 0.7 ms, the goal is <= 0.6 ms.",
+        "training b4, eager: 1.3 x timm eager, the goal is >= 1.35 x timm eager.",
+        "our loop, b0: 1.031 x a bare step, the goal is <= 1.03 x a bare step.",
     ]
 
 
@@ -196,6 +214,8 @@ def test_the_suite_runs_its_parts_and_says_what_it_left_out(command, tmp_path, m
         (["train", "--variants", "b9"], "there is no b9"),
         (["train", "--precisions", "fp16"], "--precision fp16 needs a GPU"),
         (["train", "--batch_size", "many"], "--batch_size many"),
+        (["train", "--batch_size", "0"], "a number above 0"),
+        (["train", "--batch_size", "largest"], "give a number on a CPU"),
         (["inference", "--batch_sizes", "1,x"], "no list of numbers"),
         (["inference", "--batch_sizes", "0"], "numbers start at 1"),
         (["inference", "--model", "/nowhere"], "does not exist"),
@@ -211,6 +231,12 @@ def test_the_suite_runs_its_parts_and_says_what_it_left_out(command, tmp_path, m
 def test_mistakes_are_one_line(command, arguments, sentence):
     code, _, errors = command(*arguments)
     assert code == 2 and sentence in errors and len(errors.strip().splitlines()) == 1
+
+
+def test_the_loop_is_not_called_a_cpus_where_training_takes_a_gpu(command, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    code, _, errors = command("loop", "--data_dir", "x", "--device", "cpu")
+    assert code == 2 and "CUDA_VISIBLE_DEVICES" in errors
 
 
 @pytest.mark.parametrize("name", script.COMMANDS)

@@ -1,16 +1,19 @@
 """What the clocks are made of: turns, ratios, counted bytes and FLOPs, peaks of memory."""
 
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from effnet_hf.benchmark import memory, roofline
+from effnet_hf.benchmark import memory, roofline, steps, train
 from effnet_hf.benchmark.contenders import PEERS, build, logits_of, pictures, training_step
-from effnet_hf.benchmark.timing import Samples, speed_up, take_turns
+from effnet_hf.benchmark.environment import resolve_device
+from effnet_hf.benchmark.timing import Samples, ratios, speed_up, take_turns
 from effnet_hf.errors import UserError
+from effnet_hf.recipes import load_recipe
 
 
 CPU = torch.device("cpu")
@@ -114,3 +117,131 @@ def test_a_training_step_trains(precision):
     losses = [step().item() for _ in range(30)]
     assert losses[-1] < losses[0]
     assert logits_of(SimpleNamespace(logits=1)) == 1
+
+
+def test_a_contender_whose_memory_is_full_is_out_and_the_others_go_on():
+    def full():
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    told = []
+    samples = take_turns(
+        {"a": lambda: None, "b": full}, CPU, rounds=3, failed=lambda name, error: told.append((name, str(error)))
+    )
+    assert told == [("b", "CUDA out of memory.")] and samples.keys() == {"a"} and len(samples["a"].wall) == 3
+    with pytest.raises(torch.OutOfMemoryError):
+        take_turns({"b": full}, CPU, rounds=1)
+
+
+def test_a_peer_is_compared_eager_and_in_our_mode():
+    def taking(seconds):
+        return Samples([seconds] * 3, [seconds] * 3)
+
+    samples = {("timm", "eager"): taking(6), ("timm", "compile"): taking(3), ("torchvision", "eager"): taking(9)}
+    found = ratios(taking(2), samples, PEERS, "compile", "eager", torch.device("cuda"))
+    assert found["speed_up"] == {"timm": {"wall": 3}, "torchvision": {"wall": 4.5}}
+    assert found["same_mode"] == {"timm": {"wall": 1.5}}
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_memory_of_inference_is_measured_in_the_rows_precision(monkeypatch, precision, dtype):
+    seen = []
+    monkeypatch.setattr(memory, "logits_of", lambda output: seen.append(output.logits.dtype) or output.logits)
+    figures = memory.peaks("effnet_hf", "b0", 32, 2, precision, False, CPU)
+    assert set(seen) == {dtype} and figures["inference_mb"] > 0
+
+
+def test_whole_optimizer_steps_are_timed_and_nothing_waits_for_the_device_in_between(monkeypatch, tmp_path):
+    told, whole = [], steps.train_step
+
+    def step(run, batch):
+        told.append("step")
+        return whole(run, batch)
+
+    monkeypatch.setattr(steps, "train_step", step)
+    monkeypatch.setattr(steps, "wait_for", lambda device: told.append("wait"))
+    recipe = load_recipe(
+        "b0", loader="synthetic", image_size=32, per_device_batch_size=2, global_batch_size=4, output_dir=str(tmp_path),
+        precision="fp32", ema_decay=0.9, quiet=True,
+    )  # fmt: skip
+    figures = steps.benchmark_steps(recipe, "train", 3)
+    assert told == ["step"] * 2 * steps.WARMUP + ["wait"] + ["step"] * 2 * 3
+    assert figures["steps"] == 3 and figures["pictures_per_step"] == 4
+    assert figures["latency_p50"] <= figures["latency_p99"] <= figures["latency_max"]
+    assert 0 < figures["total_ips"] <= figures["compute_ips"]
+
+
+def test_the_bare_step_beside_our_loop_computes_in_its_precision(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    import loop_overhead
+
+    class Probe(nn.Linear):
+        seen: list = []
+
+        def forward(self, pixels):
+            output = super().forward(pixels)
+            self.seen.append(output.dtype)
+            return output
+
+    recipe = load_recipe("b0", global_batch_size=2)
+    batch = {"pixel_values": torch.randn(2, 4), "labels": torch.tensor([0, 1])}
+    for precision in ("no", "bf16"):
+        loop_overhead.bare_step(Probe(4, 3), recipe, batch, SimpleNamespace(device=CPU, mixed_precision=precision))()
+    assert Probe.seen == [torch.float32, torch.bfloat16]
+
+
+def test_fp32_is_not_tf32_before_anybody_asks():
+    torch.backends.cudnn.allow_tf32 = True
+    resolve_device("cpu")
+    assert not torch.backends.cudnn.allow_tf32
+
+
+class TestLargestBatch:
+    """`--batch_size largest`, with a device that is full from some batch on."""
+
+    @pytest.fixture
+    def largest(self, monkeypatch):
+        monkeypatch.setattr(train, "build", lambda *_: nn.Identity())
+        monkeypatch.setattr(train, "largest_map", lambda *_: 2**20)
+        monkeypatch.setattr(train, "pictures", lambda batch, *_: torch.empty(batch))
+
+        def search(most, error):
+            tried = []
+
+            def step_of(name, model, pixels, precision):
+                tried.append(len(pixels))
+                if len(pixels) > most:
+                    raise error
+                return lambda: None
+
+            monkeypatch.setattr(train, "training_step", step_of)
+            return train.largest_batch("b0", "bf16", "nchw", 224, CPU), tried
+
+        return search
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."),
+            RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
+            RuntimeError("GET was unable to find an engine to execute this computation"),
+            RuntimeError("Expected canUse32BitIndexMath(input) to be true, but got false."),
+        ],
+        ids=str,
+    )
+    def test_what_cuda_says_of_too_much_halves_the_batch(self, largest, error):
+        assert largest(100, error)[0] == 64
+
+    def test_no_tensor_gets_more_elements_than_32_bits_count(self, largest):
+        found, tried = largest(10**9, None)
+        assert found == max(tried) == 1024  # 2,048 pictures would be 2^31 elements
+
+    def test_another_error_is_not_taken_for_a_full_memory(self, largest):
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            largest(100, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+    def test_where_nothing_fits_it_says_so(self, largest):
+        with pytest.raises(UserError, match="not even one picture"):
+            largest(0, torch.OutOfMemoryError("CUDA out of memory."))
+
+    def test_the_largest_map_of_b0_is_the_first_expansions(self):
+        assert train.largest_map("b0", 224) == 96 * 112 * 112

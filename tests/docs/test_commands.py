@@ -22,6 +22,7 @@ PROGRAMS = [
     "benchmarks/compare_runs.py",
     "benchmarks/dali_difference.py",
     "benchmarks/export_cpu.py",
+    "benchmarks/gpu_check.py",
     "benchmarks/loop_overhead.py",
     "benchmarks/timm_loop.py",
     "examples/serve/app.py",

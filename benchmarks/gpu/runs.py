@@ -1,0 +1,407 @@
+"""The scripts as typed, on digits: training in every precision and mode, resuming, quantization."""
+
+import hashlib
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from .rows import (
+    AT_ONCE,
+    DALI_GPU,
+    INTERFACE,
+    LOADERS,
+    PRECISION,
+    QUANTIZATION,
+    TRAINING,
+    Book,
+    Failed,
+    Skip,
+    call,
+    expect,
+    relative,
+    tail,
+)
+
+
+DIGITS = ("--config", "digits", "--num_workers", "2", "--quiet", "true")
+SHORT, WHOLE = "4", "12"  # epochs of digits
+FLOOR = 90.0  # percent of the held-out digits that any way to train reaches in four epochs
+
+
+def precisions(book: Book) -> None:
+    """The demo's whole recipe in fp32, bf16 and fp16."""
+    half = "bf16" if book.rehearse else "fp16"  # a CPU has no fp16
+    top1: dict[str, float] = {}
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        jobs = [pool.submit(trained_digits, book)]
+        for name, precision in (("bf16", "bf16"), ("fp16", half)):
+            words, claim = ["--precision", precision], TRAINING if name == "bf16" else PRECISION
+            jobs.append(pool.submit(run, book, name, words, claim=claim, epochs=WHOLE, top1=top1))
+        for job in jobs:
+            job.result()
+    compare_precisions(book, top1, ("bf16", "fp16"))
+
+
+def training(book: Book) -> None:
+    """`train.py` as typed, in every way that needs no compiler."""
+    half = "bf16" if book.rehearse else "fp16"
+    digits = str(book.work / "digits")
+    rendezvous = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", "train.py"]
+    config = "cpu" if book.rehearse else "1gpu_tf32"
+    launch = ["-m", "accelerate.commands.launch", "--config_file", f"accelerate_configs/{config}.yaml", "train.py"]
+    everything = f"--precision {half} --ema_decay 0.99 --per_device_batch_size 8 --gradient_clip 1 --mixup 0.1"
+    everything += " --gradient_checkpointing true"
+    small = "--image_size 32 --per_device_batch_size 8 --global_batch_size 16".split()
+    ways: list[tuple] = [
+        ("one rank under torchrun", "--precision bf16", rendezvous, TRAINING),
+        (f"accelerate launch {config}.yaml", "", launch, PRECISION),
+        ("no precision flag", "", None, TRAINING),
+        ("one rank under torchrun, SyncBN", "--precision bf16 --sync_batch_norm true", rendezvous, PRECISION),
+        (f"{half}, EMA, accumulation, clipping, mixup, gradient checkpointing", everything, None, PRECISION),
+        ("tf32", "--precision tf32", None, PRECISION),
+        ("a datasets source", f"--precision bf16 --dataset_name {digits}", None, LOADERS),
+        ("dali-cpu", "--precision bf16 --loader dali-cpu", None, LOADERS),
+        ("dali-gpu", "--precision bf16 --loader dali-gpu", None, DALI_GPU),
+    ]
+    with ThreadPoolExecutor(AT_ONCE if not book.rehearse else 2) as pool:
+        jobs = [pool.submit(run, book, name, words.split(), launcher, claim) for name, words, launcher, claim in ways]
+        for job in [*jobs, pool.submit(synthetic, book, small)]:
+            job.result()
+
+
+def compiled(book: Book) -> None:
+    """`train.py --compile`, which takes a minute of one core to compile before it trains for seconds."""
+    with ThreadPoolExecutor(AT_ONCE if not book.rehearse else 2) as pool:
+        for mode in ("graphs", "full", "blocks"):
+            words = ["--precision", "bf16", "--compile", "full" if book.rehearse else mode]
+            pool.submit(run, book, f"compile {mode}, bf16", words, claim=PRECISION)
+
+
+def using(book: Book) -> None:
+    """What classifies and validates with a trained checkpoint."""
+    with ThreadPoolExecutor(AT_ONCE if not book.rehearse else 2) as pool:
+        jobs = [pool.submit(classify, book, precision) for precision in ("fp16", "bf16", "fp32")]
+        jobs += [pool.submit(validate, book, precision) for precision in ("fp32", "bf16")]
+        for job in [*jobs, pool.submit(through_pipeline, book)]:
+            job.result()
+
+
+def run(
+    book: Book,
+    name: str,
+    words: list[str],
+    launcher: list[str] | None = None,
+    claim: str = TRAINING,
+    epochs: str = SHORT,
+    top1: dict[str, float] | None = None,
+) -> None:
+    """One training run and its row; its top-1 also goes into `top1`."""
+    with book.row(f"train.py on digits: {name}", claim) as row:
+        if book.rehearse and ("tf32" in words or "--sync_batch_norm" in words):
+            raise Skip("needs a GPU")
+        folder = name.replace(" ", "-").replace(",", "")
+        figures, loss, device = train_digits(book, folder, "1" if book.rehearse else epochs, words, launcher)
+        if top1 is not None:
+            top1[name] = figures["top1"]
+        row.evidence = (
+            f"top-1 {figures['top1']:.2f} % after {figures['epochs']} epochs, last training loss {loss:.4f},"
+            f" {figures['seconds']:.0f} s; {device}"
+        )
+        expect(book.rehearse or figures["top1"] >= FLOOR, f"below {FLOOR:g} %: {row.evidence}")
+
+
+def train_digits(book: Book, name: str, epochs: str, words: list[str], launcher: list[str] | None = None
+                 ) -> tuple[dict, float, str]:  # fmt: skip
+    """A run of its own: the summary, the last training loss, and the line that names device and precision.
+
+    Raises:
+        Skip: it needs a package that is not installed.
+        Failed: it did not end well.
+    """
+    folder = book.work / "runs" / book.section / name
+    shutil.rmtree(folder, ignore_errors=True)
+    data = [] if "--dataset_name" in words else ["--data_dir", str(book.work / "digits")]
+    command = [*(launcher or ["train.py"]), *DIGITS, *data, "--output_dir", str(folder), "--epochs", epochs, *words]
+    try:
+        printed = call(command, book.left())
+    except Failed as failure:
+        last = failure.output[-1] if failure.output else ""
+        if (
+            book.rehearse
+            and "GPU" in last
+            or "is not installed" in last
+            or "needs nvidia-dali" in last
+            or "pip install" in last
+        ):
+            raise Skip(last) from None
+        raise
+    summary = json.loads((folder / "summary.json").read_text())
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [value for line in metrics if (value := find(line, "train.loss")) is not None]
+    device = next((line for line in printed.splitlines() if line.startswith("device")), "no line about the device")
+    return summary, losses[-1], " ".join(device.split())
+
+
+def find(line: dict, name: str):
+    return line.get(name, line.get("values", {}).get(name) if isinstance(line.get("values"), dict) else None)
+
+
+def trained_digits(book: Book) -> Path:
+    """The fp32 model on digits, trained by whoever asks first; the others wait for it."""
+    folder = book.work / "runs" / "model"
+    with only_one(book.work / "model.lock"):
+        if (folder / "summary.json").exists():
+            return folder
+        with book.row("train.py on digits: fp32", TRAINING) as row:
+            whole = "1" if book.rehearse else WHOLE
+            figures, loss, device = train_digits(book, "fp32", whole, ["--precision", "fp32"])
+            shutil.copytree(book.work / "runs" / book.section / "fp32", folder)
+            row.evidence = (
+                f"top-1 {figures['top1']:.2f} % after {figures['epochs']} epochs, last training loss {loss:.4f},"
+                f" {figures['seconds']:.0f} s; {device}"
+            )
+            expect(book.rehearse or figures["top1"] >= 90, f"below 90 %: {row.evidence}")
+    if not (folder / "summary.json").exists():
+        raise Skip("there is no digits model, see its row")
+    return folder
+
+
+@contextmanager
+def only_one(path: Path):
+    """A lock between processes and threads that the system lets go of when its holder dies."""
+    import fcntl
+
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def compare_precisions(book: Book, top1: dict[str, float], names: tuple[str, ...]) -> None:
+    with book.row("bf16 and fp16 reach fp32's accuracy on digits within a point", PRECISION) as row:
+        right = json.loads((trained_digits(book) / "summary.json").read_text())["top1"]
+        lacking = [name for name in names if name not in top1]
+        if lacking:
+            raise Skip(f"no run of {', '.join(lacking)} ended")
+        row.evidence = f"fp32 {right:.2f}, " + ", ".join(f"{name} {top1[name]:.2f}" for name in names) + " % top-1"
+        expect(book.rehearse or all(abs(top1[name] - right) <= 1 for name in names), row.evidence)
+
+
+def synthetic(book: Book, words: list[str]) -> None:
+    with book.row("train.py --benchmark train --loader synthetic", LOADERS) as row:
+        folder = book.work / "runs" / "synthetic"
+        printed = call(["train.py", "--benchmark", "train", "--loader", "synthetic", "--steps", "10", "--output_dir",
+                        str(folder), "--precision", "bf16", *words], book.left())  # fmt: skip
+        figures = json.loads((folder / "benchmark.json").read_text())
+        row.evidence = next(line for line in printed.splitlines() if "pictures/s" in line)
+        expect(figures["compute_ips"] > 0 and figures["latency_p50"] <= figures["latency_p99"], row.evidence)
+
+
+def classify(book: Book, precision: str) -> None:
+    with book.row(f"classify.py --precision {precision}", INTERFACE) as row:
+        if book.rehearse and precision == "fp16":
+            raise Skip("needs a GPU")
+        model, folder = trained_digits(book), book.work / "digits" / "val"
+        printed = call(["classify.py", "--model", str(model), "--json", "--top_k", "1", "--precision", precision,
+                        *(["--device", "cpu"] if book.rehearse else []), str(folder)], book.left())  # fmt: skip
+        found = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
+        right = sum(Path(entry["path"]).parent.name == entry["predictions"][0]["label"] for entry in found)
+        row.evidence = f"{right} of {len(found)} held-out pictures right"
+        pictures = len(list(folder.glob("*/*.png")))
+        expect(len(found) == pictures and (book.rehearse or right >= 0.9 * pictures), row.evidence)
+
+
+def validate(book: Book, precision: str) -> None:
+    with book.row(f"validate.py --precision {precision}", TRAINING) as row:
+        model = trained_digits(book)
+        printed = call(["validate.py", "--model", str(model), "--data_dir", str(book.work / "digits"), "--json",
+                        "--precision", precision, "--num_workers", "2"], book.left())  # fmt: skip
+        figures = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
+        best = json.loads((model / "summary.json").read_text())["top1"]
+        row.evidence = f"top-1 {figures['top1']:.2f} %, in training {best:.2f} %, {figures['n']} pictures"
+        expect(abs(figures["top1"] - best) <= (0.01 if precision == "fp32" else 1) or book.rehearse, row.evidence)
+
+
+def through_pipeline(book: Book) -> None:
+    with book.row("transformers.pipeline on the device, without our package's Auto classes", INTERFACE) as row:
+        model = trained_digits(book)
+        picture = sorted((book.work / "digits" / "val" / "three").iterdir())[0]
+        code = (
+            "import sys, json; from transformers import pipeline;"
+            "p = pipeline('image-classification', model=sys.argv[1], trust_remote_code=True, device=sys.argv[3]);"
+            "print(json.dumps([str(p.model.device), type(p.model).__module__.split('.')[0], p(sys.argv[2])[0]]))"
+        )
+        printed = call(["-c", code, str(model), str(picture), book.device], book.left(),
+                       HF_MODULES_CACHE=str(book.work / "modules"))  # fmt: skip
+        device, package, best = json.loads(printed.strip().splitlines()[-1])
+        row.evidence = f"{best['label']} ({best['score']:.2f}) for a three, on {device}, code from {package}"
+        expect(device.startswith(book.device) and (book.rehearse or best["label"] == "three"), row.evidence)
+
+
+def resume(book: Book) -> None:
+    """A run in two launches beside one in a single launch; overflow; memory over epochs."""
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        jobs = [pool.submit(in_two_launches, book, deterministic) for deterministic in (False, True)]
+        jobs += [pool.submit(overflow, book)]
+        reserved_memory(book)
+        for job in jobs:
+            job.result()
+
+
+def in_two_launches(book: Book, deterministic: bool) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    label = "deterministic" if deterministic else "default kernels"
+    flags = ["--precision", "bf16"] + (["--deterministic", "true"] if deterministic else [])
+
+    def last(name: str) -> Path:
+        return sorted((book.work / "runs" / book.section / name / "checkpoints").glob("update-*"))[-1]
+
+    with book.row(f"stopped after one epoch and resumed, {label}", TRAINING) as row:
+        whole, parts = f"whole-{deterministic}", f"parts-{deterministic}"
+        with ThreadPoolExecutor(2) as pool:
+            other = pool.submit(train_digits, book, whole, "2", flags)
+            folder = book.work / "runs" / book.section / parts
+            shutil.rmtree(folder, ignore_errors=True)
+            data = ["--data_dir", str(book.work / "digits"), "--output_dir", str(folder)]
+            command = ["train.py", *DIGITS, *data, "--epochs", "2", *flags]
+            call([*command, "--run_epochs", "1"], book.left())
+            call([*command, "--resume", "auto"], book.left())
+            summary, _, _ = other.result()
+        resumed = json.loads((folder / "summary.json").read_text())
+        files = [last(whole) / "model.safetensors", last(parts) / "model.safetensors"]
+        one, two = (load_file(path) for path in files)
+        equal = len({hashlib.sha256(path.read_bytes()).hexdigest() for path in files}) == 1
+        weights = [torch.cat([tensor.double().flatten() for tensor in state.values()]) for state in (one, two)]
+        row.evidence = (
+            f"final weights {'equal to the bit' if equal else f'differ by {relative(weights[1], weights[0]):.1e}'},"
+            f" validation loss {summary['loss']:.6f} and {resumed['loss']:.6f}"
+        )
+        if deterministic:
+            expect(equal, row.evidence)
+        close = abs(summary["loss"] - resumed["loss"]) <= 0.1 * abs(summary["loss"]) + 0.05
+        expect(equal or close, row.evidence)
+
+
+def overflow(book: Book) -> None:
+    """A network whose activations leave fp16's range in the forward pass."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    precision = "bf16" if book.rehearse else "fp16"
+    factor = float("inf") if book.rehearse else 1e6
+    with book.row("an overflow in the forward pass stops in one line, and nothing is saved", PRECISION) as row:
+        poisoned = book.work / "runs" / "poisoned"
+        shutil.rmtree(poisoned, ignore_errors=True)
+        shutil.copytree(trained_digits(book), poisoned, ignore=shutil.ignore_patterns("checkpoints"))
+        state = load_file(poisoned / "model.safetensors")
+        name = next(name for name, tensor in state.items() if "bn" in name and name.endswith("weight"))
+        state[name] = torch.where(torch.arange(len(state[name])) == 0, factor, state[name])
+        save_file(state, poisoned / "model.safetensors", metadata={"format": "pt"})
+        folder = book.work / "runs" / "overflow"
+        shutil.rmtree(folder, ignore_errors=True)
+        words = ["--data_dir", str(book.work / "digits"), "--model", str(poisoned), "--output_dir", str(folder)]
+        words += ["--epochs", "1", "--precision", precision]
+        printed = call(["train.py", *DIGITS, *words], book.left(), code=2)
+        errors = [line for line in printed.splitlines() if "error:" in line]
+        saved = [path.name for path in folder.rglob("*.safetensors")]
+        row.evidence = (
+            f"{name} x {factor:g}: {errors[-1] if errors else 'no line'}; saved: {', '.join(saved) or 'nothing'}"
+        )
+        row.output = tail(printed)
+        expect(len(errors) == 1 and "Traceback" not in printed and not saved, row.evidence)
+
+
+def reserved_memory(book: Book) -> None:
+    """In this process, through `effnet_hf.training`: what the allocator holds after each of five epochs."""
+    import torch
+
+    from effnet_hf.recipes import load_recipe
+    from effnet_hf.training import loop
+
+    with book.row("reserved memory stays over five epochs of imagefolder", LOADERS) as row:
+        epochs, held, end_epoch = 2 if book.rehearse else 5, [], loop.end_epoch
+
+        def look(run, last_epoch):
+            done = end_epoch(run, last_epoch)
+            if run.accelerator.device.type == "cuda":
+                held.append(torch.cuda.memory_reserved() / 2**20)
+            else:
+                import psutil
+
+                held.append(psutil.Process().memory_info().rss / 2**20)
+            return done
+
+        folder = book.work / "runs" / "memory"
+        shutil.rmtree(folder, ignore_errors=True)
+        recipe = load_recipe(
+            "digits", data_dir=str(book.work / "digits"), output_dir=str(folder), epochs=epochs, warmup_epochs=0,
+            image_size=32 if book.rehearse else 160, precision="bf16", num_workers=2, quiet=True,
+        )  # fmt: skip
+        loop.end_epoch = look
+        try:
+            loop.train(recipe)
+        finally:
+            loop.end_epoch = end_epoch
+        row.evidence = "MiB after each epoch: " + ", ".join(f"{mib:,.0f}" for mib in held)
+        expect(len(held) == epochs and (book.rehearse or held[-1] - held[1] <= 64), row.evidence)
+
+
+def qat(book: Book) -> None:
+    """Ranges found on the device beside the CPU's, a short fine-tuning, and the folder opened again."""
+    with book.row("calibrated ranges beside the CPU's", QUANTIZATION) as row:
+        try:
+            import modelopt.torch.quantization
+        except ImportError as error:
+            raise Skip(f"modelopt is not installed ({error})") from None
+        import torch
+
+        from effnet_hf.quantization import calibrate, quantize
+        from effnet_hf.quantization_efficientnet_nv import quantizers
+        from effnet_hf.training import load_model
+        from effnet_hf.training.precision import allow_tf32
+
+        allow_tf32(False)
+        folder, ranges = trained_digits(book), {}
+        generator = torch.Generator().manual_seed(0)
+        batches = [torch.randn(32, 3, 32, 32, generator=generator) for _ in range(2 if book.rehearse else 6)]
+        for device in ("cpu", book.device) if not book.rehearse else ("cpu", "again"):
+            place = "cpu" if device == "again" else device
+            model = load_model(str(folder)).to(place)
+            quantize(model)
+            calibrate(model, [batch.to(place) for batch in batches])
+            ranges[device] = {name: q._amax.float().cpu().flatten() for name, q in quantizers(model).items()}
+        first, second = ranges.values()
+        apart = {name: ((second[name] - right).abs() / right.abs().clamp_min(1e-9)).max().item()
+                 for name, right in first.items()}  # fmt: skip
+        worst = max(apart, key=lambda name: apart[name])
+        weights = max(value for name, value in apart.items() if name.endswith(".weight"))
+        row.evidence = (
+            f"{len(apart)} ranges, {sum(value == 0 for value in apart.values())} equal to the bit, largest relative"
+            f" difference {apart[worst]:.1e} ({worst}), of weights {weights:.1e}"
+        )
+        expect(weights == 0 and apart[worst] <= 0.01, row.evidence)
+    with book.row("qat.py on digits, int8 within two points of float, the folder opens again", QUANTIZATION) as row:
+        try:
+            import modelopt.torch.quantization  # noqa: F401
+        except ImportError as error:
+            raise Skip(f"modelopt is not installed ({error})") from None
+        model, folder = trained_digits(book), book.work / "runs" / "int8"
+        shutil.rmtree(folder, ignore_errors=True)
+        data = ["--model", str(model), "--data_dir", str(book.work / "digits"), "--output_dir", str(folder)]
+        digits = "--config imagenette-qat --crop_scale 0.6 --horizontal_flip 0 --resize_margin 0 --epochs 1"
+        digits += " --global_batch_size 32 --per_device_batch_size 32 --num_workers 2 --quiet true"
+        count = "1" if book.rehearse else "10"
+        call(["qat.py", *data, *digits.split(), "--calibration_batches", count], book.left())
+        figures = json.loads((folder / "quantization.json").read_text())
+        shown = {name: entry["top1"] for name, entry in figures.items() if isinstance(entry, dict) and "top1" in entry}
+        printed = call(["validate.py", "--model", str(folder), "--data_dir", str(book.work / "digits"), "--json",
+                        "--num_workers", "2"], book.left())  # fmt: skip
+        again = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))["top1"]
+        row.evidence = (
+            ", ".join(f"{name} {value:.2f}" for name, value in shown.items()) + f", reopened {again:.2f} % top-1"
+        )
+        best = max(shown.get("qat", 0), shown.get("ptq", 0))
+        expect(book.rehearse or (best >= shown["float"] - 2 and abs(again - best) <= 1), row.evidence)
