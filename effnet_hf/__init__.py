@@ -33,10 +33,11 @@ if "image_processor_classes" in signature(AutoImageProcessor.register).parameter
     # The same class whichever backend is asked for: evaluation matches training to the pixel, which leaves no choice.
     backends = dict.fromkeys(("pil", "torchvision"), EfficientNetNVImageProcessor)
     AutoImageProcessor.register(EfficientNetNVConfig, image_processor_classes=backends)
-    # That there is none is worth saying: `pipeline` looks for one, and otherwise asks whether to run the folder's code.
-    AutoVideoProcessor.register(EfficientNetNVConfig, video_processor_classes={})
 else:
     AutoImageProcessor.register(EfficientNetNVConfig, slow_image_processor_class=EfficientNetNVImageProcessor)
+# That there is none is worth saying: `pipeline` of transformers 5 looks for one, and otherwise asks whether to run the
+# folder's code. By position, because the argument's name and type differ between the versions; none is none in all.
+AutoVideoProcessor.register(EfficientNetNVConfig, None)
 
 __all__ = [
     "__version__",

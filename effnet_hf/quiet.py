@@ -1,6 +1,7 @@
 """Without what libraries say in the middle of our own lines, which say what matters."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,5 +32,9 @@ def only_errors() -> Iterator[None]:
 
 
 def quiet_profiler() -> None:
-    """Called before torch's profiler is: else it announces itself and, where there is none, that it found no GPU."""
+    """Called before torch's profiler is: else it announces itself, that it found no GPU, and that it forgets a cycle.
+
+    torch 2.11 warns of the last even in the first cycle, where there is nothing to forget.
+    """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    warnings.filterwarnings("ignore", message="Warning: Profiler clears events at the end of each cycle")
