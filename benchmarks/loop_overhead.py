@@ -3,9 +3,11 @@
     python benchmarks/loop_overhead.py --repeats 15 --output overhead.json
 
 Same weights, batch, optimizer, precision, memory layout and settings; the variants take turns step by step, so a noisy
-machine hits them alike. Our side is everything that `training/loop.py` does between two lines of its log.
+machine hits them alike. Our side is everything that `training/loop.py` does between two lines of its log, and the same
+with `--deterministic true`.
 """
 
+import os
 import tempfile
 
 import timm
@@ -21,7 +23,7 @@ from effnet_hf.cli import ArgumentParser, at_least, run
 from effnet_hf.recipes import load_recipe
 from effnet_hf.training import make_accelerator, precision_name, set_up
 from effnet_hf.training.optim import build_optimizer, training_loss
-from effnet_hf.training.precision import wants_channels_last
+from effnet_hf.training.precision import make_deterministic, wants_channels_last
 from effnet_hf.tuning import tune_for_cpu_training
 
 
@@ -43,6 +45,15 @@ def bare_step(model, recipe, batch, accelerator):
     return step
 
 
+def deterministically(updates) -> None:
+    """One step with the kernels that `--deterministic true` takes."""
+    make_deterministic(True)
+    try:
+        next(updates)
+    finally:
+        make_deterministic(False)
+
+
 def main() -> None:
     parser = ArgumentParser(description="Our training step beside a bare one.")
     parser.add_argument("--config", default="imagenette", help="recipe")
@@ -57,6 +68,7 @@ def main() -> None:
     changes = {name: getattr(arguments, name) for name in ("variant", "image_size") if getattr(arguments, name)}
     if arguments.batch_size:
         changes |= {name: arguments.batch_size for name in ("per_device_batch_size", "global_batch_size")}
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # of the deterministic steps; cuBLAS reads it once
     with tempfile.TemporaryDirectory() as scratch:
         recipe = load_recipe(
             arguments.config, loader="synthetic", num_labels=10, output_dir=scratch, quiet=True, ema_decay=0.0,
@@ -80,6 +92,7 @@ def main() -> None:
         steps = {
             "bare forward, backward, optimizer step (baseline)": bare_step(bare.train(), recipe, batch, accelerator),
             "our loop": lambda: next(updates),
+            "our loop, --deterministic true": lambda: deterministically(updates),
             "timm's model, bare": bare_step(peer.train(), recipe, batch, accelerator),
         }
         burst = arguments.burst or (1 if device.type == "cpu" else 5)

@@ -22,7 +22,9 @@ LOADERS = "loaders"
 DALI_GPU = "loader dali-gpu"
 QUANTIZATION = "quantization"
 INTERFACE = "transformers"
-AT_ONCE = 4  # training runs of one section beside each other
+AT_ONCE = 3  # commands of one section beside each other
+# Seconds: with fewer left a command is not started, and one that had fewer was cut off and did not fail.
+TO_START, TO_END = 20.0, 90.0
 
 
 class Skip(Exception):
@@ -115,8 +117,11 @@ def call(words: list[str], limit: float, code: int = 0, **environment: str) -> s
     It stays in the section's process group, so that it dies with the section.
 
     Raises:
-        Failed: another exit code than `code`, or longer than `limit` seconds.
+        Failed: another exit code than `code`, or not done in a `limit` that was long enough.
+        Skip: the time was too short to say.
     """
+    if limit < TO_START:
+        raise Skip(f"no time left for {words[0]}: {limit:.0f} s")
     command = words if words[0].startswith("/") else [sys.executable, *words]
     shown = " ".join(Path(word).name if word.startswith("/") else word for word in words)
     try:
@@ -127,6 +132,8 @@ def call(words: list[str], limit: float, code: int = 0, **environment: str) -> s
     except subprocess.TimeoutExpired as error:
         printed = error.stdout or b""
         text = printed.decode(errors="replace") if isinstance(printed, bytes) else printed
+        if limit < TO_END:
+            raise Skip(f"cut off: {shown} had {limit:.0f} s") from None
         raise Failed(f"{shown}: not done after {limit:.0f} s", tail(text)) from None
     if done.returncode != code:
         raise Failed(f"{shown}: exit code {done.returncode} instead of {code}", tail(done.stdout))

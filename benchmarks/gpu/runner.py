@@ -125,7 +125,7 @@ class Runner:
         entry.process.wait()
         self.running.remove(entry)
         self.take_up(entry.section)
-        self.conclude(entry.section, time.monotonic() - entry.started, why)
+        self.conclude(entry.section, time.monotonic() - entry.started, why, cut_off=True)
 
     def end_all(self, why: str) -> None:
         for entry in list(self.running):
@@ -135,19 +135,20 @@ class Runner:
             process.wait()
         self.prepared.clear()
 
-    def conclude(self, section: Section, seconds: float, trouble: str) -> None:
-        """A row about the section itself: always for one that measures, else only if it did not end well."""
+    def conclude(self, section: Section, seconds: float, trouble: str, cut_off: bool = False) -> None:
+        """A row about the section itself: always for one that measures, else only if it did not end well. One that was
+        cut off did not fail: rows that it wrote say what it had found."""
         output = tail(self.log(section.name).read_text(errors="replace")) if trouble else []
         kept = f"{trouble}; what it had by then is kept" if trouble else ""
         if section.target is None:
             if trouble:
-                status = "skipped" if section.half == "warm" else "fail"
+                status = "skipped" if section.half == "warm" or cut_off else "fail"
                 self.note(Row(section.name, section.name, "", status, kept, round(seconds, 1), output))
             return
         figures = self.read_figures(section.name)
         rows, left_out = len(figures.get("rows", [])), figures.get("left_out", [])
         has_any = rows > 0 or bool(figures.get("text"))
-        status = "fail" if trouble or not has_any else "pass"
+        status = "pass" if has_any and (cut_off or not trouble) else "skipped" if cut_off else "fail"
         sentences = [f"{rows} rows", *([kept] if kept else []), *(f"left out: {line}" for line in left_out)]
         if status == "fail" and not output:
             output = tail(self.log(section.name).read_text(errors="replace"))
@@ -215,7 +216,6 @@ def merge(path: Path, section: str, figures: dict, facts: dict) -> None:
     merged["commands"][section] = figures["command"]
     merged["command"] = "\n".join(merged["commands"].values())
     peers = figures.get("settings", {}).get("peers", [])
-    peers = [*peers, *figures.get("settings", {}).get("eager_peers", [])]
     merged["settings"] = {"peers": list(dict.fromkeys([*merged["settings"].get("peers", []), *peers]))}
     merged |= {name: figures[name] for name in ("machine", "datasheet") if name in figures}
     write_figures(merged, path)

@@ -1,4 +1,4 @@
-"""What each of our CPU tunings brings: python benchmark.py ablation --variants b0 --batch_size 8
+"""What each of our tunings brings: python benchmark.py ablation --variants b0 --batch_size 8
 
 Training steps of the same network with one tuning after the other switched on, and one step of each optimizer over B0's
 weights in the forms that torch offers; everything takes turns.
@@ -11,6 +11,7 @@ from functools import partial
 import torch
 
 from ..cli import at_least
+from ..quantization_efficientnet_nv import GlobalAvgPool2d
 from ..training import keep_freed_memory
 from ..tuning import split_depthwise_gradients, use_onednn
 from .contenders import OURS, build, pictures, training_step
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     for variant in arguments.variants:
         size = image_size_for(arguments, variant)
         rows += tunings(variant, size, arguments.batch_size, arguments.rounds, device)
+        rows += gradient_view(variant, size, arguments.batch_size, arguments.rounds, device)
     for channels, side in ((240, 28), (672, 14), (1152, 7)):  # of B0 at 224 pixels
         rows += depthwise(channels, side, arguments.batch_size, arguments.rounds, device)
     rows += optimizers(arguments.rounds, device)
@@ -63,6 +65,19 @@ def tunings(variant: str, size: int, batch: int, rounds: int, device: torch.devi
     }
     samples = take_turns(steps, device, rounds)
     return _rows(f"training step, {variant}, {size} px, batch {batch}", samples, "untuned", device)
+
+
+def gradient_view(variant: str, size: int, batch: int, rounds: int, device: torch.device) -> list[dict]:
+    """Rows of training steps: with torch's pooling in squeeze-excite, and with ours, whose gradient is a view."""
+    pixels, steps = pictures(batch, size, device, channels_last=True), {}
+    for name in ("torch's", "ours, the gradient a view"):
+        model = build(OURS, variant, size)
+        for module in model.modules():
+            if type(module) is GlobalAvgPool2d and name == "torch's":
+                module.__class__ = torch.nn.AdaptiveAvgPool2d
+        steps[name] = training_step(OURS, model, pixels)
+    what = f"squeeze-excite's pooling in a training step, {variant}, {size} px, batch {batch}"
+    return _rows(what, take_turns(steps, device, rounds), "torch's", device)
 
 
 def depthwise(channels: int, side: int, batch: int, rounds: int, device: torch.device) -> list[dict]:

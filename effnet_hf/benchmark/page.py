@@ -91,7 +91,7 @@ def _ratio(row: dict, peer: str, over: str = "speed_up") -> str:
 
 
 def _speed_table(figures: dict, mode: str) -> list[str]:
-    named = [*figures["settings"]["peers"], *figures["settings"].get("eager_peers", [])]
+    named = figures["settings"]["peers"]
     peers = [peer for peer in named if any(peer in row["speed_up"] for row in figures["rows"])]
     # Files from before a peer was measured in our modes have no such ratio.
     in_our_mode = [peer for peer in peers if any(peer in row.get("same_mode", {}) for row in figures["rows"])]

@@ -50,21 +50,21 @@ CPU_PARTS = {
 }
 # What `benchmarks/gpu_check.py` measures after it has verified, in the order of its worth; one file for each kind.
 # Eager first: what compiles can take minutes on a slow processor, and takes its eager baseline along.
-_EAGER = "train --precisions bf16 --modes eager --peers timm,torchvision,transformers"
+_EAGER = "train --precisions bf16 --modes eager"
 _TRAIN = "train --precisions bf16 --modes eager,compile --peer_modes eager,compile --peers timm"
 _GRAPHS = "train --precisions bf16 --modes graphs --peer_modes graphs --peers timm"
 _INFER = "inference --variants b0,b4 --precisions bf16"
 CUDA_PARTS = {
     "roofline": (25, "roofline --variants b0,b4 --precisions bf16,tf32"),
-    "train-b0-eager": (30, f"{_EAGER} --variants b0 --batch_size 256 --rounds 5 --burst 3"),
-    "train-b4-eager": (40, f"{_EAGER} --variants b4 --batch_size 128 --rounds 4 --burst 2"),
+    "train-b0-eager": (60, f"{_EAGER} --variants b0 --batch_size 256 --rounds 5 --burst 3 --peers timm"),
+    "train-b4-eager": (80, f"{_EAGER} --variants b4 --batch_size 128 --rounds 4 --burst 2 --peers timm"),
     "inference-1-eager": (
         30,
         f"{_INFER} --batch_sizes 1 --runtime torch,folded,graphs --peer_runtime torch,graphs --peers timm,torchvision"
         " --rounds 150 --seconds 4",
     ),
     "inference-256-eager": (
-        30,
+        45,
         f"{_INFER} --batch_sizes 256 --runtime torch,folded,graphs --peer_runtime torch,graphs --peers timm,torchvision"
         " --rounds 30 --seconds 5",
     ),
@@ -75,6 +75,10 @@ CUDA_PARTS = {
         45,
         "train --variants b0,b4 --precisions fp16,tf32 --layouts channels_last,nchw --batch_size 64 --rounds 4"
         " --peers timm --budget 38",
+    ),
+    "train-b0-peers": (
+        80,
+        f"{_EAGER} --variants b0 --batch_size 256 --rounds 5 --burst 3 --peers torchvision,transformers",
     ),
     "memory": (30, "memory --variants b0,b4 --precisions bf16,fp32 --batch_sizes 64 --peers timm"),
     "profile": (25, "profile --variants b0 --precisions bf16 --batch_size 256 --peers timm"),

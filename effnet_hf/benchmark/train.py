@@ -14,7 +14,7 @@ from ..cli import at_least
 from ..errors import UserError, first_line
 from ..recipes import load_recipe
 from ..training import keep_freed_memory
-from .contenders import COMPILED, MODES, OURS, PEERS, build, has, pictures, set_precision, training_step
+from .contenders import COMPILED, MODES, OURS, build, has, pictures, set_precision, training_step
 from .environment import environment, resolve_device, write_figures
 from .flags import common_parser, image_size_for, settings, words
 from .report import print_rows
@@ -42,7 +42,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = common_parser("train", __doc__.splitlines()[0], "peers", "precisions", "rounds", "budget")
     parser.add_argument("--modes", type=words(*MODES), default=["eager"], help="of ours, comma-separated")
     parser.add_argument("--peer_modes", type=words(*MODES), default=["eager"], help="of the peers")
-    parser.add_argument("--eager_peers", type=words(*PEERS), default=[], help="peers that are measured eager only")
     parser.add_argument("--layouts", type=words(*LAYOUTS), default=["channels_last"], help="memory format")
     parser.add_argument(
         "--batch_size", default="original", help="a number, `original` (NVIDIA's for this precision), or `largest`"
@@ -80,7 +79,6 @@ def measure(arguments, device, variant, precision, layout, size, batch) -> tuple
     """Rows of one cell, and a sentence for each contender that failed."""
     wanted = [(OURS, mode) for mode in arguments.modes]
     wanted += [(peer, mode) for peer in arguments.peers if has(peer, variant) for mode in arguments.peer_modes]
-    wanted += [(peer, "eager") for peer in arguments.eager_peers if has(peer, variant)]
     steps: dict[tuple[str, str], Any] = {}
     failures: list[str] = []
 
@@ -106,11 +104,11 @@ def measure(arguments, device, variant, precision, layout, size, batch) -> tuple
     burst = arguments.burst or (1 if device.type == "cpu" else 5)
     warmup = 2 if device.type == "cpu" else 3
     samples = take_turns(steps, device, arguments.rounds, warmup=warmup, burst=burst, failed=fail)
-    rows, peers = [], [*arguments.peers, *arguments.eager_peers]
+    rows = []
     for (name, mode), own in samples.items():
         row: dict[str, Any] = {"variant": variant, "by": name, "mode": mode, "precision": precision, "layout": layout}
         row |= {"batch": batch, "image_size": size, **own.summary(batch)}
-        rows.append(row | ratios(own, samples, peers, mode, "eager", device))
+        rows.append(row | ratios(own, samples, arguments.peers, mode, "eager", device))
     steps.clear()
     release(device)
     return rows, failures
