@@ -35,6 +35,7 @@ def main() -> int:
         from effnet_hf.benchmark.steps import benchmark_steps
 
         figures = benchmark_steps(recipe, arguments.benchmark, arguments.steps)
+        print(f"{figures['device']}, {figures['precision']}")
         print(f"{figures['total_ips']:.1f} pictures/s, {figures['compute_ips']:.1f} without waiting for data")
         print("  ".join(f"{name} {figures[f'latency_{name}']:.1f} ms" for name in ("p50", "p95", "p99")), "per step")
         print(f"all figures: {recipe.output_dir}/benchmark.json")

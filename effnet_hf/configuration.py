@@ -46,6 +46,7 @@ _LITE_SIZES = {
     "lite4": (1.4, 1.8, 300, 0.3, 1.0),
 }
 _LITE_SETTINGS = {"se_ratio": 0.0, "hidden_act": "relu6", "padding": "same", "scale_stem_and_head": False}
+_PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
 
 # What `quantization` may say, with its defaults.
 QUANTIZATION = {
@@ -151,6 +152,8 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         out_indices: list[int] | None = None,
         **kwargs,
     ):
+        if (kind := kwargs.get("problem_type")) not in _PROBLEM_TYPES:  # transformers 5 would raise no ValueError
+            raise ValueError(f"problem_type must be {' or '.join(map(repr, _PROBLEM_TYPES))}, got {kind!r}.")
         super().__init__(**_complete_labels(kwargs))
         self.image_size = image_size
         self.num_channels = num_channels
@@ -252,19 +255,16 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         if not (_is_number(self.dropout_rate) and 0 <= self.dropout_rate < 1):
             raise ValueError(f"dropout_rate must be a number in [0, 1), got {self.dropout_rate!r}.")
         if not (_is_number(self.survival_prob) and 0 < self.survival_prob <= 1):
-            raise ValueError(
-                f"survival_prob must be a number in (0, 1], got {self.survival_prob!r}; 1.0 switches it off."
-            )
+            raise ValueError(f"survival_prob must be a number in (0, 1], got {self.survival_prob!r}; 1.0 is off.")
         for field, allowed in (
             ("se_base", ("input", "hidden")),
             ("stochastic_depth_mode", ("batch", "row")),
             ("conv_init", ("fan_in", "fan_out")),
             ("padding", ("symmetric", "same")),
-            ("problem_type", (None, "regression", "single_label_classification", "multi_label_classification")),
+            ("problem_type", _PROBLEM_TYPES),
         ):
             if getattr(self, field) not in allowed:
-                choices = " or ".join(map(repr, allowed))
-                raise ValueError(f"{field} must be {choices}, got {getattr(self, field)!r}.")
+                raise ValueError(f"{field} must be {' or '.join(map(repr, allowed))}, got {getattr(self, field)!r}.")
         if not isinstance(self.scale_stem_and_head, bool):
             raise ValueError(f"scale_stem_and_head must be True or False, got {self.scale_stem_and_head!r}.")
         if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:

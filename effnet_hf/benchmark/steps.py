@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..files import atomic_write
 from ..hub import software_versions
 from ..recipes import Recipe
-from ..training import Run, describe_device, make_accelerator, percentiles, precision_name, set_up, train_step
+from ..training import Run, describe_device, make_accelerator, percentiles, set_up, settle_precision, train_step
 from ..training.metrics import LatencyMeter, LossMeter
 from ..training.optim import learning_rate, set_learning_rate
 from .timing import wait_for
@@ -37,6 +37,7 @@ def benchmark_steps(recipe: Recipe, mode: str, steps: int) -> dict:
         and what they were measured on. Also written to `output_dir/benchmark.json`.
     """
     target = Path(recipe.output_dir, "benchmark.json")
+    recipe, _ = settle_precision(recipe)
     with tempfile.TemporaryDirectory() as scratch:  # a benchmark leaves no run behind
         accelerator = make_accelerator(recipe)
         run = set_up(recipe.replace(output_dir=scratch, quiet=True, resume=None), accelerator, None)
@@ -59,7 +60,7 @@ def benchmark_steps(recipe: Recipe, mode: str, steps: int) -> dict:
         "variant": run.bare_model.config.variant,
         "image_size": run.bare_model.config.image_size,
         "loader": recipe.loader,
-        "precision": precision_name(recipe, accelerator),
+        "precision": recipe.precision,
         "compile": recipe.compile,
         "device": f"{accelerator.num_processes} x {describe_device(accelerator.device)}",
         "versions": software_versions(),

@@ -72,9 +72,9 @@ CUDA_PARTS = {
     "train-b0": (120, f"{_TRAIN} --variants b0 --batch_size 256 --rounds 5 --burst 3"),
     "train-b4": (150, f"{_TRAIN} --variants b4 --batch_size 128 --rounds 4 --burst 2"),
     "train-precisions": (
-        45,
-        "train --variants b0,b4 --precisions fp16,tf32 --layouts channels_last,nchw --batch_size 64 --rounds 4"
-        " --peers timm --budget 38",
+        90,
+        "train --variants b0,b4 --precisions bf16,fp16,tf32 --layouts channels_last,nchw --batch_size 64 --rounds 4"
+        " --peers timm --budget 75",
     ),
     "train-b0-peers": (
         80,

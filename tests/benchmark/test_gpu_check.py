@@ -154,8 +154,11 @@ def test_verify_json_is_whole_while_sections_write(check, tmp_path):
     assert watched.wait() == 0 and len(found) == 7
 
 
-def test_a_row_says_why_it_failed_or_was_skipped_and_lets_nothing_out(gpu, tmp_path):
+def test_a_row_says_why_it_failed_or_was_skipped_and_lets_nothing_out(gpu, tmp_path, monkeypatch):
+    """A command that had its time and is not done has failed; one that was cut off, or never started, has not."""
     module = gpu("gpu.rows")
+    monkeypatch.setattr(module, "TO_START", 1.0)
+    monkeypatch.setattr(module, "TO_END", 2.0)
     (tmp_path / "rows").mkdir()
     book = module.Book("here", tmp_path, True, time.time() + 60)
     with book.row("fails"):
@@ -164,15 +167,22 @@ def test_a_row_says_why_it_failed_or_was_skipped_and_lets_nothing_out(gpu, tmp_p
         raise module.Skip("there is no DALI")
     with book.row("calls"):
         module.call(["-c", "print('last words'); raise SystemExit(3)"], 20)
-    with book.row("waits"):
-        module.call(["-c", "print('so far', flush=True); import time; time.sleep(30)"], 1)
+    for name, limit in (("waits", 2.0), ("is cut off", 1.5), ("is not started", 0.5)):
+        with book.row(name):
+            module.call(["-c", "print('so far', flush=True); import time; time.sleep(30)"], limit)
     found = {row["name"]: row for row in map(json.loads, book.file.read_text().splitlines())}
     assert found["fails"]["evidence"] == "KeyError: 'weight'" and "raise KeyError" in "\n".join(
         found["fails"]["output"]
     )
     assert (found["is skipped"]["status"], found["is skipped"]["evidence"]) == ("skipped", "there is no DALI")
     assert "exit code 3 instead of 0" in found["calls"]["evidence"] and found["calls"]["output"] == ["last words"]
-    assert "not done after 1 s" in found["waits"]["evidence"] and found["waits"]["output"] == ["so far"]
+    assert "not done after 2 s" in found["waits"]["evidence"] and found["waits"]["output"] == ["so far"]
+    assert [found[name]["status"] for name in ("waits", "is cut off", "is not started")] == [
+        "fail",
+        "skipped",
+        "skipped",
+    ]
+    assert "no time left" in found["is not started"]["evidence"] and "cut off" in found["is cut off"]["evidence"]
 
 
 def test_every_measurement_can_be_made_small_and_goes_to_one_of_eight_files(gpu, tmp_path):
