@@ -31,7 +31,7 @@ checkpoints/%-imagenette/config.json: checkpoints/%-lite0/config.json
 	    --data_dir $(or $(DATA),$(error name a folder: make imagenette DATA=DIR)) \
 	    --output_dir $(@D) --resume auto
 
-# What works on a GPU and how fast, in nine minutes: OUT gets eight files. On one that waits, `--only` runs parts again.
+# What works on a GPU and how fast, as far as nine minutes go; OUT gets at most eight files. `--only` runs parts again.
 gpu: $(VENV)/.ready
 	$(PY) benchmarks/gpu_check.py --out $(or $(OUT),benchmarks/$(shell date +%F)-gpu) --seconds 540
 

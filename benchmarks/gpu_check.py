@@ -1,5 +1,6 @@
-"""What works on a GPU and how fast it is, in nine minutes: python benchmarks/gpu_check.py --out DIR --seconds 540
+"""What works on a GPU and how fast it is: python benchmarks/gpu_check.py --out DIR --seconds 540
 
+It does what it can in that time and names what it could not.
 First half: claims are verified, several sections at once, while the graphs that are timed later compile beside them.
 Second half: measurements, one at a time, alone on the card, in the order of their worth. A section is a process group
 with a time limit; what it had written when its time was over is kept, and what no time is left for is named.
@@ -62,11 +63,14 @@ def main() -> int:
     if arguments.section:
         return verify.main(arguments.section, Path(arguments.work), arguments.rehearse)
     if arguments.list:
+        print(f"{'half':<8} {'at most':<7} {'section':<22} writes")
         for section in sections(Path("WORK"), arguments.rehearse):
-            print(f"{section.half:<8} {section.seconds:4.0f} s  {section.name:<22} {section.target or ''}")
+            print(f"{section.half:<8} {section.seconds:5.0f} s {section.name:<22} {section.target or 'verify.json'}")
         return 0
     if not arguments.out:
         parser.error("--out: name a folder for the results")
+    if Path(arguments.out).exists() and not Path(arguments.out).is_dir():
+        raise UserError(f"--out {arguments.out} is a file; name a folder.")
     if arguments.work:
         return check(arguments, Path(arguments.work).resolve())
     with tempfile.TemporaryDirectory(prefix="gpu-check-", ignore_cleanup_errors=True) as work:

@@ -24,7 +24,8 @@ def write(folder: Path, rows: list[dict]) -> None:
     if facts:
         hardware = facts["hardware"]
         versions = ", ".join(f"{name} {number}" for name, number in facts["versions"].items())
-        lines += [f"{hardware['name']}, {facts['date']}, commit {facts['commit']}; {versions}.", ""]
+        commit = f", commit {facts['commit']}" if facts["commit"] else ""
+        lines += [f"{hardware['name']}, {facts['date']}{commit}{f'; {versions}' if versions else ''}.", ""]
     lines += [first_look(folder, rows), "", "## Goals", ""]
     goals = gpu_goals(results)
     cells = [{**goal, "reached": "yes" if goal["reached"] else "**no**"} for goal in goals]

@@ -58,6 +58,8 @@ def render(results: list[dict], folder_name: str, notes: str = "") -> str:
         "",
         f"![chart]({folder_name}/chart.png)",
     ]
+    said_first = notes.strip() if any(figures["kind"] == "verify" for figures in results) else ""
+    lines += ["", said_first] if said_first else []  # what was not run belongs before what was
     for figures in results:
         lines += ["", f"## {title(figures)}", "", *(f"    {line}" for line in figures["command"].splitlines()), ""]
         lines += SECTIONS.get(figures["kind"], _plain)(figures)
@@ -65,7 +67,7 @@ def render(results: list[dict], folder_name: str, notes: str = "") -> str:
     missed = misses(results)
     lines += ["", "## Goals missed", ""]
     lines += [f"- {sentence}" for sentence in missed] or ["None of those that ran."]
-    lines += ["", notes.strip()] if notes else []
+    lines += ["", notes.strip()] if notes and not said_first else []
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
     lines += ["", "## Measured with", "", f"{facts['name']}; {versions}; commit {first['commit']}."]
     lines += [
@@ -186,7 +188,7 @@ def _plain(figures: dict) -> list[str]:
 
 def add_reached(results: list[dict]) -> None:
     """Puts our best measured speed, and its share of the ceiling, into the roofline's rows."""
-    best: dict[tuple, float] = {}
+    best: dict[tuple, tuple[float, int]] = {}
     for figures in results:
         kind = {"train": "training", "inference": "inference"}.get(figures["kind"])
         for row in figures["rows"] if kind else ():
@@ -194,13 +196,13 @@ def add_reached(results: list[dict]) -> None:
                 key = (kind, row["variant"], row["precision"], row["image_size"])
                 by_cpu = figures["hardware"]["device"] == "cpu" and figures["hardware"]["threads"] == 1
                 ips = 1e3 * row["batch"] / row["cpu_ms"] if by_cpu else row["ips"]
-                best[key] = max(best.get(key, 0), ips)
+                best[key] = max(best.get(key, (0, 0)), (ips, row["batch"]))
     for figures in results:
         for row in figures["rows"] if figures["kind"] == "roofline" else ():
-            ips = best.get((row["kind"], row["variant"], row["precision"], row["image_size"]))
+            ips, batch = best.get((row["kind"], row["variant"], row["precision"], row["image_size"]), (0, 0))
             if ips:
                 ceiling = min(row["compute_ips"], row["fused_memory_ips"])
-                row["reached"] = f"{ips:,.1f} ({100 * ips / ceiling:.0f} %)"
+                row["reached"] = f"{ips:,.1f} at batch {batch} ({100 * ips / ceiling:.0f} %)"
 
 
 def draw(results: list[dict], path: Path) -> None:

@@ -10,6 +10,16 @@ from modelopt.torch.quantization.calib import HistogramCalibrator
 from scipy.special import rel_entr
 
 
+def count_exactly(x: torch.Tensor, bins: int, end: float) -> torch.Tensor:
+    """`torch.histc(x, bins, 0, end)` of x >= 0 in whole numbers, for a GPU: there histc adds floats in any order, and
+    torch refuses it where the same bits are asked for."""
+    if not 0 < end * bins < torch.finfo(torch.float32).max:  # nothing but zeros, or products that overflow
+        return torch.histc(x.cpu(), bins=bins, min=0, max=end).to(x.device)
+    x = x.flatten()
+    x = x[x <= end]  # what histc leaves out, and NaN
+    return torch.bincount((x * bins / end).long().clamp_(max=bins - 1), minlength=bins).float()
+
+
 class Histogram(HistogramCalibrator):
     """modelopt's histogram of |x| (2,048 bins over the first batch, more of the same width where later ones need
     them), whose bins have the same width on every process, so that histograms can be added.
@@ -37,9 +47,8 @@ class Histogram(HistogramCalibrator):
             self._num_bins = int((highest / width).ceil().item())
             self._calib_bin_edges = torch.arange(0, highest + width, width)
             self._end = self._calib_bin_edges[-1].item()
-        if x.is_cuda and torch.are_deterministic_algorithms_enabled():  # where torch refuses histc
-            bins = (x.flatten() * self._num_bins / self._end).long().clamp_(max=self._num_bins - 1)
-            counts = torch.bincount(bins, minlength=self._num_bins).float()
+        if x.is_cuda and torch.are_deterministic_algorithms_enabled():
+            counts = count_exactly(x, self._num_bins, self._end)
         else:
             counts = torch.histc(x, bins=self._num_bins, min=0, max=self._end)
         counts[: self._calib_hist.numel()] += self._calib_hist

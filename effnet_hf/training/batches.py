@@ -68,6 +68,8 @@ def plan_batches(
             most, reason = _fitting(recipe, image_size, precision, memory, min(share, MOST))
         per_device = max(size for size in range(1, min(share, most) + 1) if share % size == 0)
         least = min(LEAST, 2 ** (most.bit_length() - 1))  # a power of two is enough where the memory holds fewer
+        if per_device < min(share, LEAST):
+            reason += f"; batch norm sees {per_device} at once, --gradient_checkpointing true makes room for more"
         if per_device < min(share, least):
             better = _nearest_multiple(total, least * world_size)
             raise UserError(
@@ -77,7 +79,8 @@ def plan_batches(
     if share % per_device:
         raise UserError(
             f"--global_batch_size {total} is not a multiple of --per_device_batch_size {per_device} x {world_size}"
-            f" processes; {_nearest_multiple(total, per_device * world_size)} is."
+            f" processes; {_nearest_multiple(total, per_device * world_size)} is, or give --per_device_batch_size"
+            f" {max(size for size in range(1, per_device + 1) if share % size == 0)}."
         )
     return BatchPlan(per_device, world_size, share // per_device, reason)
 

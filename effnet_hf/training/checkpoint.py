@@ -14,6 +14,7 @@
 A checkpoint is written to a hidden sibling, flushed to the disk and renamed, so a folder that can be seen is whole.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -63,10 +64,34 @@ class Progress:
     metrics_bytes: int = 0
     num_samples: int = 0
     num_processes: int = 1
+    per_device: int = 0  # pictures; 0 in checkpoints that do not say
+    precision: str = ""
 
     def start_epoch(self, epoch: int) -> None:
         self.epoch, self.update = epoch, 0
         self.loss_sum, self.loss_count, self.logged = 0.0, 0, (0.0, 0)
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Those in a run's `checkpoints/`, oldest first."""
+    return sorted(path for path in folder.glob("update-*") if (path / "progress.json").is_file())
+
+
+def precision_of_resumed(recipe: Recipe) -> str | None:
+    """What the checkpoint that `--resume` means was trained in; None where there is none, or none that says it."""
+    if not recipe.resume:
+        return None
+    named = Path(recipe.output_dir) if recipe.resume == "auto" else Path(recipe.resume)
+    found = [named] if (named / "progress.json").is_file() else whole_checkpoints(named / "checkpoints")
+    with contextlib.suppress(OSError, ValueError, AttributeError, IndexError):  # damaged, which `restore` says better
+        precision = json.loads((found[-1] / "progress.json").read_text()).get("precision")
+        if precision:
+            return precision
+        # An earlier version's checkpoint; its run's log says it.
+        lines = (found[-1].resolve().parents[1] / "metrics.jsonl").read_text().splitlines()
+        starts = [row for row in map(json.loads, lines) if row.get("type") == "run"]
+        return starts[-1].get("precision")
+    return None
 
 
 class Checkpoints:
@@ -96,7 +121,7 @@ class Checkpoints:
 
     def all(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob("update-*") if (path / "progress.json").is_file())
+        return whole_checkpoints(self.folder)
 
     def save_best(self, model) -> None:
         """Writes `best/`, the model that validates best so far."""
@@ -204,10 +229,15 @@ class Checkpoints:
         Raises:
             UserError: a file of the checkpoint is missing or damaged.
         """
+        scaler, has_scale = self.accelerator.scaler, (path / "scaler.pt").is_file()
         try:
+            if not has_scale:  # written in another precision than fp16: the scale starts afresh
+                self.accelerator.scaler = None
             self.accelerator.load_state(str(path))
         except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, EOFError, UnpicklingError) as error:
             raise UserError(f"--resume {path} cannot be restored: {first_line(error)}") from None
+        finally:
+            self.accelerator.scaler = scaler
         # Micro-batches so far, by which Accelerate tells when a step is whole: as this launch divides the batch.
         self.accelerator.step = progress.total_updates * self.accelerator.gradient_accumulation_steps
 

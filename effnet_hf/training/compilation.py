@@ -6,6 +6,7 @@ DDP, `no_sync`, saving and validation see what they see without a compiler. The 
 when the compiled backward pass ends, not along the way; `blocks` keeps some of that overlap.
 """
 
+import logging
 import os
 import shutil
 import sys
@@ -25,6 +26,7 @@ def compile_model(model: EfficientNetNVForImageClassification, mode: str, determ
     """
     if mode == "none":
         return
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it tells everyone that there is no GPU
     # Each stage is a variant of one function, for training and validation, with and without a smaller last batch.
     torch._dynamo.config.cache_size_limit = 64
     if deterministic:

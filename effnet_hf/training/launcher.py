@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import yaml
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 
 # A configuration file of Accelerate knows no TF32 and refuses keys of others, so ours say it in a comment.
@@ -22,7 +22,7 @@ def launcher_precision() -> tuple[str | None, str]:
     """`fp32`, `tf32`, `fp16` or `bf16`, and who said so; None where nobody chose.
 
     Raises:
-        UserError: fp8, which nothing here is trained in, or a marker with another word.
+        UserError: fp8, which nothing here is trained in, a marker with another word, or a file that cannot be read.
     """
     said = os.environ.get("ACCELERATE_MIXED_PRECISION", "").lower()
     if not said:
@@ -40,12 +40,16 @@ def launcher_precision() -> tuple[str | None, str]:
     file = folder / named if named else _default_file()
     if file is None or not file.is_file():
         return None, ""
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = file.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark
+        settings = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file} is no configuration file of Accelerate: {first_line(error)}") from None
     if marker := MARKER.search(text):
         if marker[1] not in ("fp32", "tf32", "fp16", "bf16"):
             raise UserError(f"{file}: there is no precision {marker[1]}; there are fp32, tf32, fp16 and bf16.")
         return marker[1], f"as {file.name} says"
-    if "mixed_precision" in (yaml.safe_load(text) or {}):
+    if isinstance(settings, dict) and settings.get("mixed_precision") is not None:
         return "fp32", f"as {file.name} says"
     return None, ""
 
@@ -69,7 +73,8 @@ def _is_launcher(words: list[str]) -> bool:
     """Whether a command line begun like this has just named Accelerate's launcher."""
     name = os.path.basename(words[-1])
     if name == "launch":
-        return len(words) > 1 and os.path.basename(words[-2]) == "accelerate"
+        command = os.path.basename(words[-2]) if len(words) > 1 else ""
+        return command in ("accelerate", "accelerate.commands.accelerate_cli", "accelerate_cli.py")
     return name in ("accelerate-launch", "accelerate.commands.launch") or Path(words[-1]).parts[-3:] == (
         "accelerate",
         "commands",

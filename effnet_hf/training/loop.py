@@ -11,6 +11,7 @@ import torch
 
 from ..errors import UserError
 from ..recipes import Recipe
+from .checkpoint import precision_of_resumed
 from .metrics import LatencyMeter, LossMeter, Speed, percentiles, topk_correct
 from .optim import distillation_loss, learning_rate, set_learning_rate, training_loss
 from .precision import make_accelerator, settle_precision
@@ -37,7 +38,7 @@ def train(
     Returns:
         0 when the run is complete, `EXIT_INTERRUPTED` after a signal: `--resume auto` goes on from there.
     """
-    recipe, chosen = settle_precision(recipe)
+    recipe, chosen = settle_precision(recipe, resumed=precision_of_resumed(recipe))
     accelerator = make_accelerator(recipe)
     run = set_up(recipe, accelerator, prepare_model, check_model)
     if chosen:
@@ -117,6 +118,8 @@ def refuse_divergence(loss: float, run: Run) -> None:
     where = f"epoch {progress.epoch + 1}, step {progress.update}"
     spoilt = run.first_spoilt()
     what = f"{spoilt} is no longer finite" if spoilt else f"the training loss is {loss}"
+    if spoilt is None and run.accelerator.num_processes > 1:
+        what += ", or a weight or statistic of another process is no longer finite,"
     remedy = f"lower --learning_rate (now {recipe.learning_rate:g}), or clip with --gradient_clip 1"
     if run.accelerator.scaler is not None:  # fp16 ends at 65,504
         what, remedy = f"{what} (fp16 ends at 65,504)", f"use --precision bf16, {remedy}"

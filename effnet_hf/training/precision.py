@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import warnings
+from inspect import signature
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from accelerate.utils import (
     LoggerType,
     ProjectConfiguration,
 )
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
 from ..recipes import Recipe
@@ -24,25 +26,30 @@ from .launcher import launcher_precision
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
-def settle_precision(recipe: Recipe, default: str | None = None) -> tuple[Recipe, str]:
+def settle_precision(recipe: Recipe, default: str | None = None, resumed: str | None = None) -> tuple[Recipe, str]:
     """The recipe with a precision, and a sentence for the console where nobody typed one on a GPU.
 
-    `--precision` wins over what `accelerate launch` was told, and that over `default`, by default the fastest that
-    this GPU trains well in: bf16 from compute capability 8.0 on, fp16 on older tensor cores. Quantization-aware
-    training stays in fp32, as the original's.
+    The recipe's own (`--precision`, `--hardware`, a line of its file) wins over what `accelerate launch` was told, that
+    over what the `resumed` run was trained in, and that over `default`, by default the fastest that this GPU trains
+    well in: bf16 from compute capability 8.0 on, fp16 on older tensor cores. Quantization-aware training stays in
+    fp32, as the original's.
     """
     if recipe.precision is not None:
+        with contextlib.suppress(UserError):  # what the launcher was told does not matter then
+            told, reason = launcher_precision()
+            if told not in (None, recipe.precision):
+                return recipe, f"precision {recipe.precision}, as the recipe or a flag says; not {told}, {reason}"
         return recipe, ""
     name, reason = launcher_precision()
-    if name is None:
+    if name is None and resumed is not None:
+        name, reason = resumed, "as before"
+    elif name is None:
         name = default or ("fp32" if recipe.placement != "none" else fastest_precision())
         reason = "the default for int8" if recipe.placement != "none" else "the default on this GPU"
     settled = recipe.replace(precision=name)
     if not torch.cuda.is_available() or default is not None:
         return settled, ""
-    other = (
-        "--precision bf16 or fp16 is 2 to 3 times as fast" if name == "fp32" else "--precision fp32 is exact and slow"
-    )
+    other = "bf16 and fp16 are usually faster" if name == "fp32" else "--precision fp32 is exact, and slower"
     return settled, f"precision {name}, {reason}; {other}"
 
 
@@ -76,8 +83,7 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     handlers = [
         GradScalerKwargs(init_scale=recipe.loss_scale, growth_interval=100 if recipe.dynamic_loss_scale else 10**9),
-        # Batch norm's statistics need no broadcast in every step: they are shared before they are used (`Run`).
-        DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
+        _ddp_settings(),
     ]
     try:
         accelerator = Accelerator(
@@ -104,6 +110,16 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     allow_tf32(recipe.precision == "tf32")
     make_deterministic(recipe.deterministic)
     return accelerator
+
+
+def _ddp_settings() -> DistributedDataParallelKwargs:
+    """Batch norm's statistics need no broadcast in every step: they are shared before they are used (`Run`)."""
+    settings = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    names = signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # before torch 2.15
+    # Not as a field: Accelerate knows the older name only, at which torch warns.
+    settings.to_kwargs = lambda: {"gradient_as_bucket_view": True, name: False}  # type: ignore[method-assign]
+    return settings
 
 
 def make_deterministic(wanted: bool) -> None:

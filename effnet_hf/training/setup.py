@@ -108,9 +108,9 @@ class Run:
     def _numbers(self) -> list[tuple[str, torch.Tensor]]:
         networks = {"": self.bare_model, **({"the average of ": self.ema.model} if self.ema is not None else {})}
         return [
-            (prefix + name, tensor.detach())
+            (prefix + name, tensor)
             for prefix, network in networks.items()
-            for name, tensor in (*network.named_parameters(), *network.named_buffers())
+            for name, tensor in network.state_dict().items()  # what is saved
             if tensor.is_floating_point() and tensor.numel()
         ]
 
@@ -126,6 +126,8 @@ class Run:
         self.started = self.saved_at = now
         self.progress.metrics_bytes = self.report.position()
         self.progress.num_processes = self.accelerator.num_processes
+        self.progress.per_device = self.plan.per_device
+        self.progress.precision = precision_name(self.recipe, self.accelerator)
         self.checkpoints.save(self.progress)
 
     def log_step(self, loss: float, rate: float, speed: dict) -> None:
@@ -308,7 +310,8 @@ def _introduce(run: Run, resume_from: Path | None, original: OriginalRun | None)
         f"data     {train.num_samples:,} training and {run.loaders.val.num_samples:,} validation pictures,"
         f" {len(run.loaders.class_names)} classes, {recipe.loader}"
     )
-    report.line(f"batch    {run.plan}; {train.updates_per_epoch} steps per epoch, {recipe.epochs} epochs")
+    epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
+    report.line(f"batch    {run.plan}; {train.updates_per_epoch} steps per epoch, {epochs}")
     notes = list(run.loaders.notes)
     if train.updates_per_epoch < 10:
         notes.append(f"only {train.updates_per_epoch} steps per epoch; a smaller --global_batch_size makes more")
@@ -320,6 +323,12 @@ def _introduce(run: Run, resume_from: Path | None, original: OriginalRun | None)
     report.line(f"device   {accelerator.num_processes} x {describe_device(accelerator.device)}, {precision}")
     if resume_from is not None:
         report.line(f"resume   {resume_from}: epoch {progress.epoch + 1}, step {progress.update}")
+        for what, then, now in (
+            ("precision", progress.precision, precision),
+            ("pictures at once on a device", progress.per_device, run.plan.per_device),
+        ):
+            if then and then != now:
+                report.line(f"         {what}: {then} until here, {now} from here on")
         if progress.num_processes != accelerator.num_processes:
             report.line(
                 f"         written by {progress.num_processes} processes: the sample order goes on exactly,"

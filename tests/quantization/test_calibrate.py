@@ -80,3 +80,20 @@ def test_unknown_settings_are_refused():
     with pytest.raises(UserError, match="calibration_method must be"):
         quantize(model, calibration_method="mse")
     assert model.config.quantization is None
+
+
+@pytest.mark.parametrize("kind", ["uniform", "edges", "zeros", "nan and inf", "huge", "beyond"])
+def test_counting_exactly_is_histc(kind):
+    """What `--deterministic true` takes on a GPU, where torch refuses histc."""
+    from effnet_hf.quantization.histogram import count_exactly
+
+    x = torch.rand(20_000)
+    values, end = {
+        "uniform": (x, x.max().item()),
+        "edges": ((x * 64).round() / 64, 1.0),
+        "zeros": (torch.zeros(100), 0.0),
+        "nan and inf": (torch.cat([x, torch.tensor([float("nan"), float("inf")])]), x.max().item()),
+        "huge": (x * 3e38, 3e38),
+        "beyond": (x, 0.5),
+    }[kind]
+    assert torch.equal(count_exactly(values, 2048, end), torch.histc(values, bins=2048, min=0, max=end))

@@ -54,6 +54,17 @@ def test_a_typed_precision_wins_and_nothing_is_said(gpu):
     assert settle_precision(Recipe(precision="fp32")) == (Recipe(precision="fp32"), "")
 
 
+def test_a_recipe_that_contradicts_the_launcher_wins_and_says_so(gpu, monkeypatch):
+    """`--hardware a100` means fp16, whatever the configuration file of `accelerate launch` is called."""
+    gpu((9, 0))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert settle_precision(Recipe(precision="bf16")) == (Recipe(precision="bf16"), "")
+    recipe, sentence = settle_precision(Recipe(precision="fp16"))
+    assert recipe.precision == "fp16" and sentence.endswith("not bf16, as `accelerate launch` says")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")  # which a recipe without a precision is refused for
+    assert settle_precision(Recipe(precision="fp16")) == (Recipe(precision="fp16"), "")
+
+
 def test_quantization_aware_training_stays_exact_and_validation_too(gpu):
     gpu((9, 0))
     recipe, sentence = settle_precision(Recipe(placement="nvidia"))
@@ -82,6 +93,7 @@ def test_fp8_is_refused(gpu, monkeypatch):
         (["accelerate", "launch", "--mixed_precision", "no", "train.py"], "fp32"),
         (["python", "/x/bin/accelerate", "launch", "--mixed-precision=no", "train.py"], "fp32"),
         (["python", "-m", "accelerate.commands.launch", "train.py", "--mixed_precision", "no"], None),
+        (["python", "-m", "accelerate.commands.accelerate_cli", "launch", "train.py"], None),
         (["accelerate-launch", "--num_processes", "8", "-m", "effnet_hf.train"], None),
         (["accelerate", "launch", "--config_file", "fp32.yaml", "train.py"], "fp32"),
         (["accelerate", "launch", "--config_file=tf32.yaml", "train.py"], "tf32"),
@@ -129,6 +141,31 @@ def test_every_shipped_configuration_says_its_precision():
             assert marker[1] == "tf32"
 
 
+@pytest.mark.parametrize(
+    "content, expected",
+    [
+        (b"\xef\xbb\xbf# effnet_hf precision: tf32\r\nmixed_precision: 'no'\r\n", "tf32"),  # as some editors save it
+        (b"mixed_precision: null\n", None),
+        (b"", None),
+        (b"- mixed_precision\n", None),
+        (b"5", None),
+        (b"\xff\xfe\x00", "is no configuration file of Accelerate"),
+        (b"a: [", "is no configuration file of Accelerate"),
+    ],
+)
+def test_a_configuration_file_is_read_with_care(content, expected, tmp_path, monkeypatch):
+    file = tmp_path / "default_config.yaml"
+    file.write_bytes(content)
+    monkeypatch.setattr(launcher, "_launcher", lambda: ([], tmp_path))
+    monkeypatch.setattr(launcher, "_default_file", lambda: file)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    if expected is not None and "file" in expected:
+        with pytest.raises(UserError, match=expected):
+            launcher.launcher_precision()
+    else:
+        assert launcher.launcher_precision()[0] == expected
+
+
 def test_accelerates_own_compilation_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     with pytest.raises(UserError, match="give --compile full, blocks or graphs instead"):
@@ -144,3 +181,15 @@ def test_deterministic_asks_torch_for_it_and_the_next_run_takes_it_back():
     finally:
         make_accelerator(Recipe())
     assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
+
+
+def test_ddp_leaves_buffers_alone_without_a_warning_of_its_own():
+    from effnet_hf.training.precision import _ddp_settings
+
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        network = torch.nn.parallel.DistributedDataParallel(torch.nn.BatchNorm2d(3), **_ddp_settings().to_kwargs())
+        assert not network.will_sync_module_buffers() and network.gradient_as_bucket_view
+    finally:
+        torch.distributed.destroy_process_group()

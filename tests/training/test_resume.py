@@ -8,6 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from effnet_hf.errors import UserError
 from effnet_hf.training import loop, setup, train
@@ -211,3 +213,43 @@ def test_resumed_log_never_has_holes(squares, tmp_path):
     assert train(recipe) == 0
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
+
+
+@pytest.mark.parametrize("age", ["now", "before progress.json said it"])
+def test_a_resumed_run_keeps_its_precision_whatever_this_machine_prefers(age, squares, tmp_path, monkeypatch, capsys):
+    """Another GPU has another default; a run half in bf16 and half in fp16 is nobody's wish."""
+    recipe = small_recipe(squares, tmp_path / "run", resume="auto", precision="bf16", epochs=2, run_epochs=1, **PLAIN)
+    assert train(recipe) == 0
+    if age != "now":
+        file = next((tmp_path / "run" / "checkpoints").glob("update-*/progress.json"))
+        progress = json.loads(file.read_text())
+        del progress["precision"], progress["per_device"]
+        file.write_text(json.dumps(progress))
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    capsys.readouterr()
+    assert train(recipe.replace(precision=None, run_epochs=0)) == 0  # a CPU's own choice is fp32
+    starts = read_rows(tmp_path / "run", "run")
+    assert [row["precision"] for row in starts] == ["bf16", "bf16"]
+    assert "until here" not in capsys.readouterr().out
+
+
+def test_a_change_of_precision_and_of_the_batch_per_device_is_said(squares, tmp_path, capsys):
+    recipe = small_recipe(squares, tmp_path / "run", resume="auto", precision="fp32", epochs=2, run_epochs=1, **PLAIN)
+    assert train(recipe) == 0
+    capsys.readouterr()
+    AcceleratorState._reset_state(True)  # as a new process would be
+    assert train(recipe.replace(precision="bf16", per_device_batch_size=8, run_epochs=0)) == 0
+    said = capsys.readouterr().out
+    assert "precision: fp32 until here, bf16 from here on" in said
+    assert "pictures at once on a device: 4 until here, 8 from here on" in said
+
+
+def test_a_checkpoint_without_a_loss_scale_goes_on_in_fp16_with_a_fresh_one(squares, tmp_path):
+    recipe = small_recipe(squares, tmp_path / "run", resume="auto", precision="fp32", epochs=2, run_epochs=1, **PLAIN)
+    assert train(recipe) == 0
+    accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
+    run = setup.set_up(recipe, accelerator, None)
+    run.loaders.close()
+    run.report.close()
+    assert run.progress.epoch == 1 and accelerator.scaler is not None and accelerator.scaler.get_scale() == 64.0
