@@ -17,6 +17,7 @@ from accelerate.utils import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
+from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
 from ..recipes import Recipe
 from .compilation import require_compiler
@@ -165,6 +166,23 @@ def _has_tf32(device: torch.device) -> bool:
     return (
         device.type == "cuda" and torch.version.cuda is not None and torch.cuda.get_device_capability(device) >= (8, 0)
     )
+
+
+def refuse_unwritten_gradients(config: EfficientNetNVConfig, image_size: int) -> None:
+    """Of bf16 on a CPU: where a strided depthwise convolution sees a map of one position, oneDNN's gradient of its
+    weight is partly memory that nobody wrote (seen in torch 2.11 and 2.15).
+
+    Raises:
+        UserError: this network at this size has such a map.
+    """
+    side = -(-image_size // 2)
+    for stride in config.strides:
+        if stride > 1 and side == 1:
+            raise UserError(
+                f"--precision bf16 on a CPU cannot train on pictures of {image_size} px: oneDNN's gradients are wrong"
+                " where a strided convolution sees a single position; use --precision fp32 or larger pictures."
+            )
+        side = -(-side // stride)
 
 
 def precision_name(recipe: Recipe, accelerator: Accelerator) -> str:

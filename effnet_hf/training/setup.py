@@ -37,7 +37,7 @@ from .model import (
 )
 from .optim import build_optimizer, peak_learning_rate
 from .original_run import OriginalRun
-from .precision import precision_name, wants_channels_last
+from .precision import precision_name, refuse_unwritten_gradients, wants_channels_last
 from .profiling import Profiler
 from .report import Report
 from .signals import Interruption
@@ -206,6 +206,8 @@ def set_up(
     model, teacher = build_model(recipe, loaders.class_names), build_teacher(recipe, loaders.class_names)
     if original is not None:
         original.load_weights(model)
+    if accelerator.device.type == "cpu" and precision == "bf16":
+        refuse_unwritten_gradients(model.config, image_size)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
     for network in filter(None, (model, teacher)):
         network.to(accelerator.device, memory_format=memory_format)

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from effnet_hf import EfficientNetNVConfig
 from effnet_hf.errors import UserError
 from effnet_hf.recipes import Recipe
 from effnet_hf.training import launcher, make_accelerator, settle_precision
-from effnet_hf.training.precision import fastest_precision
+from effnet_hf.training.precision import fastest_precision, refuse_unwritten_gradients
 
 
 ROOT = Path(__file__).parents[2]
@@ -193,3 +194,11 @@ def test_ddp_leaves_buffers_alone_without_a_warning_of_its_own():
         assert not network.will_sync_module_buffers() and network.gradient_as_bucket_view
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("variant, smallest", [("b0", 17), ("b7", 17), ("lite0", 17)])
+def test_bf16_on_a_cpu_is_refused_where_gradients_would_be_unwritten_memory(variant, smallest):
+    config = EfficientNetNVConfig.from_variant(variant)
+    refuse_unwritten_gradients(config, smallest)
+    with pytest.raises(UserError, match="use --precision fp32 or larger pictures"):
+        refuse_unwritten_gradients(config, smallest - 1)

@@ -218,7 +218,9 @@ def test_resumed_log_never_has_holes(squares, tmp_path):
 @pytest.mark.parametrize("age", ["now", "before progress.json said it"])
 def test_a_resumed_run_keeps_its_precision_whatever_this_machine_prefers(age, squares, tmp_path, monkeypatch, capsys):
     """Another GPU has another default; a run half in bf16 and half in fp16 is nobody's wish."""
-    recipe = small_recipe(squares, tmp_path / "run", resume="auto", precision="bf16", epochs=2, run_epochs=1, **PLAIN)
+    recipe = small_recipe(
+        squares, tmp_path / "run", resume="auto", precision="bf16", epochs=2, run_epochs=1, image_size=32, **PLAIN
+    )
     assert train(recipe) == 0
     if age != "now":
         file = next((tmp_path / "run" / "checkpoints").glob("update-*/progress.json"))
@@ -234,7 +236,9 @@ def test_a_resumed_run_keeps_its_precision_whatever_this_machine_prefers(age, sq
 
 
 def test_a_change_of_precision_and_of_the_batch_per_device_is_said(squares, tmp_path, capsys):
-    recipe = small_recipe(squares, tmp_path / "run", resume="auto", precision="fp32", epochs=2, run_epochs=1, **PLAIN)
+    recipe = small_recipe(
+        squares, tmp_path / "run", resume="auto", precision="fp32", epochs=2, run_epochs=1, image_size=32, **PLAIN
+    )
     assert train(recipe) == 0
     capsys.readouterr()
     AcceleratorState._reset_state(True)  # as a new process would be
@@ -245,7 +249,9 @@ def test_a_change_of_precision_and_of_the_batch_per_device_is_said(squares, tmp_
 
 
 def test_a_checkpoint_without_a_loss_scale_goes_on_in_fp16_with_a_fresh_one(squares, tmp_path):
-    recipe = small_recipe(squares, tmp_path / "run", resume="auto", precision="fp32", epochs=2, run_epochs=1, **PLAIN)
+    recipe = small_recipe(
+        squares, tmp_path / "run", resume="auto", precision="fp32", epochs=2, run_epochs=1, image_size=32, **PLAIN
+    )
     assert train(recipe) == 0
     accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
