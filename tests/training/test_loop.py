@@ -294,8 +294,8 @@ def test_only_a_logging_step_asks_the_other_processes_for_the_time(squares, tmp_
 
 def test_the_default_precision_is_recorded_and_said(squares, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        loop, "settle_precision", lambda recipe: (recipe.replace(precision="bf16"), "precision bf16, so")
+        loop, "settle_precision", lambda recipe, resumed: (recipe.replace(precision="bf16"), "precision bf16, so")
     )
-    assert train(small_recipe(squares, tmp_path, epochs=0, warmup_epochs=0)) == 0
+    assert train(small_recipe(squares, tmp_path, epochs=0, warmup_epochs=0, image_size=32)) == 0
     assert "precision bf16, so" in capsys.readouterr().out
     assert 'precision: "bf16"' in (tmp_path / "recipe.yaml").read_text()
