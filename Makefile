@@ -55,7 +55,7 @@ test-common: $(VENV)/.ready $(VENV)/.transformers5
 test-wheel: $(VENV)/.ready
 	$(PY) -m pytest -m slow tests/test_wheel.py
 
-# Every Python x torch x transformers that we say we support: an hour on two cores, 20 GB of environments.
+# Every Python x torch x transformers that we say we support: an hour on two cores, 35 GB of environments.
 .PHONY: test-matrix
 test-matrix: $(VENV)/.ready
 	$(VENV)/bin/pip install --quiet uv

@@ -11,7 +11,7 @@ import xml.etree.ElementTree
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from . import runs
+from . import resuming, runs
 from .rows import AT_ONCE, MODEL, ROOT, Book, Failed, call, expect, relative
 
 
@@ -235,7 +235,7 @@ SECTIONS = {
         runs.training,
         runs.compiled,
         runs.using,
-        runs.resume,
+        resuming.resume,
         runs.qat,
         pictures,
     )

@@ -42,7 +42,7 @@ def read_results(folder: Path) -> list[dict]:
 
 
 def render(results: list[dict], folder_name: str, notes: str = "") -> str:
-    """The Markdown page; `notes` say why goals were missed."""
+    """The Markdown page; `notes` say why goals were missed. It shows `chart.png` where some row has a peer's beside it."""
     first = results[0]
     facts = first["hardware"]
     on_cpu = facts["device"] == "cpu"
@@ -55,9 +55,9 @@ def render(results: list[dict], folder_name: str, notes: str = "") -> str:
         " timm's eager model: the median over rounds of the ratio within a round"
         + (", of **CPU time**, because the machine is shared; wall times are medians." if on_cpu else ", by the clock.")
         + " `same mode` is over the peer's form in that row's mode, which for a folded network is eager.",
-        "",
-        f"![chart]({folder_name}/chart.png)",
     ]
+    if any(row.get("speed_up") for figures in results for row in figures["rows"]):
+        lines += ["", f"![chart]({folder_name}/chart.png)"]
     said_first = notes.strip() if any(figures["kind"] == "verify" for figures in results) else ""
     lines += ["", said_first] if said_first else []  # what was not run belongs before what was
     for figures in results:

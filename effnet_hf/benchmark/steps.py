@@ -19,9 +19,19 @@ from ..errors import UserError
 from ..files import atomic_write
 from ..hub import software_versions
 from ..recipes import Recipe
-from ..training import Run, describe_device, make_accelerator, percentiles, set_up, settle_precision, train_step
-from ..training.metrics import LatencyMeter, LossMeter
-from ..training.optim import learning_rate, set_learning_rate
+from ..training import (
+    LatencyMeter,
+    LossMeter,
+    Run,
+    describe_device,
+    learning_rate,
+    make_accelerator,
+    percentiles,
+    set_learning_rate,
+    set_up,
+    settle_precision,
+    train_step,
+)
 from .timing import wait_for
 
 

@@ -2,14 +2,16 @@
 
 from .evaluation import validate_checkpoint
 from .loop import train, train_step, validate
-from .metrics import TopKAccuracy, percentiles
+from .metrics import LatencyMeter, LossMeter, TopKAccuracy, percentiles
 from .model import build_model, build_processor, check_checkpoint, load_model, load_processor
-from .optim import build_optimizer, training_loss
+from .optim import build_optimizer, learning_rate, set_learning_rate, training_loss
 from .precision import allow_tf32, keep_freed_memory, make_accelerator, precision_name, settle_precision
 from .setup import Run, describe_device, set_up
 
 
 __all__ = [
+    "LatencyMeter",
+    "LossMeter",
     "Run",
     "TopKAccuracy",
     "allow_tf32",
@@ -21,7 +23,9 @@ __all__ = [
     "keep_freed_memory",
     "load_model",
     "load_processor",
+    "learning_rate",
     "make_accelerator",
+    "set_learning_rate",
     "percentiles",
     "precision_name",
     "set_up",

@@ -1,6 +1,6 @@
 """Every Python x torch x transformers that we say we support: import, model tests, a tiny training, a tiny export.
 
-    python tests/matrix/matrix.py            # all of them; an hour on two cores, 20 GB in .venv/matrix
+    python tests/matrix/matrix.py            # all of them; an hour on two cores, 35 GB in .venv/matrix
     python tests/matrix/matrix.py py3.12 5.17.0    # those whose name holds both words
 
 One environment per Python and torch; the transformers in it is exchanged. Everything else is the newest that fits, as

@@ -50,6 +50,8 @@ def original(config, state, monkeypatch):
         layer.set_default_quant_desc_input(histogram)
     monkeypatch.setattr(modeling_efficientnet_nv, "ScaleByGate", Scale)
     monkeypatch.setattr(modeling_efficientnet_nv, "ResidualAdd", Add)
+    # Their library exchanges torch's own class, which ours inherits from.
+    monkeypatch.setattr(modeling_efficientnet_nv, "GlobalAvgPool2d", lambda: torch.nn.AdaptiveAvgPool2d(1))
     quant_modules.initialize()
     try:
         model = EfficientNetNVForImageClassification(config)
