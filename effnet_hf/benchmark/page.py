@@ -42,7 +42,7 @@ def read_results(folder: Path) -> list[dict]:
 
 
 def render(results: list[dict], folder_name: str, notes: str = "") -> str:
-    """The Markdown page; `notes` say why goals were missed. It shows `chart.png` where some row has a peer's beside it."""
+    """The Markdown page; `notes` say why goals were missed. It shows `chart.png` where a row stands beside a peer's."""
     first = results[0]
     facts = first["hardware"]
     on_cpu = facts["device"] == "cpu"
