@@ -8,18 +8,11 @@ from effnet_hf.training.optim import training_loss
 from effnet_hf.training.precision import allow_tf32
 
 from .golden_weights import golden_input
-from .gpu_device import DEVICE
+from .gpu_device import DEVICE, exact_products  # noqa: F401
 from .test_golden import GOLDEN, SEED, VARIANTS, assert_figures, golden_model
 
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def exact_products():
-    allow_tf32(False)
-    yield
-    allow_tf32(False)
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("exact_products")]
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels_last"])

@@ -9,20 +9,12 @@ from effnet_hf import EfficientNetNVForImageClassification
 from effnet_hf.data.mixup import BatchMixer
 from effnet_hf.data.sampler import BatchRequest
 from effnet_hf.training.ema import ModelEMA
-from effnet_hf.training.precision import allow_tf32
 from effnet_hf.tuning import fold_batchnorm
 
-from .gpu_device import DEVICE
+from .gpu_device import DEVICE, exact_products  # noqa: F401
 
 
-pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def exact_products():
-    allow_tf32(False)
-    yield
-    allow_tf32(False)
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("exact_products")]
 
 
 @pytest.fixture

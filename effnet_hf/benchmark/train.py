@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from ..cli import at_least
+from ..configuration import EfficientNetNVConfig
 from ..errors import UserError, first_line
 from ..recipes import load_recipe
-from ..training import keep_freed_memory
+from ..training import keep_freed_memory, largest_map
 from .contenders import COMPILED, MODES, OURS, build, has, pictures, set_precision, training_step
 from .environment import environment, resolve_device, write_figures
 from .flags import common_parser, image_size_for, settings, words
@@ -130,7 +131,7 @@ def largest_batch(variant: str, precision: str, layout: str, size: int, device: 
     Raises:
         UserError: not even one picture fits.
     """
-    most, batch = MOST_ELEMENTS // largest_map(variant, size), 1
+    most, batch = MOST_ELEMENTS // largest_map(EfficientNetNVConfig.from_variant(variant), size), 1
     while 2 * batch <= most:
         batch *= 2
     while batch:
@@ -149,20 +150,6 @@ def largest_batch(variant: str, precision: str, layout: str, size: int, device: 
             step = pixels = None
             release(device)
     raise UserError(f"--batch_size largest: not even one picture of {size} pixels fits {variant} on this device.")
-
-
-def largest_map(variant: str, size: int) -> int:
-    """Elements of the largest tensor that one picture makes on its way through the network."""
-    most = 0
-
-    def look(module, inputs, output):
-        nonlocal most
-        if isinstance(output, torch.Tensor):
-            most = max(most, output.numel())
-
-    with torch.device("meta"), torch.nn.modules.module.register_module_forward_hook(look):
-        build(OURS, variant, size).eval()(torch.empty(1, 3, size, size))
-    return most
 
 
 def _is_too_much(error: RuntimeError) -> bool:

@@ -2,6 +2,7 @@
 
 from .evaluation import validate_checkpoint
 from .loop import train, train_step, validate
+from .memory import largest_map
 from .metrics import LatencyMeter, LossMeter, TopKAccuracy, percentiles
 from .model import build_model, build_processor, check_checkpoint, load_model, load_processor
 from .optim import build_optimizer, learning_rate, set_learning_rate, training_loss
@@ -23,6 +24,7 @@ __all__ = [
     "keep_freed_memory",
     "load_model",
     "load_processor",
+    "largest_map",
     "learning_rate",
     "make_accelerator",
     "set_learning_rate",

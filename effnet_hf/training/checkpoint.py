@@ -157,12 +157,12 @@ class Checkpoints:
                 f" python convert.py {resume} --to DIR with --resume DIR."
             )
         if not (path / "progress.json").is_file():
-            nested = sorted(path.glob("checkpoints/update-*/progress.json"))
+            nested = whole_checkpoints(path / "checkpoints")
             if not nested:
                 raise UserError(
                     f"--resume {resume}: no checkpoint there; name a folder like {self.folder}/update-00001250."
                 )
-            path = nested[-1].parent
+            path = nested[-1]
         output_dir = self.folder.parent
         if self._is_elsewhere(path) and (output_dir / "metrics.jsonl").exists() and not self.recipe.overwrite:
             raise UserError(

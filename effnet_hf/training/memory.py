@@ -91,13 +91,18 @@ def training_need(recipe: Recipe, image_size: int, precision: str) -> Need:
 
 
 def largest_map(config: EfficientNetNVConfig, image_size: int) -> int:
-    """Elements of one picture's largest feature map: the expanded input of some stage."""
-    side, largest = -(-image_size // 2), config.stem_width * (-(-image_size // 2)) ** 2
-    for stage in config.stages:
-        largest = max(largest, stage.in_channels * stage.expand_ratio * side**2)
-        side = -(-side // stage.stride)
-        largest = max(largest, stage.out_channels * stage.expand_ratio * side**2)
-    return largest
+    """Elements of the largest tensor that one picture makes on its way through the network."""
+    most = 0
+
+    def look(module, inputs, output):
+        nonlocal most
+        if isinstance(output, torch.Tensor):
+            most = max(most, output.numel())
+
+    with torch.device("meta"), torch.nn.modules.module.register_module_forward_hook(look):
+        network = EfficientNetNVForImageClassification(_without_quantizers(config)).eval()
+        network(torch.empty(1, config.num_channels, image_size, image_size))
+    return most
 
 
 @cache

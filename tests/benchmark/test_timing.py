@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from effnet_hf import EfficientNetNVConfig
 from effnet_hf.benchmark import memory, roofline, steps, train
 from effnet_hf.benchmark.contenders import PEERS, build, logits_of, pictures, training_step
 from effnet_hf.benchmark.environment import resolve_device
@@ -245,4 +246,4 @@ class TestLargestBatch:
             largest(0, torch.OutOfMemoryError("CUDA out of memory."))
 
     def test_the_largest_map_of_b0_is_the_first_expansions(self):
-        assert train.largest_map("b0", 224) == 96 * 112 * 112
+        assert train.largest_map(EfficientNetNVConfig.from_variant("b0"), 224) == 96 * 112 * 112
