@@ -15,6 +15,9 @@ from typing import Any
 from .errors import UserError
 
 
+_SCRIPTS = {f"{name}.py" for name in ("train", "validate", "classify", "convert", "qat", "export")}  # of a clone
+
+
 class OneLineErrors(argparse.ArgumentParser):
     """`argparse.ArgumentParser` with one clear line and exit code 2 instead of a usage dump."""
 
@@ -99,6 +102,12 @@ def check_upload_flags(args: argparse.Namespace) -> None:
         raise UserError("--push_to_hub needs --hub_model_id ME/X.")
     if args.hub_model_id and not args.push_to_hub:
         raise UserError("--hub_model_id does nothing without --push_to_hub.")
+
+
+def invocation(command: str) -> str:
+    """How the user calls one of our commands: `python train.py` from a clone's root, else `effnet-hf train`."""
+    script = os.path.basename(sys.argv[0])
+    return f"python {command}.py" if script in _SCRIPTS else f"effnet-hf {command}"
 
 
 def command_line(args: Any) -> str:

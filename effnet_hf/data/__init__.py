@@ -2,7 +2,8 @@
 
 from .bad_files import BadFile, BadFiles
 from .loaders import Loader, Loaders, build_loaders
+from .sampler import BatchPlan
 from .source import DataSource, Split
 
 
-__all__ = ["BadFile", "BadFiles", "DataSource", "Loader", "Loaders", "Split", "build_loaders"]
+__all__ = ["BadFile", "BadFiles", "BatchPlan", "DataSource", "Loader", "Loaders", "Split", "build_loaders"]

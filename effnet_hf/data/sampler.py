@@ -45,6 +45,30 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class BatchPlan:
+    """`global_batch_size = per_device * world_size * accumulation_steps`, always exactly.
+
+    `rank` is this process's number; `reason` says why the batch per device is no larger, where the device's memory
+    decided.
+    """
+
+    per_device: int
+    world_size: int = 1
+    accumulation_steps: int = 1
+    rank: int = 0
+    reason: str = ""
+
+    @property
+    def global_batch_size(self) -> int:
+        return self.per_device * self.world_size * self.accumulation_steps
+
+    def __str__(self) -> str:
+        devices = f"{self.world_size} process{'es' if self.world_size > 1 else ''}"
+        parts = f"{self.per_device} per device x {devices} x {self.accumulation_steps} accumulated"
+        return f"{self.global_batch_size} = {parts}" + (f" ({self.reason})" if self.reason else "")
+
+
+@dataclass(frozen=True)
 class BatchRequest:
     """One micro-batch to fetch: sample numbers, and what seeds its randomness."""
 

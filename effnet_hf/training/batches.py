@@ -1,8 +1,8 @@
 """From a global batch to what each device handles at once."""
 
 import math
-from dataclasses import dataclass
 
+from ..data import BatchPlan
 from ..errors import UserError
 from ..recipes import Recipe
 from .memory import MIB, training_need
@@ -15,30 +15,13 @@ MOST_ON_CPU = 32
 _INDEXABLE = 2**31  # elements of a tensor that every CUDA kernel can count
 
 
-@dataclass(frozen=True)
-class BatchPlan:
-    """`global_batch_size = per_device * world_size * accumulation_steps`, always exactly.
-
-    `reason` says why the batch per device is no larger, where the device's memory decided.
-    """
-
-    per_device: int
-    world_size: int
-    accumulation_steps: int
-    reason: str = ""
-
-    @property
-    def global_batch_size(self) -> int:
-        return self.per_device * self.world_size * self.accumulation_steps
-
-    def __str__(self) -> str:
-        devices = f"{self.world_size} process{'es' if self.world_size > 1 else ''}"
-        parts = f"{self.per_device} per device x {devices} x {self.accumulation_steps} accumulated"
-        return f"{self.global_batch_size} = {parts}" + (f" ({self.reason})" if self.reason else "")
-
-
 def plan_batches(
-    recipe: Recipe, world_size: int, image_size: int, precision: str = "fp32", memory: int | None = None
+    recipe: Recipe,
+    world_size: int,
+    image_size: int,
+    precision: str = "fp32",
+    memory: int | None = None,
+    rank: int = 0,
 ) -> BatchPlan:
     """How a step's pictures are divided.
 
@@ -82,7 +65,7 @@ def plan_batches(
             f" processes; {_nearest_multiple(total, per_device * world_size)} is, or give --per_device_batch_size"
             f" {max(size for size in range(1, per_device + 1) if share % size == 0)}."
         )
-    return BatchPlan(per_device, world_size, share // per_device, reason)
+    return BatchPlan(per_device, world_size, share // per_device, rank, reason)
 
 
 def _fitting(recipe: Recipe, image_size: int, precision: str, memory: int, wanted: int) -> tuple[int, str]:
