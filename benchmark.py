@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import sys
+from pathlib import Path
 
 from effnet_hf.cli import run
 from effnet_hf.errors import UserError
@@ -13,13 +14,11 @@ COMMANDS = {
     "inference": "latency percentiles and throughput of every runtime, beside the peers",
     "memory": "peak memory of training and inference, with and without gradient checkpointing",
     "roofline": "bytes and FLOPs counted, and the share of this machine's peaks that a step reaches",
-    "loop": "our whole training loop on real and on synthetic pictures",
+    "loop": "our whole training loop on real and on synthetic images",
     "ablation": "what each of our CPU tunings brings",
-    "profile": "the 20 costliest kernels of a training step",
-    "scaling": "from one device to 8 and 64: pictures per second, GPU-hours, cost",
-    "suite": "all of these as one page in benchmarks/",
-    "page": "renders a suite's folder again from its JSON",
-    "data": "pictures per second and core of every loader, beside timm, torchvision and datasets",
+    "data": "images per second and core of every loader, beside timm, torchvision and datasets",
+    "suite": "training, inference, memory, roofline, ablation and loop as one page in benchmarks/",
+    "page": "renders a folder of results again from its JSON",
 }
 
 
@@ -32,7 +31,8 @@ def main() -> int:
         nearest = difflib.get_close_matches(sys.argv[1], COMMANDS, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"there are: {', '.join(COMMANDS)}"
         raise UserError(f"unknown command {sys.argv[1]}; {hint}")
-    return importlib.import_module(f"effnet_hf.benchmark.{sys.argv[1]}").main(sys.argv[2:])
+    sys.path.insert(0, str(Path(__file__).resolve().with_name("benchmarks")))  # where `lib` is
+    return importlib.import_module(f"lib.{sys.argv[1]}").main(sys.argv[2:])
 
 
 if __name__ == "__main__":

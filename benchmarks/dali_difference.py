@@ -10,68 +10,63 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import torch
+from lib.environment import LOADING, environment, resolve_device
+from lib.report import table, write_figures
 from PIL import Image
 
-from effnet_hf import EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
-from effnet_hf.benchmark.data import describe_cpu
-from effnet_hf.benchmark.report import write_report
-from effnet_hf.cli import ArgumentParser, run
-from effnet_hf.data import auto_augment
+from effnet_hf import EfficientNetNVImageProcessor
+from effnet_hf.checkpoint import open_checkpoint
+from effnet_hf.cli import ArgumentParser, at_least, run
+from effnet_hf.data import DataSource, DeviceStage, EvaluationTransform, auto_augment
 from effnet_hf.data.auto_augment import Step
 from effnet_hf.data.dali import DaliDecoder, quiet_build
 from effnet_hf.data.dali_augment import DaliPolicy
 from effnet_hf.data.dali_pipeline import DaliPipeline, EncodedBatches, EvaluationPlanner
-from effnet_hf.data.imagefolder import MicroBatches
-from effnet_hf.data.prefetch import DeviceStage
 from effnet_hf.data.sampler import BatchRequest, ValidationPlan
-from effnet_hf.data.source import DataSource
-from effnet_hf.data.transforms import EvaluationTransform
-from effnet_hf.hub import software_versions
+from effnet_hf.data.worker_pool import MicroBatches
 from effnet_hf.training.precision import keep_freed_memory
 
 
 BATCH = 50
 DRAWS = 10_000
-SIZE = 224  # of the pictures that operations are compared on
+SIZE = 224  # of the images that operations are compared on
 
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", required=True, help="checkpoint folder")
     parser.add_argument("--data_dir", required=True, help="folder with val/<class>/… or <class>/…")
-    parser.add_argument("--pictures", type=int, default=50, help="pictures that operations are compared on")
+    parser.add_argument("--num_images", type=at_least(1), default=50, help="that operations are compared on")
     parser.add_argument("--output", default=None, help="write the figures to this JSON file as well")
+    parser.old_spellings = {"--pictures": "--num_images"}
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    device = resolve_device("cpu", threads=1)
     keep_freed_memory()
-    network = EfficientNetNVForImageClassification.from_pretrained(arguments.model).eval()
-    names = [network.config.id2label[i] for i in range(network.config.num_labels)]
-    split = DataSource.from_folder(arguments.data_dir, train=False, class_names=names).val
-    processor = EfficientNetNVImageProcessor.from_pretrained(arguments.model)
+    checkpoint = open_checkpoint(arguments.model)
+    split = DataSource.from_folder(arguments.data_dir, train=False, class_names=checkpoint.class_names).val
     figures = {
-        "hardware": describe_cpu(),
-        "versions": software_versions("pillow", "simplejpeg", "nvidia-dali-cuda130"),
-        "pictures": len(split),
-        "evaluation": compare_evaluation(network, processor, split),
-        "operations": compare_operations(split, arguments.pictures),
+        "kind": "data",
+        **environment(device, LOADING),
+        "rows": [],
+        "evaluation": compare_evaluation(checkpoint.load().eval(), checkpoint.processor, split),
+        "operations": compare_operations(split, arguments.num_images),
     }
-    write_report(figures, arguments.output)
+    for name in ("evaluation", "operations"):
+        print(f"\n{table(figures[name])}")
+    if arguments.output:
+        write_figures(figures, arguments.output)
 
 
 def compare_evaluation(network, processor, split) -> list[dict]:
     """Top-1 and loss by loader; predictions that change and the mean difference of a pixel, in grey levels."""
-    size = processor.crop_size["height"]
-    margin = processor.size["shortest_edge"] - size
-    kind = {Image.BILINEAR: "bilinear", Image.BICUBIC: "bicubic"}[processor.resample]
-    stage = DeviceStage(torch.device("cpu"), processor.image_mean, processor.image_std)
-    transform, requests = EvaluationTransform(size, kind, margin), ValidationPlan(len(split), BATCH).requests
+    stage, requests = DeviceStage("cpu", processor), ValidationPlan(len(split), BATCH).requests
 
     def fed_by(decoder):
-        batches = MicroBatches(split, transform, 0, False, decoder)
+        batches = MicroBatches(split, EvaluationTransform(processor), 0, False, decoder)
         return (batches[request] for request in requests())
 
-    files = EncodedBatches(split, EvaluationPlanner(size, margin), 0, False)
-    graph = DaliPipeline(files, 0, 2, kind, BATCH, torch.device("cpu"), num_threads=1)
+    files = EncodedBatches(split, EvaluationPlanner(processor), 0, False)
+    graph = DaliPipeline(files, 0, 2, BATCH, torch.device("cpu"), num_threads=1)
     sources = [fed_by(None), fed_by(DaliDecoder(BATCH)), graph.batches(requests())]
     sums: list[dict] = [defaultdict(float) for _ in sources]
     with torch.inference_mode():
@@ -101,18 +96,19 @@ def compare_evaluation(network, processor, split) -> list[dict]:
     ]
 
 
-def compare_operations(split, pictures: int) -> list[dict]:
+def compare_operations(split, num_images: int) -> list[dict]:
     """How often each operation is drawn, and how far DALI's result is from Pillow's at the policy's levels."""
-    policy = DaliPolicy("autoaugment", SIZE)
+    processor = EfficientNetNVImageProcessor.for_image_size(SIZE)
+    policy = DaliPolicy("autoaugment", processor)
     expected: dict[str, float] = defaultdict(float)
     for sub_policy in auto_augment.POLICY:
         for name, probability, _ in sub_policy:
             expected[name] += DRAWS * probability / len(auto_augment.POLICY)
     pillow = Counter(step.operation for seed in range(DRAWS) for step in auto_augment.draw(random.Random(seed)))
     dali = np.bincount(np.concatenate([policy.draw(random.Random(s)) for s in range(DRAWS)])[:, 0], minlength=13)
-    transform, pipeline = EvaluationTransform(SIZE), _policy_pipeline(policy)
-    rows = np.linspace(0, len(split) - 1, pictures).astype(int)
-    batch = MicroBatches(split, transform, 0, False)[BatchRequest(0, 0, rows)]
+    pipeline = _policy_pipeline(policy)
+    rows = np.linspace(0, len(split) - 1, num_images).astype(int)
+    batch = MicroBatches(split, EvaluationTransform(processor), 0, False)[BatchRequest(0, 0, rows)]
     images = [Image.fromarray(square) for square in batch["pixel_values"].numpy()]
     table = []
     for number, name in enumerate(auto_augment.OPERATIONS):
@@ -138,7 +134,7 @@ def compare_operations(split, pictures: int) -> list[dict]:
                 "drawn for Pillow": pillow[name],
                 "drawn for DALI": int(dali[1 + number]),
                 "mean pixel difference": round(float(np.mean(means)), 3),
-                "99th percentile, worst picture": largest,
+                "99th percentile, worst image": largest,
             }
         )
     return table

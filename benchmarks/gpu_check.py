@@ -6,10 +6,10 @@ Second half: measurements, one at a time, alone on the card, in the order of the
 with a time limit; what it had written when its time was over is kept, and what no time is left for is named.
 
     --only NAME,NAME   runs these into the same folder again; --list names them
-    --work DIR         keeps compiled graphs, pictures and runs for the next call
+    --work DIR         keeps compiled graphs, images and runs for the next call
     --rehearse         all of it, tiny, on a CPU
 
-DIR holds verify.json, train.json, inference.json, loop.json, roofline.json, memory.json, profile.txt and summary.md;
+DIR holds verify.json, train.json, inference.json, loop.json, roofline.json, memory.json and summary.md;
 `python benchmark.py page DIR` makes a page of them. Only DIR and temporary folders are written to.
 """
 
@@ -30,8 +30,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # the package need not be 
 from gpu import summary, verify  # noqa: E402
 from gpu.rows import Row  # noqa: E402
 from gpu.runner import Runner, Section  # noqa: E402
+from lib.suite import CUDA_PARTS  # noqa: E402
 
-from effnet_hf.benchmark.suite import CUDA_PARTS  # noqa: E402
 from effnet_hf.cli import ArgumentParser, above_zero, run  # noqa: E402
 from effnet_hf.errors import UserError  # noqa: E402
 
@@ -42,7 +42,7 @@ FIRST_HALF = 0.45  # of all seconds, at most
 # Seconds: what a section takes beside others, not alone.
 VERIFY = {
     "gate": 100, "gpu_tests": 150, "training": 150, "using": 120, "precisions": 150, "qat": 200, "resume": 200,
-    "compiled": 200, "variants": 200, "pictures": 90,
+    "compiled": 200, "variants": 200, "photographs": 90,
 }  # fmt: skip
 # What is compiled beside the first half, for the measurement of that name, in the order of its worth.
 WARM = ("train-b0", "train-b4", "inference-1", "inference-256")
@@ -94,7 +94,7 @@ def check(arguments: argparse.Namespace, work: Path) -> int:
         if (work / "facts.json").exists():  # the gate asked, so that this process holds no memory on the card
             facts |= {**json.loads((work / "facts.json").read_text()), "command": facts["command"]}
         if any(row["status"] == "fail" for row in runner.rows if row["section"] == "gate"):
-            runner.note(Row("gate", "everything else", "", "skipped", "the gate failed, so nothing else was started"))
+            runner.note(Row("gate", "everything else", "skipped", "the gate failed, so nothing else was started"))
         else:
             middle = started + FIRST_HALF * (deadline - started)
             measuring = [section for section in todo if section.half == "measure"]
@@ -107,7 +107,7 @@ def check(arguments: argparse.Namespace, work: Path) -> int:
     finally:
         runner.end_all("stopped from outside")
         summary.write(runner.out, runner.rows)
-    print(f"\n{summary.first_look(runner.out, runner.rows)}\n\n{runner.out}: {time.monotonic() - started:.0f} s")
+    print(f"\n{summary.first_look(runner.rows)}\n\n{runner.out}: {time.monotonic() - started:.0f} s")
     return int(any(row["status"] == "fail" for row in runner.rows))
 
 
@@ -145,7 +145,7 @@ def sections(work: Path, rehearse: bool) -> list[Section]:
     for name, (seconds, _) in CUDA_PARTS.items():
         words = measuring(work, name, rehearse)
         output = ("--output", str(work / "figures" / f"{name}.json"))
-        target = "profile.txt" if name == "profile" else f"{name.partition('-')[0]}.json"
+        target = f"{name.partition('-')[0]}.json"
         limit = 300 if rehearse else seconds
         found.append(Section(name, limit, "measure", (*words, *output), target, seconds / 2))
     at = next(i for i, section in enumerate(found) if section.name == "loop" and section.half == "measure")

@@ -12,37 +12,16 @@ import tempfile
 
 import timm
 import torch
+from lib.contenders import OURS, PRECISIONS, training_step
+from lib.environment import environment
+from lib.report import table, write_figures
+from lib.timing import speed_up, take_turns
 
 from effnet_hf import EfficientNetNVForImageClassification
-from effnet_hf.benchmark.contenders import PRECISIONS
-from effnet_hf.benchmark.environment import environment, write_figures
-from effnet_hf.benchmark.report import markdown_table
-from effnet_hf.benchmark.steps import training_steps
-from effnet_hf.benchmark.timing import speed_up, take_turns
 from effnet_hf.cli import ArgumentParser, at_least, run
 from effnet_hf.recipes import load_recipe
-from effnet_hf.training import make_accelerator, precision_name, set_up
-from effnet_hf.training.optim import build_optimizer, training_loss
+from effnet_hf.training import build_run, make_accelerator, training_steps
 from effnet_hf.training.precision import make_deterministic, wants_channels_last
-from effnet_hf.tuning import tune_for_cpu_training
-
-
-def bare_step(model, recipe, batch, accelerator):
-    """The same arithmetic without Accelerate, loop or configuration."""
-    optimizer, device = build_optimizer(model, recipe), accelerator.device
-    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision)
-    scaler = torch.amp.GradScaler(device.type, init_scale=recipe.loss_scale, enabled=dtype is torch.float16)
-
-    def step():
-        with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
-            output = model(batch["pixel_values"])
-        loss = training_loss(getattr(output, "logits", output), batch["labels"], recipe.label_smoothing)
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad()
-
-    return step
 
 
 def deterministically(updates) -> None:
@@ -59,7 +38,7 @@ def main() -> None:
     parser.add_argument("--config", default="imagenette", help="recipe")
     parser.add_argument("--variant", default=None, help="architecture; the recipe's by default")
     parser.add_argument("--image_size", type=at_least(1), help="side in pixels; the recipe's by default")
-    parser.add_argument("--batch_size", type=at_least(1), help="pictures per step; the recipe's by default")
+    parser.add_argument("--batch_size", type=at_least(1), help="images per step; the recipe's by default")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of all sides")
     parser.add_argument("--repeats", type=at_least(1), default=15, help="counted rounds of each variant")
     parser.add_argument("--burst", type=at_least(1), help="steps per round; 1 on a CPU, 5 on a GPU")
@@ -77,30 +56,35 @@ def main() -> None:
         accelerator = make_accelerator(recipe)
         device, channels_last = accelerator.device, wants_channels_last(recipe, accelerator)
         memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        ours = set_up(recipe, accelerator, None)
+        ours = build_run(recipe, accelerator)
+        assert ours.loaders.train is not None
         batch = next(iter(ours.loaders.train.epoch(0)))
         config = ours.bare_model.config
         bare = EfficientNetNVForImageClassification(config).to(device, memory_format=memory_format)
         bare.load_state_dict(ours.bare_model.state_dict())
-        if device.type == "cpu":
-            tune_for_cpu_training(bare, config.image_size)  # as the loop's model is
         peer = timm.create_model(
             f"efficientnet_{recipe.variant}", num_classes=10, drop_rate=config.dropout_rate,
             bn_eps=config.batch_norm_eps, bn_momentum=config.batch_norm_momentum,
         ).to(device, memory_format=memory_format)  # fmt: skip
-        updates = training_steps(ours)
+        updates, precision = training_steps(ours), ours.recipe.precision
+
+        def alone(name, model):
+            """The same arithmetic without Accelerate, loop or configuration; ours tuned as the loop's model is."""
+            pixels = batch["pixel_values"]
+            return training_step(name, model, pixels, precision, recipe=recipe, labels=batch["labels"])
+
         steps = {
-            "bare forward, backward, optimizer step (baseline)": bare_step(bare.train(), recipe, batch, accelerator),
+            "bare forward, backward, optimizer step (baseline)": alone(OURS, bare),
             "our loop": lambda: next(updates),
             "our loop, --deterministic true": lambda: deterministically(updates),
-            "timm's model, bare": bare_step(peer.train(), recipe, batch, accelerator),
+            "timm's model, bare": alone("timm", peer),
         }
         burst = arguments.burst or (1 if device.type == "cpu" else 5)
         samples = take_turns(steps, device, arguments.repeats, warmup=3, burst=burst)
         ours.loaders.close()
         ours.report.close()
     baseline, rows = next(iter(samples.values())), []
-    what = {"network": recipe.variant, "precision": precision_name(recipe, accelerator), "px": config.image_size}
+    what = {"network": recipe.variant, "precision": precision, "px": config.image_size}
     what |= {"batch": ours.plan.global_batch_size, "layout": "channels_last" if channels_last else "nchw"}
     for name, own in samples.items():
         longer = speed_up(baseline, own, device.type == "cpu")
@@ -109,7 +93,7 @@ def main() -> None:
         if device.type == "cpu":
             row |= {"CPU, ms": f"{times['cpu_ms']:,.0f}", "CPU": f"{longer['cpu']:.3f}"}
         rows.append({**row, "n": len(own.wall)})
-    print(markdown_table(rows))
+    print(table(rows))
     if arguments.output:
         settings = {name: value for name, value in vars(arguments).items() if name != "output"}
         write_figures({"kind": "overhead", **environment(device), "settings": settings, "rows": rows}, arguments.output)

@@ -6,10 +6,10 @@ Reads MODEL.json (`quantization.json` of a run) and MODEL.jsonl (its `metrics.js
 """
 
 import json
-import math
 from pathlib import Path
 
 import matplotlib
+from lib.report import wilson
 
 from effnet_hf.cli import ArgumentParser, run
 from effnet_hf.quantization.report import STAGES
@@ -30,11 +30,9 @@ def main() -> None:
         found = [figures[stage] for stage in STAGES]
         spread: tuple[list, list] = ([], [])
         for entry in found:
-            p, n, z = entry["top1"] / 100, entry["n"], 1.96  # Wilson's interval
-            centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-            half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-            spread[0].append(100 * (p - centre + half))
-            spread[1].append(100 * (centre + half - p))
+            low, high = wilson(entry["top1"], entry["n"])
+            spread[0].append(entry["top1"] - low)
+            spread[1].append(high - entry["top1"])
         places = [x + 0.12 * i for x in range(len(found))]
         left.errorbar(places, [entry["top1"] for entry in found], spread, fmt="o", capsize=4, label=model)
         rows = map(json.loads, (arguments.folder / f"{model}.jsonl").read_text().splitlines())

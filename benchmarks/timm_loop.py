@@ -2,9 +2,9 @@
 
     python benchmarks/timm_loop.py --config imagenette --data_dir imagenette --output_dir runs/imagenette-timm
 
-Reads our recipe and writes the same metrics.jsonl, so that `python -m effnet_hf.training.plots` overlays both. What
+Reads our recipe and writes the same metrics.jsonl, so that `effnet-hf plots` overlays both. What
 stays timm's own: weight initialisation, AutoAugment "v0r" (its "v0" asks Pillow 13 to posterize to 0 bits, and dies),
-mixup, the EMA's constant decay, weight decay on no bias.
+mixup, the EMA's constant decay (of `val_ema`; `val` is of the plain weights), weight decay on no bias.
 """
 
 import json
@@ -21,14 +21,22 @@ import torch
 
 from effnet_hf.cli import run
 from effnet_hf.recipes import parse_recipe
+from effnet_hf.training import build_processor
 
 
 def main() -> None:
     recipe, _ = parse_recipe(description="timm's own model and loop on one of our recipes.")
     torch.manual_seed(recipe.seed)
-    size, batch = recipe.image_size, recipe.global_batch_size
-    common = {"input_size": (3, size, size), "batch_size": batch, "num_workers": recipe.num_workers or 0,
-              "interpolation": recipe.interpolation, "use_prefetcher": False, "persistent_workers": False}  # fmt: skip
+    processor, batch = build_processor(recipe, recipe.model_config()), recipe.global_batch_size
+    size = processor.crop_size["height"]
+    common = {
+        "input_size": (3, size, size),
+        "batch_size": batch,
+        "num_workers": recipe.num_workers or 0,
+        "interpolation": recipe.interpolation or "bicubic",
+        "use_prefetcher": False,
+        "persistent_workers": False,
+    }
     train_loader = timm.data.create_loader(
         timm.data.create_dataset("folder", f"{recipe.data_dir}/train"),
         is_training=True,
@@ -41,7 +49,7 @@ def main() -> None:
     val_loader = timm.data.create_loader(
         timm.data.create_dataset("folder", f"{recipe.data_dir}/val"),
         is_training=False,
-        crop_pct=size / (size + recipe.resize_margin),
+        crop_pct=size / processor.size["shortest_edge"],
         **common,
     )
     classes = len(train_loader.dataset.reader.class_to_idx)
@@ -77,9 +85,9 @@ def main() -> None:
         for epoch in range(recipe.epochs):
             model.train()
             losses = []
-            for step, (pictures, labels) in enumerate(train_loader):
-                pictures, targets = mixup(pictures, labels)
-                loss = criterion(model(pictures.contiguous(memory_format=torch.channels_last)), targets)
+            for step, (images, labels) in enumerate(train_loader):
+                images, targets = mixup(images, labels)
+                loss = criterion(model(images.contiguous(memory_format=torch.channels_last)), targets)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -103,8 +111,8 @@ def evaluate(model, loader) -> tuple[float, float]:
     model.eval()
     hits = count = 0
     loss = 0.0
-    for pictures, labels in loader:
-        logits = model(pictures.contiguous(memory_format=torch.channels_last))
+    for images, labels in loader:
+        logits = model(images.contiguous(memory_format=torch.channels_last))
         hits += (logits.argmax(-1) == labels).sum().item()
         loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         count += len(labels)

@@ -6,7 +6,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from .rows import AT_ONCE, LOADERS, PRECISION, TRAINING, Book, call, expect, relative, tail
+from .rows import AT_ONCE, Book, call, expect, relative, tail
 from .runs import DIGITS, train_digits, trained_digits
 
 
@@ -30,7 +30,7 @@ def in_two_launches(book: Book, deterministic: bool) -> None:
     def last(name: str) -> Path:
         return sorted((book.work / "runs" / book.section / name / "checkpoints").glob("update-*"))[-1]
 
-    with book.row(f"stopped after one epoch and resumed, {label}", TRAINING) as row:
+    with book.row(f"stopped after one epoch and resumed, {label}") as row:
         whole, parts = f"whole-{deterministic}", f"parts-{deterministic}"
         with ThreadPoolExecutor(2) as pool:
             other = pool.submit(train_digits, book, whole, "2", flags)
@@ -63,7 +63,7 @@ def overflow(book: Book) -> None:
 
     precision = "bf16" if book.rehearse else "fp16"
     factor = float("inf") if book.rehearse else 1e6
-    with book.row("an overflow in the forward pass stops in one line, and nothing is saved", PRECISION) as row:
+    with book.row("an overflow in the forward pass stops in one line, and nothing is saved") as row:
         poisoned = book.work / "runs" / "poisoned"
         shutil.rmtree(poisoned, ignore_errors=True)
         shutil.copytree(trained_digits(book), poisoned, ignore=shutil.ignore_patterns("checkpoints"))
@@ -92,7 +92,7 @@ def reserved_memory(book: Book) -> None:
     from effnet_hf.recipes import load_recipe
     from effnet_hf.training import loop
 
-    with book.row("reserved memory stays over five epochs of imagefolder", LOADERS) as row:
+    with book.row("reserved memory stays over five epochs of imagefolder") as row:
         epochs, held, end_epoch = 2 if book.rehearse else 5, [], loop.end_epoch
 
         def look(run, last_epoch):

@@ -14,14 +14,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LINES = 40  # of a child's output that a failed row keeps
-# Lines of the README's "What has run where".
-MODEL = "B0…B7, WideSE, Lite"
-TRAINING = "training, resume, DDP, fp32 and bf16"
-PRECISION = "fp16, TF32, SyncBN, CUDA graphs"
-LOADERS = "loaders"
-DALI_GPU = "loader dali-gpu"
-QUANTIZATION = "quantization"
-INTERFACE = "transformers"
 AT_ONCE = 3  # commands of one section beside each other
 # Seconds: with fewer left a command is not started, and one that had fewer was cut off and did not fail.
 TO_START, TO_END = 20.0, 90.0
@@ -41,11 +33,10 @@ class Failed(Exception):
 
 @dataclass
 class Row:
-    """`status` is pass, fail or skipped; `claim` is the line of the README's "What has run where" it belongs to."""
+    """`status` is pass, fail or skipped."""
 
     section: str
     name: str
-    claim: str = ""
     status: str = "pass"
     evidence: str = ""
     seconds: float = 0.0
@@ -80,9 +71,9 @@ class Book:
         return max(self.deadline - time.time() - 2, 0.1)
 
     @contextmanager
-    def row(self, name: str, claim: str = "") -> Iterator[Row]:
+    def row(self, name: str) -> Iterator[Row]:
         """One claim: passes unless the block raises; nothing that it raises gets out."""
-        entry, started = Row(self.section, name, claim), time.monotonic()
+        entry, started = Row(self.section, name), time.monotonic()
         try:
             yield entry
         except Skip as reason:

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from effnet_hf.benchmark.environment import write_figures
-from effnet_hf.benchmark.suite import kill_tree
+from lib.report import write_figures
+from lib.suite import kill_tree
 
 from .rows import ROOT, Row, tail
 
@@ -143,16 +143,15 @@ class Runner:
         if section.target is None:
             if trouble:
                 status = "skipped" if section.half == "warm" or cut_off else "fail"
-                self.note(Row(section.name, section.name, "", status, kept, round(seconds, 1), output))
+                self.note(Row(section.name, section.name, status, kept, round(seconds, 1), output))
             return
         figures = self.read_figures(section.name)
         rows, left_out = len(figures.get("rows", [])), figures.get("left_out", [])
-        has_any = rows > 0 or bool(figures.get("text"))
-        status = "pass" if has_any and (cut_off or not trouble) else "skipped" if cut_off else "fail"
+        status = "pass" if rows and (cut_off or not trouble) else "skipped" if cut_off else "fail"
         sentences = [f"{rows} rows", *([kept] if kept else []), *(f"left out: {line}" for line in left_out)]
         if status == "fail" and not output:
             output = tail(self.log(section.name).read_text(errors="replace"))
-        self.note(Row(section.name, f"measured: {section.name}", "", status, "; ".join(sentences), round(seconds, 1),
+        self.note(Row(section.name, f"measured: {section.name}", status, "; ".join(sentences), round(seconds, 1),
                       output))  # fmt: skip
 
     def take_up(self, section: Section) -> None:
@@ -201,9 +200,6 @@ def read_rows(path: Path) -> list[dict]:
 
 def merge(path: Path, section: str, figures: dict, facts: dict) -> None:
     """Puts a section's figures into a result file instead of those it had there."""
-    if path.suffix == ".txt":
-        path.write_text(figures.get("text", "") + "\n", encoding="utf-8")
-        return
     kind = path.stem
     merged: dict[str, Any] = {"kind": kind, **facts, "settings": {}, "commands": {}, "rows": [], "left_out": []}
     if path.exists():

@@ -2,18 +2,12 @@
 
 import json
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 from .rows import (
     AT_ONCE,
-    DALI_GPU,
-    INTERFACE,
-    LOADERS,
-    PRECISION,
-    QUANTIZATION,
-    TRAINING,
     Book,
     Failed,
     Skip,
@@ -32,10 +26,9 @@ def precisions(book: Book) -> None:
     half = "bf16" if book.rehearse else "fp16"  # a CPU has no fp16
     top1: dict[str, float] = {}
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        jobs = [pool.submit(trained_digits, book)]
+        jobs: list[Future] = [pool.submit(trained_digits, book)]
         for name, precision in (("bf16", "bf16"), ("fp16", half)):
-            words, claim = ["--precision", precision], TRAINING if name == "bf16" else PRECISION
-            jobs.append(pool.submit(run, book, name, words, claim=claim, epochs=WHOLE, top1=top1))
+            jobs.append(pool.submit(run, book, name, ["--precision", precision], epochs=WHOLE, top1=top1))
         for job in jobs:
             job.result()
     compare_precisions(book, top1, ("bf16", "fp16"))
@@ -52,18 +45,18 @@ def training(book: Book) -> None:
     everything += " --gradient_checkpointing true"
     small = "--image_size 32 --per_device_batch_size 8 --global_batch_size 16".split()
     ways: list[tuple] = [
-        ("one rank under torchrun", "--precision bf16", rendezvous, TRAINING),
-        (f"accelerate launch {config}.yaml", "", launch, PRECISION),
-        ("no precision flag", "", None, TRAINING),
-        ("one rank under torchrun, SyncBN", "--precision bf16 --sync_batch_norm true", rendezvous, PRECISION),
-        (f"{half}, EMA, accumulation, clipping, mixup, gradient checkpointing", everything, None, PRECISION),
-        ("tf32", "--precision tf32", None, PRECISION),
-        ("a datasets source", f"--precision bf16 --dataset_name {digits}", None, LOADERS),
-        ("dali-cpu", "--precision bf16 --loader dali-cpu", None, LOADERS),
-        ("dali-gpu", "--precision bf16 --loader dali-gpu", None, DALI_GPU),
+        ("one rank under torchrun", "--precision bf16", rendezvous),
+        (f"accelerate launch {config}.yaml", "", launch),
+        ("no precision flag", "", None),
+        ("one rank under torchrun, SyncBN", "--precision bf16 --sync_batch_norm true", rendezvous),
+        (f"{half}, EMA, accumulation, clipping, mixup, gradient checkpointing", everything, None),
+        ("tf32", "--precision tf32", None),
+        ("a datasets source", f"--precision bf16 --dataset_name {digits}", None),
+        ("dali-cpu", "--precision bf16 --loader dali-cpu", None),
+        ("dali-gpu", "--precision bf16 --loader dali-gpu", None),
     ]
     with ThreadPoolExecutor(AT_ONCE if not book.rehearse else 2) as pool:
-        jobs = [pool.submit(run, book, name, words.split(), launcher, claim) for name, words, launcher, claim in ways]
+        jobs = [pool.submit(run, book, name, words.split(), launcher) for name, words, launcher in ways]
         for job in [*jobs, pool.submit(synthetic, book, small)]:
             job.result()
 
@@ -73,7 +66,7 @@ def compiled(book: Book) -> None:
     with ThreadPoolExecutor(AT_ONCE if not book.rehearse else 2) as pool:
         for mode in ("graphs", "full", "blocks"):
             words = ["--precision", "bf16", "--compile", "full" if book.rehearse else mode]
-            pool.submit(run, book, f"compile {mode}, bf16", words, claim=PRECISION)
+            pool.submit(run, book, f"compile {mode}, bf16", words)
 
 
 def using(book: Book) -> None:
@@ -90,12 +83,11 @@ def run(
     name: str,
     words: list[str],
     launcher: list[str] | None = None,
-    claim: str = TRAINING,
     epochs: str = SHORT,
     top1: dict[str, float] | None = None,
 ) -> None:
     """One training run and its row; its top-1 also goes into `top1`."""
-    with book.row(f"train.py on digits: {name}", claim) as row:
+    with book.row(f"train.py on digits: {name}") as row:
         if book.rehearse and ("tf32" in words or "--sync_batch_norm" in words):
             raise Skip("needs a GPU")
         folder = name.replace(" ", "-").replace(",", "")
@@ -151,7 +143,7 @@ def trained_digits(book: Book) -> Path:
     with only_one(book.work / "model.lock"):
         if (folder / "summary.json").exists():
             return folder
-        with book.row("train.py on digits: fp32", TRAINING) as row:
+        with book.row("train.py on digits: fp32") as row:
             whole = "1" if book.rehearse else WHOLE
             figures, loss, device = train_digits(book, "fp32", whole, ["--precision", "fp32"])
             shutil.copytree(book.work / "runs" / book.section / "fp32", folder)
@@ -176,7 +168,7 @@ def only_one(path: Path):
 
 
 def compare_precisions(book: Book, top1: dict[str, float], names: tuple[str, ...]) -> None:
-    with book.row("bf16 and fp16 reach fp32's accuracy on digits within a point", PRECISION) as row:
+    with book.row("bf16 and fp16 reach fp32's accuracy on digits within a point") as row:
         right = json.loads((trained_digits(book) / "summary.json").read_text())["top1"]
         lacking = [name for name in names if name not in top1]
         if lacking:
@@ -186,17 +178,17 @@ def compare_precisions(book: Book, top1: dict[str, float], names: tuple[str, ...
 
 
 def synthetic(book: Book, words: list[str]) -> None:
-    with book.row("train.py --benchmark train --loader synthetic", LOADERS) as row:
+    with book.row("train.py --benchmark train --loader synthetic") as row:
         folder = book.work / "runs" / "synthetic"
         printed = call(["train.py", "--benchmark", "train", "--loader", "synthetic", "--steps", "10", "--output_dir",
                         str(folder), "--precision", "bf16", *words], book.left())  # fmt: skip
         figures = json.loads((folder / "benchmark.json").read_text())
-        row.evidence = next(line for line in printed.splitlines() if "pictures/s" in line)
+        row.evidence = next(line for line in printed.splitlines() if "images/s" in line)
         expect(figures["compute_ips"] > 0 and figures["latency_p50"] <= figures["latency_p99"], row.evidence)
 
 
 def classify(book: Book, precision: str) -> None:
-    with book.row(f"classify.py --precision {precision}", INTERFACE) as row:
+    with book.row(f"classify.py --precision {precision}") as row:
         if book.rehearse and precision == "fp16":
             raise Skip("needs a GPU")
         model, folder = trained_digits(book), book.work / "digits" / "val"
@@ -204,24 +196,24 @@ def classify(book: Book, precision: str) -> None:
                         *(["--device", "cpu"] if book.rehearse else []), str(folder)], book.left())  # fmt: skip
         found = [json.loads(line) for line in printed.splitlines() if line.startswith("{")]
         right = sum(Path(entry["path"]).parent.name == entry["predictions"][0]["label"] for entry in found)
-        row.evidence = f"{right} of {len(found)} held-out pictures right"
-        pictures = len(list(folder.glob("*/*.png")))
-        expect(len(found) == pictures and (book.rehearse or right >= 0.9 * pictures), row.evidence)
+        row.evidence = f"{right} of {len(found)} held-out images right"
+        count = len(list(folder.glob("*/*.png")))
+        expect(len(found) == count and (book.rehearse or right >= 0.9 * count), row.evidence)
 
 
 def validate(book: Book, precision: str) -> None:
-    with book.row(f"validate.py --precision {precision}", TRAINING) as row:
+    with book.row(f"validate.py --precision {precision}") as row:
         model = trained_digits(book)
         printed = call(["validate.py", "--model", str(model), "--data_dir", str(book.work / "digits"), "--json",
                         "--precision", precision, "--num_workers", "2"], book.left())  # fmt: skip
         figures = json.loads(next(line for line in printed.splitlines() if line.startswith("{")))
         best = json.loads((model / "summary.json").read_text())["top1"]
-        row.evidence = f"top-1 {figures['top1']:.2f} %, in training {best:.2f} %, {figures['n']} pictures"
+        row.evidence = f"top-1 {figures['top1']:.2f} %, in training {best:.2f} %, {figures['n']} images"
         expect(abs(figures["top1"] - best) <= (0.01 if precision == "fp32" else 1) or book.rehearse, row.evidence)
 
 
 def through_pipeline(book: Book) -> None:
-    with book.row("transformers.pipeline on the device, without our package's Auto classes", INTERFACE) as row:
+    with book.row("transformers.pipeline on the device, without our package's Auto classes") as row:
         model = trained_digits(book)
         picture = sorted((book.work / "digits" / "val" / "three").iterdir())[0]
         code = (
@@ -238,16 +230,16 @@ def through_pipeline(book: Book) -> None:
 
 def qat(book: Book) -> None:
     """Ranges found on the device beside the CPU's, a short fine-tuning, and the folder opened again."""
-    with book.row("calibrated ranges beside the CPU's", QUANTIZATION) as row:
+    with book.row("calibrated ranges beside the CPU's") as row:
         try:
             import modelopt.torch.quantization
         except ImportError as error:
             raise Skip(f"modelopt is not installed ({error})") from None
         import torch
 
+        from effnet_hf.checkpoint import open_checkpoint
         from effnet_hf.quantization import calibrate, quantize
         from effnet_hf.quantization_efficientnet_nv import quantizers
-        from effnet_hf.training import load_model
         from effnet_hf.training.precision import allow_tf32
 
         allow_tf32(False)
@@ -256,10 +248,11 @@ def qat(book: Book) -> None:
         batches = [torch.randn(32, 3, 32, 32, generator=generator) for _ in range(2 if book.rehearse else 6)]
         for device in ("cpu", book.device) if not book.rehearse else ("cpu", "again"):
             place = "cpu" if device == "again" else device
-            model = load_model(str(folder)).to(place)
-            quantize(model)
-            calibrate(model, [batch.to(place) for batch in batches])
-            ranges[device] = {name: q._amax.float().cpu().flatten() for name, q in quantizers(model).items()}
+            network: torch.nn.Module = open_checkpoint(str(folder)).load()
+            network.to(place)
+            quantize(network)
+            calibrate(network, [batch.to(place) for batch in batches])
+            ranges[device] = {name: q._amax.float().cpu().flatten() for name, q in quantizers(network).items()}
         first, second = ranges.values()
         apart = {name: ((second[name] - right).abs() / right.abs().clamp_min(1e-9)).max().item()
                  for name, right in first.items()}  # fmt: skip
@@ -270,7 +263,7 @@ def qat(book: Book) -> None:
             f" difference {apart[worst]:.1e} ({worst}), of weights {weights:.1e}"
         )
         expect(weights == 0 and apart[worst] <= 0.01, row.evidence)
-    with book.row("qat.py on digits, int8 within two points of float, the folder opens again", QUANTIZATION) as row:
+    with book.row("qat.py on digits, int8 within two points of float, the folder opens again") as row:
         try:
             import modelopt.torch.quantization  # noqa: F401
         except ImportError as error:

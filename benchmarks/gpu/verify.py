@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import resuming, runs
-from .rows import AT_ONCE, MODEL, ROOT, Book, Failed, call, expect, relative
+from .rows import AT_ONCE, ROOT, Book, Failed, call, expect, relative
 
 
 OPTIONAL = ("modelopt", "nvidia", "onnx", "onnxruntime", "onnxscript", "openvino", "optimum", "simplejpeg", "tensorrt")
@@ -40,8 +40,9 @@ def gate(book: Book) -> None:
                 f" {len(os.sched_getaffinity(0))} cores; {row.evidence}"
             )
     with book.row("every module imports") as row:
+        from lib.environment import environment
+
         import effnet_hf
-        from effnet_hf.benchmark.environment import environment
 
         (book.work / "facts.json").write_text(json.dumps(environment(torch.device(book.device))))
 
@@ -66,7 +67,7 @@ def gate(book: Book) -> None:
                 x = pixels.clone().to(device, memory_format=layout).requires_grad_()
                 w = weight.clone().to(device, memory_format=layout).requires_grad_()
                 torch.conv2d(x, w, padding=1).square().mean().backward()
-                results.append((x.grad.cpu(), w.grad.cpu()))
+                results.append([tensor.grad.cpu() for tensor in (x, w) if tensor.grad is not None])
             worst = max(worst, *(relative(mine, right) for mine, right in zip(results[1], results[0])))
         row.evidence = f"largest relative difference from the CPU {worst:.1e}"
         expect(worst < 1e-4, row.evidence)
@@ -88,7 +89,7 @@ def gpu_tests(book: Book) -> None:
 
     def run(path: Path) -> None:
         name = str(path.relative_to(ROOT))
-        with book.row(f"pytest -m gpu {name}", MODEL) as row:
+        with book.row(f"pytest -m gpu {name}") as row:
             report = book.work / f"junit-{path.stem}.xml"
             # A library's warning on a card is no wrong result, so warnings are not errors here.
             words = "-m pytest -m gpu -W default -rfE -v --tb=short".split()
@@ -142,7 +143,7 @@ def variants(book: Book) -> None:
         return model
 
     for name in dict.fromkeys(names if not book.rehearse else names[:1] + names[2:3] + names[4:5]):
-        with book.row(f"{name}: logits of the device beside the CPU's", MODEL) as row:
+        with book.row(f"{name}: logits of the device beside the CPU's") as row:
             size = min(most, EfficientNetNVConfig.from_variant(name).image_size)
             model, pixels = network(name, size).eval(), torch.randn(2, 3, size, size)
             worst = {}
@@ -166,7 +167,7 @@ def variants(book: Book) -> None:
             expect(not over, f"too far: {', '.join(over)}; {row.evidence}")
         if name not in ("b0", "b4", "widese-b0", "lite0"):
             continue
-        with book.row(f"{name}: gradients of a training step beside the CPU's", MODEL) as row:
+        with book.row(f"{name}: gradients of a training step beside the CPU's") as row:
             size = min(64, most)
             model, pixels, labels = network(name, size).train(), torch.randn(8, 3, size, size), torch.arange(8)
             results = []
@@ -186,8 +187,8 @@ def variants(book: Book) -> None:
             expect(abs(loss - other) < 1e-4 * abs(loss) and relative(mine, right) < bound, row.evidence)
 
 
-def pictures(book: Book) -> None:
-    """Crops of scikit-learn's two photographs as JPEGs, for the measurement that loads real pictures."""
+def photographs(book: Book) -> None:
+    """Crops of scikit-learn's two photographs as JPEGs, for the measurement that loads real images."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -195,19 +196,19 @@ def pictures(book: Book) -> None:
     with book.row("photographs for the loaders' measurement") as row:
         target = book.work / "photographs"
         if not target.exists():
-            photographs = [Image.fromarray(image) for image in load_sample_images().images]
+            originals = [Image.fromarray(image) for image in load_sample_images().images]
             rng, staged = np.random.default_rng(0), book.work / "photographs-unfinished"
             shutil.rmtree(staged, ignore_errors=True)
 
             def write(job: tuple[str, int, int, float]) -> None:
                 split, label, number, share = job
-                photograph = photographs[number % 2]
+                photograph = originals[number % 2]
                 width, height = (int(share * side) for side in photograph.size)
                 left, top = number * 37 % (photograph.width - width + 1), number * 53 % (photograph.height - height + 1)
                 path = staged / split / f"class{label}" / f"{number:04d}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                crop = photograph.crop((left, top, left + width, top + height)).resize((500, 375), Image.BICUBIC)
-                crop.save(path, quality=92)
+                crop = photograph.crop((left, top, left + width, top + height))
+                crop.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=92)
 
             train, val = (16, 8) if book.rehearse else (2000, 100)
             jobs = [("train", i % 10, i, rng.uniform(0.5, 1)) for i in range(train)]
@@ -237,7 +238,7 @@ SECTIONS = {
         runs.using,
         resuming.resume,
         runs.qat,
-        pictures,
+        photographs,
     )
 }
 

@@ -1,20 +1,20 @@
 """What the clocks are made of: turns, ratios, counted bytes and FLOPs, peaks of memory."""
 
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lib import memory, roofline, train
+from lib.contenders import PEERS, build, images, logits_of, training_step
+from lib.environment import resolve_device
+from lib.timing import Samples, ratios, speed_up, take_turns
 from torch import nn
 
 from effnet_hf import EfficientNetNVConfig
-from effnet_hf.benchmark import memory, roofline, steps, train
-from effnet_hf.benchmark.contenders import PEERS, build, logits_of, pictures, training_step
-from effnet_hf.benchmark.environment import resolve_device
-from effnet_hf.benchmark.timing import Samples, ratios, speed_up, take_turns
 from effnet_hf.errors import UserError
 from effnet_hf.recipes import load_recipe
+from effnet_hf.training import steps
 
 
 CPU = torch.device("cpu")
@@ -48,7 +48,7 @@ def test_denormal_numbers_are_zero_while_steps_are_timed_and_only_then():
 
 def test_a_summary_has_medians_quartiles_and_percentiles_in_milliseconds():
     own = Samples(wall=[0.001 * i for i in range(1, 102)], cpu=[0.002] * 101)
-    figures = own.summary(pictures=8)
+    figures = own.summary(images=8)
     assert figures["wall_ms"] == figures["p50_ms"] == pytest.approx(51)
     assert (figures["wall_ms_q25"], figures["wall_ms_q75"]) == pytest.approx((26, 76))
     assert figures["p99_ms"] == pytest.approx(100) and figures["cpu_ms"] == pytest.approx(2)
@@ -115,7 +115,7 @@ def test_peers_are_the_same_network():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_training_step_trains(precision):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 1000))
-    step = training_step("timm", model, pictures(8, 8, CPU, channels_last=True), precision)
+    step = training_step("timm", model, images(8, 8, CPU, channels_last=True), precision)
     losses = [step().item() for _ in range(30)]
     assert losses[-1] < losses[0]
     assert logits_of(SimpleNamespace(logits=1)) == 1
@@ -160,22 +160,20 @@ def test_whole_optimizer_steps_are_timed_and_nothing_waits_for_the_device_in_bet
         return whole(run, batch)
 
     monkeypatch.setattr(steps, "train_step", step)
-    monkeypatch.setattr(steps, "wait_for", lambda device: told.append("wait"))
+    monkeypatch.setattr(steps, "_wait_for", lambda device: told.append("wait"))
     recipe = load_recipe(
         "b0", loader="synthetic", image_size=32, per_device_batch_size=2, global_batch_size=4, output_dir=str(tmp_path),
         precision="fp32", ema_decay=0.9, quiet=True,
     )  # fmt: skip
     figures = steps.benchmark_steps(recipe, "train", 3)
     assert told == ["step"] * 2 * steps.WARMUP + ["wait"] + ["step"] * 2 * 3
-    assert figures["steps"] == 3 and figures["pictures_per_step"] == 4
+    assert figures["steps"] == 3 and figures["images_per_step"] == 4
     assert figures["latency_p50"] <= figures["latency_p99"] <= figures["latency_max"]
     assert 0 < figures["total_ips"] <= figures["compute_ips"]
 
 
-def test_the_bare_step_beside_our_loop_computes_in_its_precision(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    import loop_overhead
-
+@pytest.mark.parametrize("name", ["effnet_hf", "timm"])
+def test_a_step_on_a_given_batch_computes_in_its_precision_with_our_optimizer(name):
     class Probe(nn.Linear):
         seen: list = []
 
@@ -184,10 +182,12 @@ def test_the_bare_step_beside_our_loop_computes_in_its_precision(monkeypatch):
             self.seen.append(output.dtype)
             return output
 
-    recipe = load_recipe("b0", global_batch_size=2)
-    batch = {"pixel_values": torch.randn(2, 4), "labels": torch.tensor([0, 1])}
-    for precision in ("no", "bf16"):
-        loop_overhead.bare_step(Probe(4, 3), recipe, batch, SimpleNamespace(device=CPU, mixed_precision=precision))()
+    recipe, labels = load_recipe("b0", global_batch_size=2), torch.tensor([0, 1])
+    for precision in ("fp32", "bf16"):
+        probe = Probe(4, 3)
+        before = probe.weight.detach().clone()
+        step = training_step(name, probe, torch.randn(2, 4, 1, 1).flatten(1), precision, recipe=recipe, labels=labels)
+        assert step().isfinite() and not torch.equal(probe.weight, before)
     assert Probe.seen == [torch.float32, torch.bfloat16]
 
 
@@ -204,7 +204,7 @@ class TestLargestBatch:
     def largest(self, monkeypatch):
         monkeypatch.setattr(train, "build", lambda *_: nn.Identity())
         monkeypatch.setattr(train, "largest_map", lambda *_: 2**20)
-        monkeypatch.setattr(train, "pictures", lambda batch, *_: torch.empty(batch))
+        monkeypatch.setattr(train, "images", lambda batch, *_: torch.empty(batch))
 
         def search(most, error):
             tried = []
@@ -235,14 +235,14 @@ class TestLargestBatch:
 
     def test_no_tensor_gets_more_elements_than_32_bits_count(self, largest):
         found, tried = largest(10**9, None)
-        assert found == max(tried) == 1024  # 2,048 pictures would be 2^31 elements
+        assert found == max(tried) == 1024  # 2,048 images would be 2^31 elements
 
     def test_another_error_is_not_taken_for_a_full_memory(self, largest):
         with pytest.raises(RuntimeError, match="mat1 and mat2"):
             largest(100, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
     def test_where_nothing_fits_it_says_so(self, largest):
-        with pytest.raises(UserError, match="not even one picture"):
+        with pytest.raises(UserError, match="not even one image"):
             largest(0, torch.OutOfMemoryError("CUDA out of memory."))
 
     def test_the_largest_map_of_b0_is_the_first_expansions(self):

@@ -19,13 +19,15 @@ from pathlib import Path
 import psutil
 import torch
 
-from .. import cli
-from ..errors import UserError
-from .environment import HARDWARE_NAME, environment, resolve_device, write_figures
+from effnet_hf import cli
+from effnet_hf.errors import UserError
+
+from .environment import HARDWARE_NAME, environment, resolve_device
 from .page import write_page
+from .report import write_figures
 
 
-SCRIPT = Path(__file__).parents[2] / "benchmark.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmark.py"
 
 # name: (most seconds, arguments). B4 runs at 192 pixels on a CPU: at its own 380 a round of steps takes a minute.
 CPU_PARTS = {
@@ -45,7 +47,6 @@ CPU_PARTS = {
     "memory": (90, "memory --variants b0,b4 --image_size 128 --batch_sizes 8"),
     "roofline": (60, "roofline --variants b0,b4"),
     "ablation": (60, "ablation --variants b0,b4 --image_size 192 --batch_size 8 --rounds 7"),
-    "profile": (60, "profile --variants b0 --image_size 128 --batch_size 32 --peers timm"),
     "loop": (120, "loop --variants b0 --image_size 128 --batch_sizes 32 --rounds 8 --num_workers 0"),
 }
 # What `benchmarks/gpu_check.py` measures after it has verified, in the order of its worth; one file for each kind.
@@ -81,7 +82,6 @@ CUDA_PARTS = {
         f"{_EAGER} --variants b0 --batch_size 256 --rounds 5 --burst 3 --peers torchvision,transformers",
     ),
     "memory": (30, "memory --variants b0,b4 --precisions bf16,fp32 --batch_sizes 64 --peers timm"),
-    "profile": (25, "profile --variants b0 --precisions bf16 --batch_size 256 --peers timm"),
     "inference-1": (
         90,
         f"{_INFER} --batch_sizes 1 --runtime torch,compile-graphs --peer_runtime torch,compile-graphs --peers timm"
@@ -103,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.ArgumentParser(prog="benchmark.py suite", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--parts", default=None, help="comma-separated names of parts; all of them by default")
-    parser.add_argument("--data_dir", default=None, help="pictures for the real-data part, which is left out without")
+    parser.add_argument("--data_dir", default=None, help="images for the real-data part, which is left out without")
     parser.add_argument("--minutes", type=cli.above_zero, help="altogether; 20 on a CPU and 9 on a GPU")
     parser.add_argument(
         "--patience", type=cli.above_zero, default=1.0, help="factor of all time limits; for a busy machine"

@@ -2,18 +2,19 @@
 
 On a GPU: the allocator's own peak. On a CPU: the largest sum of living tensors during the step, from torch's profiler,
 which unlike the process's size depends on no allocator and repeats to the byte. Both count weights, gradients,
-optimizer state and activations. Training runs under autocast; inference has weights and pictures in the row's
+optimizer state and activations. Training runs under autocast; inference has weights and images in the row's
 precision.
 """
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from ..quiet import quiet_profiler
-from .contenders import AUTOCAST, OURS, build, has, logits_of, pictures, placed, set_precision, training_step
-from .environment import environment, resolve_device, write_figures
+from effnet_hf.quiet import quiet_profiler
+
+from .contenders import AUTOCAST, OURS, build, has, images, logits_of, placed, set_precision, training_step
+from .environment import environment, resolve_device
 from .flags import common_parser, image_size_for, numbers, settings
-from .report import markdown_table
+from .report import table, write_figures
 from .timing import release
 
 
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
                             left_out.append(f"{variant} {name} {precision} batch {batch}: out of memory")
     figures = {"kind": "memory", **environment(device), "settings": settings(arguments), "rows": rows}
     figures["left_out"] = left_out
-    print(markdown_table(rows))
+    print(table(rows))
     if arguments.output:
         write_figures(figures, arguments.output)
     return 0
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def peaks(name, variant, size, batch, precision, checkpointing, device) -> dict[str, float]:
     """`training_mb` and `inference_mb`, in MiB."""
-    pixels = pictures(batch, size, device, channels_last=True)
+    pixels = images(batch, size, device, channels_last=True)
     model = build(name, variant, size)
     if checkpointing:
         model.gradient_checkpointing_enable()
@@ -59,9 +60,7 @@ def peaks(name, variant, size, batch, precision, checkpointing, device) -> dict[
         parameter.grad = None
     del step
     pixels = pixels.to(AUTOCAST.get(precision, torch.float32))
-    model = placed(
-        model.eval(), pixels
-    )  # weights and pictures in the row's precision, as `benchmark.py inference` runs
+    model = placed(model.eval(), pixels)  # weights and images in the row's precision, as `benchmark.py inference` runs
     release(device)
 
     def infer():

@@ -1,4 +1,4 @@
-"""Our whole training loop on real pictures and on synthetic ones: python benchmark.py loop --data_dir DIR
+"""Our whole training loop on real images and on synthetic ones: python benchmark.py loop --data_dir DIR
 
 What the input pipeline leaves of the device's speed: `total_ips` counts waiting for data, `compute_ips` does not.
 """
@@ -7,14 +7,15 @@ import tempfile
 
 import torch
 
-from ..cli import at_least
-from ..errors import UserError
-from ..recipes import load_recipe
+from effnet_hf.cli import at_least
+from effnet_hf.errors import UserError
+from effnet_hf.recipes import load_recipe
+from effnet_hf.training import benchmark_steps
+
 from .contenders import PRECISIONS
-from .environment import environment, resolve_device, write_figures
+from .environment import environment, resolve_device
 from .flags import common_parser, numbers, settings, words
-from .report import markdown_table
-from .steps import benchmark_steps
+from .report import table, write_figures
 
 
 LOADERS = ("synthetic", "imagefolder", "dali-cpu", "dali-gpu")
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             rows.append(
                 row | {"waiting, %": 100 * figures["data_time"] / (figures["data_time"] + figures["compute_time"])}
             )
-    print(markdown_table(rows) if rows else "nothing ran")
+    print(table(rows) if rows else "nothing ran")
     for line in left_out:
         print(f"left out: {line}")
     if arguments.output:

@@ -1,80 +1,75 @@
 """The page and chart of a result folder, from its JSON files alone: python benchmark.py page FOLDER
 
 `FOLDER/*.json` -> `FOLDER.md` and `FOLDER/chart.png`. What a run left out, and what never ran, stands on the page, and
-so does `FOLDER/notes.md`, if there is one: why goals were missed.
+so does `FOLDER/notes.md`, if there is one.
 """
 
 import json
 from pathlib import Path
 
-from .. import cli
-from ..errors import UserError
-from ..files import atomic_write
+from effnet_hf import cli
+from effnet_hf.errors import UserError
+from effnet_hf.files import atomic_write
+
 from . import published
 from .contenders import OURS
-from .goals import misses
-from .report import markdown_table
+from .report import ratio, table
 
 
 PARTS = ("verify", "train", "inference", "memory", "roofline", "data", "loop", "ablation", "profile", "suite")
+SIGNATURE = "this page is `python benchmark.py page FOLDER` of that folder."
 
 
 def read_results(folder: Path) -> list[dict]:
-    """Every run's figures in `folder`, in the order of `PARTS`; `profile.txt`, if there is one, counts as a run.
+    """Every run's figures in `folder`, in the order of `PARTS`.
 
     Raises:
-        UserError: there is none, or one is no JSON.
+        UserError: there is none, or a file is no result.
     """
     results = []
     for path in sorted(folder.glob("*.json")):
         try:
-            results.append(json.loads(path.read_text("utf-8")))
+            figures = json.loads(path.read_text("utf-8"))
         except json.JSONDecodeError as error:
             raise UserError(f"{path} is damaged: {error}.") from None
-    profile = folder / "profile.txt"
-    if profile.exists() and results:
-        results.append(
-            {**results[0], "kind": "profile", "rows": [], "left_out": [], "text": profile.read_text("utf-8")}
-        )
+        if not isinstance(figures, dict) or "hardware" not in figures:
+            raise UserError(f"{path} says of no hardware that it was measured on; move it out of the folder.")
+        if isinstance(figures["hardware"], str):  # of the input pipelines, before they were written as the others are
+            figures["hardware"] = {"device": "cpu", "name": figures["hardware"], "threads": 1}
+        results.append({"kind": "data", "date": None, "commit": None, "command": path.name, "rows": [], **figures})
     if not results:
         raise UserError(f"{folder} holds no results; make some with benchmark.py suite.")
     return sorted(results, key=lambda figures: PARTS.index(figures["kind"]) if figures["kind"] in PARTS else len(PARTS))
 
 
 def render(results: list[dict], folder_name: str, notes: str = "") -> str:
-    """The Markdown page; `notes` say why goals were missed. It shows `chart.png` where a row stands beside a peer's."""
+    """The Markdown page. It shows `chart.png` where a row stands beside a peer's."""
     first = results[0]
     facts = first["hardware"]
     on_cpu = facts["device"] == "cpu"
-    place = "one thread" if on_cpu and facts["threads"] == 1 else f"{facts['threads']} threads" if on_cpu else "one GPU"
-    lines = [
-        f"# Speed on {facts['name']}, {first['date']}",
-        "",
-        f"{place}; pictures are noise that is in memory already. All contenders of a table took turns step by step, in"
-        " an order drawn anew each round; the first rounds are not counted. `x timm` is how many times faster than"
-        " timm's eager model: the median over rounds of the ratio within a round"
-        + (", of **CPU time**, because the machine is shared; wall times are medians." if on_cpu else ", by the clock.")
-        + " `same mode` is over the peer's form in that row's mode, which for a folded network is eager.",
-    ]
+    place = "One thread" if on_cpu and facts["threads"] == 1 else f"{facts['threads']} threads" if on_cpu else "One GPU"
+    date = max(figures["date"] or "" for figures in results)
+    lines = [f"# Speed on {facts['name']}{f', {date}' if date else ''}", "", f"{place}."]
     if any(row.get("speed_up") for figures in results for row in figures["rows"]):
-        lines += ["", f"![chart]({folder_name}/chart.png)"]
-    said_first = notes.strip() if any(figures["kind"] == "verify" for figures in results) else ""
-    lines += ["", said_first] if said_first else []  # what was not run belongs before what was
+        lines += [
+            "Images are noise that is in memory already. All contenders of a table took turns step by step, in an order"
+            " drawn anew each round; the first rounds are not counted. `x timm` is how many times faster than timm's"
+            " eager model: the median over rounds of the ratio within a round"
+            + (", of **CPU time**; wall times are medians." if on_cpu else ", by the clock.")
+            + " `same mode` is over the peer's form in that row's mode, which for a folded network is eager.",
+            "",
+            f"![chart]({folder_name}/chart.png)",
+        ]
+    lines += ["", notes.strip()] if notes else []
     for figures in results:
         lines += ["", f"## {title(figures)}", "", *(f"    {line}" for line in figures["command"].splitlines()), ""]
         lines += SECTIONS.get(figures["kind"], _plain)(figures)
         lines += [f"- left out: {sentence}" for sentence in figures.get("left_out", [])]
-    missed = misses(results)
-    lines += ["", "## Goals missed", ""]
-    lines += [f"- {sentence}" for sentence in missed] or ["None of those that ran."]
-    lines += ["", notes.strip()] if notes and not said_first else []
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items())
-    lines += ["", "## Measured with", "", f"{facts['name']}; {versions}; commit {first['commit']}."]
-    lines += [
-        "",
-        f"Raw figures: `{folder_name}/*.json`; this page is `python benchmark.py page FOLDER` of that folder.",
-    ]
-    return "\n".join(lines) + "\n" + NOT_RUN[facts["device"]]
+    commit = f"; commit {first['commit']}" if first["commit"] else ""
+    lines += ["", "## Measured with", "", f"{facts['name']}; {versions}{commit}."]
+    lines += ["", f"Raw figures: `{folder_name}/*.json`; {SIGNATURE}", "", NOT_RUN[facts["device"]]]
+    return "\n".join(lines) + "\n"
 
 
 def title(figures: dict) -> str:
@@ -85,11 +80,6 @@ def title(figures: dict) -> str:
     variants = ", ".join(dict.fromkeys(row["variant"] for row in figures["rows"]))
     batches = ", ".join(str(batch) for batch in dict.fromkeys(row["batch"] for row in figures["rows"]))
     return f"{text}: {variants}, batch {batches}"
-
-
-def _ratio(row: dict, peer: str, over: str = "speed_up") -> str:
-    ratio = row.get(over, {}).get(peer)
-    return "" if ratio is None else f"{ratio.get('cpu', ratio['wall']):.2f}"
 
 
 def _speed_table(figures: dict, mode: str) -> list[str]:
@@ -110,9 +100,9 @@ def _speed_table(figures: dict, mode: str) -> list[str]:
             cell["wall ms (quartiles)"] = f"{row['wall_ms']:.1f} ({row['wall_ms_q25']:.1f} to {row['wall_ms_q75']:.1f})"
         cell["img/s"] = f"{row['ips']:,.1f}" if row["ips"] < 100 else f"{row['ips']:,.0f}"
         for peer in peers:
-            cell[f"x {peer}"] = _ratio(row, peer)
+            cell[f"x {peer}"] = ratio(row, peer)
             if peer in in_our_mode:
-                cell[f"x {peer}, same mode"] = _ratio(row, peer, "same_mode")
+                cell[f"x {peer}, same mode"] = ratio(row, peer, "same_mode")
         if not on_cpu:
             cell["layout"] = row["layout"]
             anchor = (
@@ -123,16 +113,22 @@ def _speed_table(figures: dict, mode: str) -> list[str]:
             cell["original, A100 img/s"] = f"{anchor:,}" if anchor else ""
         cell["n"] = row["steps"]
         cells.append(cell)
-    return [markdown_table(cells)] if cells else []
+    return [table(cells)] if cells else []
 
 
 def _verify(figures: dict) -> list[str]:
     rows = figures["rows"]
-    count = {status: sum(row["status"] == status for row in rows) for status in ("pass", "fail", "skipped")}
-    cells = [{"what": row["name"], "": row["status"], "evidence": row["evidence"].replace("|", "/")} for row in rows]
-    for cell in cells:
-        cell[""] = f"**{cell['']}**" if cell[""] == "fail" else cell[""]
-    return [", ".join(f"{number} {status}" for status, number in count.items()) + ".", "", markdown_table(cells)]
+    cells = []
+    for row in rows:
+        status = f"**{row['status']}**" if row["status"] == "fail" else row["status"]
+        cells.append({"what": row["name"], "": status, "evidence": row["evidence"], "s": f"{row['seconds']:.0f}"})
+    return [f"{count_statuses(rows)}.", "", *([table(cells)] if cells else [])]
+
+
+def count_statuses(rows: list[dict]) -> str:
+    """`3 pass, 0 fail, 1 skipped`."""
+    statuses = [row["status"] for row in rows]
+    return ", ".join(f"{statuses.count(status)} {status}" for status in ("pass", "fail", "skipped"))
 
 
 def _memory(figures: dict) -> list[str]:
@@ -143,7 +139,7 @@ def _memory(figures: dict) -> list[str]:
         cells.append(
             cell | {"training, MiB": f"{row['training_mb']:,.1f}", "inference, MiB": f"{row['inference_mb']:,.1f}"}
         )
-    return [markdown_table(cells)]
+    return [table(cells)]
 
 
 def _roofline(figures: dict) -> list[str]:
@@ -166,11 +162,11 @@ def _roofline(figures: dict) -> list[str]:
     )
     sheet = figures["datasheet"]
     lines = [
-        "Per picture, counted: FLOPs, and bytes of every operation (unfused) or of convolutions and matrix products"
+        "Per image, counted: FLOPs, and bytes of every operation (unfused) or of convolutions and matrix products"
         " alone (fused). `reached` is our best speed of the tables above, and its share of the lower of the two"
         " ceilings that no code gets past, arithmetic and fused memory.",
         "",
-        markdown_table(cells),
+        table(cells),
         "",
         f"Peaks measured in this run: {peaks}."
         + (f" Datasheet: {sheet[0]} TB/s, {sheet[1]} TFLOP/s dense." if sheet else ""),
@@ -180,9 +176,9 @@ def _roofline(figures: dict) -> list[str]:
 
 def _plain(figures: dict) -> list[str]:
     lines: list[str] = []
-    for rows in figures.values():
+    for name, rows in figures.items():
         if isinstance(rows, list) and rows and isinstance(rows[0], dict):
-            lines += [markdown_table(rows), ""]  # two tables without a line between them are one
+            lines += [*([] if name == "rows" else [f"### {name.capitalize()}", ""]), table(rows), ""]
     return lines + (["```", figures["text"].rstrip(), "```"] if figures.get("text") else [])
 
 
@@ -206,7 +202,7 @@ def add_reached(results: list[dict]) -> None:
 
 
 def draw(results: list[dict], path: Path) -> None:
-    """One panel a kind and network: how many times faster than timm's eager model every row is."""
+    """A panel for each kind and network: how many times faster than timm's eager model every row is."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -242,11 +238,17 @@ def draw(results: list[dict], path: Path) -> None:
 
 
 def write_page(folder: Path) -> Path:
-    """Renders `folder` and returns the page's path."""
+    """Renders `folder` and returns the page's path.
+
+    Raises:
+        UserError: as `read_results`, or the page there was written by hand.
+    """
     results = read_results(folder)
+    page, notes = folder.with_name(folder.name + ".md"), folder / "notes.md"
+    if page.exists() and SIGNATURE not in page.read_text("utf-8"):
+        raise UserError(f"{page} was written by hand; rename it, or give a copy of {folder}.")
     add_reached(results)
     draw(results, folder / "chart.png")
-    page, notes = folder.with_name(folder.name + ".md"), folder / "notes.md"
     with atomic_write(page) as file:
         file.write(render(results, folder.name, notes.read_text("utf-8") if notes.exists() else ""))
     return page
@@ -254,7 +256,7 @@ def write_page(folder: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.ArgumentParser(prog="benchmark.py page", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="of a suite's JSON files")
+    parser.add_argument("folder", help="with the JSON files of a suite, of `benchmark.py data` or of gpu_check.py")
     print(write_page(Path(parser.parse_args(argv).folder)))
     return 0
 
@@ -268,7 +270,7 @@ TITLES = {
     "data": "Input pipelines",
     "loop": "Our training loop, real data and synthetic",
     "ablation": "What each tuning brings",
-    "profile": "Where the time goes",
+    "profile": "Where the time goes",  # of earlier pages; a run has `train.py --profile`
     "suite": "The suite",
 }
 SECTIONS = {
@@ -277,8 +279,9 @@ SECTIONS = {
     "inference": lambda figures: _speed_table(figures, "runtime"),
     "memory": _memory,
     "roofline": _roofline,
+    "loop": _plain,
 }
 NOT_RUN = {
-    "cpu": "\nNot run here: a GPU (`make gpu` checks and measures one), fp16, TF32.\n",
-    "cuda": "\nNot run here: several GPUs; those are on paper in docs/scaling.md.\n",
+    "cpu": "Not run here: a GPU (`make gpu` checks and measures one), fp16, TF32.",
+    "cuda": "Not run here: several GPUs.",
 }

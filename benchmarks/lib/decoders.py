@@ -1,23 +1,25 @@
-"""Which JPEG decoder: milliseconds of CPU per picture, and whether its pixels are Pillow's."""
+"""Which JPEG decoder: milliseconds of CPU per image, and whether its pixels are Pillow's."""
 
 import io
-import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 from PIL import Image
 
-from ..data.dali import DaliDecoder, dali_is_installed
-from ..data.pictures import BadPicture, Box, Picture, read_file
-from ..errors import UserError
+from effnet_hf.data.dali import DaliDecoder, dali_is_installed
+from effnet_hf.data.pictures import BadPicture, Box, Picture, read_file
+from effnet_hf.errors import UserError
+
+from .timing import take_turns
 
 
 def measure_decoders(paths: list[str], rounds: int = 9) -> list[dict]:
     """One row per decoder that is installed: `decoder`, `ms` (best round), `ratio` to Pillow, `equal` to it.
 
     Args:
-        paths: pictures; those that are not plain JPEGs are left out.
+        paths: images; those that are not plain JPEGs are left out.
         rounds: measured rounds, in which the decoders take turns.
     """
     jpegs = []
@@ -29,16 +31,15 @@ def measure_decoders(paths: list[str], rounds: int = 9) -> list[dict]:
         if picture.plain_jpeg:
             jpegs.append(picture.data)
     if not jpegs:
-        raise UserError("there is no plain JPEG among the pictures, which is what decoders are compared on.")
-    decoders = _decoders()
-    best = {name: float("inf") for name in decoders}
-    results: dict[str, list[np.ndarray]] = {}
-    for _ in range(rounds + 1):
-        for name, decode in decoders.items():
-            started = time.process_time()
-            results[name] = decode(jpegs)
-            best[name] = min(best[name], time.process_time() - started)
-    reference = next(iter(decoders))
+        raise UserError("there is no plain JPEG among the images, which is what decoders are compared on.")
+    decoders, results = _decoders(), {}
+
+    def decode_all(name: str) -> None:
+        results[name] = decoders[name](jpegs)
+
+    steps = {name: partial(decode_all, name) for name in decoders}
+    samples = take_turns(steps, torch.device("cpu"), rounds, warmup=1)
+    reference, best = next(iter(decoders)), {name: min(own.cpu) for name, own in samples.items()}
     return [
         {
             "decoder": name,

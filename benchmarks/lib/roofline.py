@@ -15,12 +15,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..configuration import EfficientNetNVConfig
-from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
-from .contenders import AUTOCAST, set_precision
-from .environment import datasheet, environment, resolve_device, write_figures
+from effnet_hf.configuration import EfficientNetNVConfig
+from effnet_hf.modeling_efficientnet_nv import EfficientNetNVForImageClassification
+
+from .contenders import AUTOCAST, placed, set_precision
+from .environment import datasheet, environment, resolve_device
 from .flags import common_parser, image_size_for, settings
-from .report import markdown_table
+from .report import table, write_figures
 from .timing import wait_for
 
 
@@ -63,13 +64,13 @@ def _tensors(thing) -> list[torch.Tensor]:
 
 
 def count(variant: str, image_size: int, dtype: torch.dtype = torch.float32, batch: int = 8) -> dict[str, dict]:
-    """Per picture, for `"inference"` and `"training"` (forward and backward, no optimizer): `flops`, `eager_bytes`,
+    """Per image, for `"inference"` and `"training"` (forward and backward, no optimizer): `flops`, `eager_bytes`,
     `fused_bytes`. A multiplication with its addition is two FLOPs."""
     figures = {}
     config = EfficientNetNVConfig.from_variant(variant, survival_prob=1.0)
     with torch.device("meta"):
-        model = EfficientNetNVForImageClassification(config).to(dtype)
         pixels = torch.randn(batch, 3, image_size, image_size, dtype=dtype)
+        model = placed(EfficientNetNVForImageClassification(config), pixels)
     for kind in ("inference", "training"):
         model.train(kind == "training")
         with torch.set_grad_enabled(kind == "training"), ByteCounter() as moved:
@@ -96,8 +97,8 @@ def peaks(device: torch.device, precision: str) -> dict[str, float]:
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     copy = _best(lambda: target.copy_(source), device)
     # On a CPU as a 1x1 convolution, because oneDNN's product is twice as fast as the BLAS on some machines.
-    picture, kernel = a.view(side // 64, 8, 8, side).permute(0, 3, 1, 2), b.view(side, side, 1, 1)
-    product = _best((lambda: a @ b) if on_cuda else (lambda: torch.conv2d(picture, kernel)), device)
+    image, kernel = a.view(side // 64, 8, 8, side).permute(0, 3, 1, 2), b.view(side, side, 1, 1)
+    product = _best((lambda: a @ b) if on_cuda else (lambda: torch.conv2d(image, kernel)), device)
     return {"tb_per_s": 2 * source.nbytes / copy / 1e12, "tflops": 2 * side**3 / product / 1e12}
 
 
@@ -113,7 +114,7 @@ def _best(function, device: torch.device, repeats: int = 8) -> float:
 
 
 def bound(figures: dict, machine: dict) -> dict[str, float]:
-    """Pictures per second that the peaks allow: `compute_ips`, `eager_memory_ips`, `fused_memory_ips`."""
+    """Images per second that the peaks allow: `compute_ips`, `eager_memory_ips`, `fused_memory_ips`."""
     return {
         "compute_ips": machine["tflops"] * 1e12 / figures["flops"],
         "eager_memory_ips": machine["tb_per_s"] * 1e12 / figures["eager_bytes"],
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
                 })  # fmt: skip
     figures = {"kind": "roofline", **environment(device), "settings": settings(arguments), "rows": rows}
     figures |= {"machine": machine, "datasheet": datasheet(figures["hardware"]["name"])}
-    print(markdown_table(rows))
+    print(table(rows))
     print(f"measured peaks: {machine}")
     if arguments.output:
         write_figures(figures, arguments.output)

@@ -10,14 +10,15 @@ from functools import partial
 
 import torch
 
-from ..cli import at_least
-from ..quantization_efficientnet_nv import GlobalAvgPool2d
-from ..training import keep_freed_memory
-from ..tuning import split_depthwise_gradients, use_onednn
-from .contenders import OURS, build, pictures, training_step
-from .environment import environment, resolve_device, write_figures
+from effnet_hf.cli import at_least
+from effnet_hf.quantization_efficientnet_nv import GlobalAvgPool2d
+from effnet_hf.training import keep_freed_memory
+from effnet_hf.tuning import split_depthwise_gradients, use_onednn
+
+from .contenders import OURS, build, images, training_step
+from .environment import environment, resolve_device
 from .flags import common_parser, image_size_for, settings
-from .report import markdown_table
+from .report import table, write_figures
 from .timing import Samples, speed_up, take_turns
 
 
@@ -31,7 +32,7 @@ OPTIMIZERS: dict[str, Callable] = {
 
 def main(argv: list[str] | None = None) -> int:
     parser = common_parser("ablation", __doc__.splitlines()[0], "rounds")
-    parser.add_argument("--batch_size", type=at_least(1), default=8, help="pictures per step")
+    parser.add_argument("--batch_size", type=at_least(1), default=8, help="images per step")
     arguments = parser.parse_args(argv)
     device = resolve_device(arguments.device, arguments.num_threads)
     keep_freed_memory()
@@ -43,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     for channels, side in ((240, 28), (672, 14), (1152, 7)):  # of B0 at 224 pixels
         rows += depthwise(channels, side, arguments.batch_size, arguments.rounds, device)
     rows += optimizers(arguments.rounds, device)
-    print(markdown_table(rows))
+    print(table(rows))
     if arguments.output:
         figures = {"kind": "ablation", **environment(device), "settings": settings(arguments), "rows": rows}
         write_figures(figures, arguments.output)
@@ -58,7 +59,7 @@ def tunings(variant: str, size: int, batch: int, rounds: int, device: torch.devi
         "split_depthwise_gradients": split_depthwise_gradients,
         "both": lambda model: split_depthwise_gradients(use_onednn(model, size)),
     }
-    pixels = pictures(batch, size, device, channels_last=True)
+    pixels = images(batch, size, device, channels_last=True)
     steps = {
         name: training_step(OURS, change(build(OURS, variant, size)), pixels, tuned=False)
         for name, change in changes.items()
@@ -69,7 +70,7 @@ def tunings(variant: str, size: int, batch: int, rounds: int, device: torch.devi
 
 def gradient_view(variant: str, size: int, batch: int, rounds: int, device: torch.device) -> list[dict]:
     """Rows of training steps: with torch's pooling in squeeze-excite, and with ours, whose gradient is a view."""
-    pixels, steps = pictures(batch, size, device, channels_last=True), {}
+    pixels, steps = images(batch, size, device, channels_last=True), {}
     for name in ("torch's", "ours, the gradient a view"):
         model = build(OURS, variant, size)
         for module in model.modules():

@@ -1,24 +1,26 @@
 """Training steps beside the peers': python benchmark.py train --variants b0,b4 --modes eager,compile
 
-One optimizer step (forward, loss, backward, RMSprop) on synthetic pictures that are on the device already. Within a
+One optimizer step (forward, loss, backward, RMSprop) on synthetic images that are on the device already. Within a
 cell (variant, precision, memory layout, batch) all contenders take turns step by step.
 """
 
 import itertools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from ..cli import at_least
-from ..configuration import EfficientNetNVConfig
-from ..errors import UserError, first_line
-from ..recipes import load_recipe
-from ..training import keep_freed_memory, largest_map
-from .contenders import COMPILED, MODES, OURS, build, has, pictures, set_precision, training_step
-from .environment import environment, resolve_device, write_figures
+from effnet_hf.cli import at_least
+from effnet_hf.configuration import EfficientNetNVConfig
+from effnet_hf.errors import UserError, first_line
+from effnet_hf.recipes import load_recipe
+from effnet_hf.training import keep_freed_memory, largest_map
+
+from .contenders import COMPILED, MODES, OURS, build, has, images, set_precision, training_step
+from .environment import environment, resolve_device
 from .flags import common_parser, image_size_for, settings, words
-from .report import print_rows
+from .report import print_rows, write_figures
 from .timing import ratios, release, take_turns, wait_for
 
 
@@ -86,10 +88,11 @@ def measure(arguments, device, variant, precision, layout, size, batch) -> tuple
     def fail(key: tuple[str, str], error: Exception) -> None:
         failures.append(f"{variant} {precision} {layout}, {key[0]} {key[1]}: {first_line(error)}")
 
-    pixels = pictures(batch, size, device, layout == "channels_last")
+    pixels = images(batch, size, device, layout == "channels_last")
     for name, mode in wanted:
         if arguments.compile_only and mode not in COMPILED:
             continue
+        step: Callable | None = None
         try:
             step = training_step(name, build(name, variant, size), pixels, precision, mode)
             step()  # compiles, allocates
@@ -116,27 +119,31 @@ def measure(arguments, device, variant, precision, layout, size, batch) -> tuple
 
 
 def choose_batch(wanted: str, variant: str, precision: str, layout: str, size: int, device: torch.device) -> int:
-    """Pictures per step: a number, the original's for an A100 (our preset on a CPU), or the largest power of two."""
+    """Images per step: a number, the original's for an A100 (our preset on a CPU), or the largest power of two."""
     if wanted == "largest":
         return largest_batch(variant, precision, layout, size, device)
     if wanted.isdigit():
         return int(wanted)
     preset = "cpu" if device.type == "cpu" else "a100"
-    return load_recipe("b0", variant=variant, hardware=preset, precision=precision).per_device_batch_size
+    recipe = load_recipe("b0", variant=variant, hardware=preset, precision=precision)
+    assert recipe.per_device_batch_size is not None  # every preset names one
+    return recipe.per_device_batch_size
 
 
 def largest_batch(variant: str, precision: str, layout: str, size: int, device: torch.device) -> int:
     """The largest power of two whose eager training step fits the device, and whose tensors fit 32-bit indices.
 
     Raises:
-        UserError: not even one picture fits.
+        UserError: not even one image fits.
     """
     most, batch = MOST_ELEMENTS // largest_map(EfficientNetNVConfig.from_variant(variant), size), 1
     while 2 * batch <= most:
         batch *= 2
     while batch:
+        step: Callable | None = None
+        pixels: torch.Tensor | None = None
         try:
-            pixels = pictures(batch, size, device, layout == "channels_last")
+            pixels = images(batch, size, device, layout == "channels_last")
             step = training_step(OURS, build(OURS, variant, size), pixels, precision)
             step()
             step()
@@ -149,7 +156,7 @@ def largest_batch(variant: str, precision: str, layout: str, size: int, device: 
         finally:
             step = pixels = None
             release(device)
-    raise UserError(f"--batch_size largest: not even one picture of {size} pixels fits {variant} on this device.")
+    raise UserError(f"--batch_size largest: not even one image of {size} pixels fits {variant} on this device.")
 
 
 def _is_too_much(error: RuntimeError) -> bool:

@@ -1,6 +1,5 @@
 """What a measurement was made on and with: written into every result file."""
 
-import json
 import os
 import platform
 import shlex
@@ -11,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from ..errors import UserError
-from ..files import atomic_write
-from ..hub import software_versions
-from ..training import allow_tf32
+from effnet_hf.errors import UserError
+from effnet_hf.hub import software_versions
+from effnet_hf.training import allow_tf32
 
 
 PACKAGES = ("torchvision", "timm", "onnxruntime", "openvino", "nvidia-modelopt")
+LOADING = ("torchvision", "timm", "datasets", "pillow", "simplejpeg", "nvidia-dali-cuda130")
+MEASURED = ("effnet_hf", "benchmarks/lib")  # folders
 HARDWARE_NAME = "EFFNET_HF_HARDWARE"
 # Datasheets, for dense fp16 or bf16: (TB/s, TFLOP/s). A measured copy and matrix product stand beside them.
 DATASHEETS = {"A100": (2.04, 312), "H100": (3.35, 989), "H200": (4.8, 989)}
@@ -36,13 +36,13 @@ def resolve_device(name: str, threads: int | None = None) -> torch.device:
     return torch.device(name)
 
 
-def environment(device: torch.device) -> dict:
-    """Date, commit, hardware, versions and the command as typed."""
+def environment(device: torch.device, packages: tuple[str, ...] = PACKAGES) -> dict:
+    """Date, commit, hardware, versions of `packages` and the command as typed."""
     return {
         "date": date.today().isoformat(),
         "commit": commit(),
         "hardware": hardware(device),
-        "versions": software_versions(*PACKAGES),
+        "versions": software_versions(*packages),
         "command": command(),
     }
 
@@ -71,12 +71,12 @@ def describe_cpu() -> str:
 
 
 def commit() -> str | None:
-    """Short hash of the checkout this package runs from, with `+` when the package differs from it."""
+    """Short hash of the checkout, with `+` where what is measured or measures differs from it."""
     folder = Path(__file__).parents[2]
     try:
         short, changed = (
             subprocess.check_output(["git", "-C", folder, *words], text=True, stderr=subprocess.DEVNULL).strip()
-            for words in (["rev-parse", "--short", "HEAD"], ["diff", "--stat", "HEAD", "--", "effnet_hf"])
+            for words in (["rev-parse", "--short", "HEAD"], ["diff", "--stat", "HEAD", "--", *MEASURED])
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -92,10 +92,3 @@ def command() -> str:
 def datasheet(name: str) -> tuple[float, float] | None:
     """Bandwidth in TB/s and dense bf16 TFLOP/s of a known GPU."""
     return next((peaks for key, peaks in DATASHEETS.items() if key in name), None)
-
-
-def write_figures(figures: dict, path: str | Path) -> None:
-    """One run's JSON, whole or not at all."""
-    with atomic_write(path) as file:
-        json.dump(figures, file, indent=1)
-        file.write("\n")

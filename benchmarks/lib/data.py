@@ -1,9 +1,9 @@
-"""How many pictures per second one core prepares: our loaders beside timm's, torchvision's and `datasets`'.
+"""How many images per second one core prepares: our loaders beside timm's, torchvision's and `datasets`'.
 
     python benchmark.py data --data_dir FOLDER
 
 Every row turns the same JPEGs into normalised float32 batches in this process, without workers, with one thread. Speed
-is pictures per second of CPU time, which a busy machine disturbs less than wall time does; the rows take turns within
+is images per second of CPU time, which a busy machine disturbs less than wall time does; the rows take turns within
 every round, so that ratios compare like with like.
 """
 
@@ -13,34 +13,38 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from datetime import date
+from functools import partial
 from itertools import count
 from pathlib import Path
 
 import torch
 
-from .. import cli
-from ..data import auto_augment, build_loaders
-from ..data.dali import require_dali
-from ..data.folder import open_folder, scan_tree
-from ..errors import UserError
-from ..hub import software_versions
-from ..image_processing_efficientnet_nv import IMAGENET_MEAN, IMAGENET_STD
-from ..recipes import load_recipe
-from ..training import keep_freed_memory
+from effnet_hf import cli
+from effnet_hf.data import BatchPlan, DataSource, DeviceStage, auto_augment, build_loaders, pictures
+from effnet_hf.data.dali import require_dali
+from effnet_hf.data.folder import open_folder, scan_tree
+from effnet_hf.errors import UserError
+from effnet_hf.image_processing_efficientnet_nv import IMAGENET_MEAN, IMAGENET_STD, EfficientNetNVImageProcessor
+from effnet_hf.recipes import load_recipe
+from effnet_hf.training import keep_freed_memory
+
 from .decoders import measure_decoders
-from .environment import describe_cpu
-from .report import write_report
+from .environment import LOADING, environment, resolve_device
+from .flags import settings
+from .report import table, write_figures
+from .timing import Samples, take_turns
 
 
 BASELINES = ("timm create_loader", "torchvision reference", "torchvision v2 on tensors")
-COPIES = 4  # links to each picture, so that a small folder fills whole batches
+COPIES = 4  # links to each image, so that a small folder fills whole batches
+CPU = torch.device("cpu")
 
 
-def add_flags(parser) -> None:
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.ArgumentParser(prog="benchmark.py data", description=__doc__.splitlines()[0])
     parser.add_argument("--data_dir", required=True, help="folder of class folders with JPEGs")
     parser.add_argument("--image_size", type=cli.at_least(1), default=224, help="side of the training crop")
-    parser.add_argument("--batch_size", type=cli.at_least(1), default=32, help="pictures per batch")
+    parser.add_argument("--batch_size", type=cli.at_least(1), default=32, help="images per batch")
     parser.add_argument("--batches", type=cli.at_least(1), default=4, help="batches per row and round")
     parser.add_argument(
         "--rounds", type=cli.at_least(1), default=9, help="measured rounds, after one that is not counted"
@@ -50,83 +54,63 @@ def add_flags(parser) -> None:
         "--tree_classes", type=cli.at_least(0), default=0, help="also time opening a tree of this many classes x 300"
     )
     parser.add_argument("--output", default=None, help="write the figures to this JSON file as well")
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = cli.ArgumentParser(prog="benchmark.py data", description=__doc__.splitlines()[0])
-    add_flags(parser)
     arguments = parser.parse_args(argv)
     if arguments.output and Path(arguments.output).is_dir():  # not after a quarter of an hour
         raise UserError(f"--output {arguments.output} is a folder; name a file to write to.")
-    torch.set_num_threads(1)
+    resolve_device("cpu", threads=1)
     keep_freed_memory()  # for all rows alike, as our training does on a CPU
-    figures = {
-        "date": date.today().isoformat(),
-        "hardware": describe_cpu(),
-        "versions": software_versions("torchvision", "timm", "datasets", "pillow", "simplejpeg", "nvidia-dali-cuda130"),
-        "settings": {key: value for key, value in vars(arguments).items() if key not in ("output", "data_dir")},
-        "throughput": measure_throughput(arguments),
-        "decoders": measure_decoders(scan_tree(arguments.data_dir).paths, arguments.rounds),
-    }
+    figures = {"kind": "data", **environment(CPU, LOADING), "settings": settings(arguments)}
+    figures["rows"] = measure_throughput(arguments)
+    figures["decoders"] = measure_decoders(scan_tree(arguments.data_dir).paths, arguments.rounds)
     if arguments.tree_classes:
         figures["opening"] = measure_opening(arguments.tree_classes)
-    write_report(figures, arguments.output)
+    for name in ("rows", "decoders", "opening"):
+        if name in figures:
+            print(f"\n{table(figures[name])}")
+    if arguments.output:
+        write_figures(figures, arguments.output)
     return 0
 
 
 def measure_throughput(arguments) -> list[dict]:
-    """One dictionary per row: `name`, `augmentation`, and pictures per CPU second in the best and the median round.
+    """One dictionary per row: `name`, `augmentation`, and images per CPU second in the best and the median round.
 
     `ratio` is to the faster of `BASELINES`: best round to best round, and the median of the ratios within a round. What
     else runs on a machine only ever slows a round down, so the best one says most about the code.
     """
     with tempfile.TemporaryDirectory() as scratch:
         root = _linked_tree(Path(arguments.data_dir), Path(scratch), arguments.batch_size)
-        sources: dict[tuple, Iterator] = {}
+        steps: dict[tuple[str, str], Callable] = {}
         loaders: list = []
         for augmentation in arguments.augmentation:
             for name, make in _rows().items():
                 try:
-                    iterator = make(root, arguments, augmentation, loaders)
+                    batches = make(root, arguments, augmentation, loaders)
                 except ImportError as error:
                     print(f"left out: {name} ({error})")
                     continue
-                sources[name, augmentation] = iterator
-        seconds = _take_turns(sources, arguments.batches, arguments.rounds)
+                if (dtype := next(batches).dtype) != torch.float32:
+                    raise AssertionError(f"{name} gives {dtype}")
+                steps[name, augmentation] = partial(next, batches)
+        samples = take_turns(steps, CPU, arguments.rounds, warmup=1, burst=arguments.batches)
         for each in loaders:
             each.close()
-    return _table(seconds, arguments.batches * arguments.batch_size)
+    return _ratios(samples, arguments.batch_size)
 
 
-def _take_turns(sources: dict, batches: int, rounds: int) -> dict[tuple, list[float]]:
-    seconds: dict[tuple, list[float]] = {key: [] for key in sources}
-    order = list(sources)
-    for turn in range(rounds + 1):
-        random.Random(turn).shuffle(order)
-        for key in order:
-            started = time.process_time()
-            for _ in range(batches):
-                pixels = next(sources[key])
-                if pixels.dtype != torch.float32:
-                    raise AssertionError(f"{key} gives {pixels.dtype}")
-            if turn:
-                seconds[key].append(time.process_time() - started)
-    return seconds
-
-
-def _table(seconds: dict[tuple, list[float]], pictures: int) -> list[dict]:
+def _ratios(samples: dict[tuple[str, str], Samples], images: int) -> list[dict]:
     rows = []
-    for (name, augmentation), own in seconds.items():
-        baselines = [seconds[key] for key in seconds if key[0] in BASELINES and key[1] == augmentation] or [own]
+    for (name, augmentation), own in samples.items():
+        peers = [samples[key].cpu for key in samples if key[0] in BASELINES and key[1] == augmentation] or [own.cpu]
         rows.append(
             {
                 "name": name,
                 "augmentation": augmentation,
-                "ips_best": pictures / min(own),
-                "ips_median": pictures / statistics.median(own),
-                "ratio_best": min(map(min, baselines)) / min(own),
-                "ratio_median": statistics.median(min(others) / mine for *others, mine in zip(*baselines, own)),
-                "rounds": len(own),
+                "ips_best": images / min(own.cpu),
+                "ips_median": images / statistics.median(own.cpu),
+                "ratio_best": min(map(min, peers)) / min(own.cpu),
+                "ratio_median": statistics.median(min(others) / mine for *others, mine in zip(*peers, own.cpu)),
+                "rounds": len(own.cpu),
             }
         )
     return rows
@@ -155,24 +139,32 @@ class PolicyTransform:
         return auto_augment.auto_augment(image, self._rng)
 
 
+def _processor(arguments) -> EfficientNetNVImageProcessor:
+    return EfficientNetNVImageProcessor.for_image_size(arguments.image_size)
+
+
+def _require_dali() -> None:
+    try:
+        require_dali()
+    except UserError as error:
+        raise ImportError(error) from None
+
+
 def _ours(loader: str) -> Callable:
     def make(root, arguments, augmentation, loaders) -> Iterator[torch.Tensor]:
         if loader != "imagefolder":
-            try:
-                require_dali()
-            except UserError as error:
-                raise ImportError(error) from None
+            _require_dali()
         recipe = load_recipe("b0", data_dir=str(root), loader=loader, num_workers=0, augmentation=augmentation, mixup=0)
-        ours = build_loaders(recipe, image_size=arguments.image_size, per_device_batch_size=arguments.batch_size)
+        ours = build_loaders(recipe, _processor(arguments), BatchPlan(arguments.batch_size))
         loaders.append(ours)
-        return (batch["pixel_values"] for epoch in count() for batch in ours.train.epoch(epoch))
+        assert ours.train is not None
+        train = ours.train
+        return (batch["pixel_values"] for epoch in count() for batch in train.epoch(epoch))
 
     return make
 
 
 def _pillow_only(root, arguments, augmentation, loaders):
-    from ..data import pictures
-
     def batches():
         ours = _ours("imagefolder")(root, arguments, augmentation, loaders)
         while True:
@@ -187,25 +179,15 @@ def _pillow_only(root, arguments, augmentation, loaders):
 
 
 def _dali_graph(root, arguments, augmentation, loaders):
-    from ..data.dali_augment import DaliPolicy
-    from ..data.dali_pipeline import DaliPipeline, EncodedBatches, TrainPlanner
-    from ..data.prefetch import DeviceStage
-    from ..data.sampler import TrainingPlan
-    from ..data.source import DataSource
+    from effnet_hf.data.dali_pipeline import DaliPipeline, EncodedBatches, TrainPlanner
+    from effnet_hf.data.sampler import TrainingPlan
 
-    try:
-        require_dali()
-    except UserError as error:
-        raise ImportError(error) from None
-    split = DataSource.from_folder(str(root)).train
-    policy = None if augmentation == "none" else DaliPolicy(augmentation, arguments.image_size)
-    files = EncodedBatches(split, TrainPlanner(arguments.image_size, 0.08, 0.5, policy), 0, True)
-    pipeline = DaliPipeline(
-        files, 0, 2, "bicubic", arguments.batch_size, torch.device("cpu"), num_threads=1, queue_depth=1
-    )
+    _require_dali()
+    split, processor = DataSource.from_folder(str(root)).train, _processor(arguments)
+    files = EncodedBatches(split, TrainPlanner(processor, augmentation=augmentation), 0, True)
+    pipeline = DaliPipeline(files, 0, 2, arguments.batch_size, CPU, num_threads=1, queue_depth=1)
     loaders.append(pipeline)
-    plan = TrainingPlan(len(split), arguments.batch_size)
-    stage = DeviceStage("cpu", IMAGENET_MEAN, IMAGENET_STD)
+    plan, stage = TrainingPlan(len(split), arguments.batch_size), DeviceStage(CPU, processor)
     return (batch["pixel_values"] for e in count() for batch in stage(pipeline.batches(plan.requests(e))))
 
 
@@ -216,7 +198,7 @@ def _timm(root, arguments, augmentation, loaders):
     loader = create_loader(
         dataset, input_size=(3, arguments.image_size, arguments.image_size), batch_size=arguments.batch_size,
         is_training=True, use_prefetcher=False, interpolation="bicubic", color_jitter=None, num_workers=0,
-        persistent_workers=False, device=torch.device("cpu"),
+        persistent_workers=False, device=CPU,
     )  # fmt: skip
     if augmentation != "none":
         dataset.transform.transforms.insert(2, PolicyTransform())  # after crop and flip
@@ -323,14 +305,12 @@ def measure_opening(classes: int) -> list[dict]:
 
 
 def _linked_tree(source: Path, scratch: Path, batch_size: int) -> Path:
-    """`train/` with each picture of `source` linked `COPIES` times, and a `val/` of one link each."""
+    """`train/` with each image of `source` linked `COPIES` times, and a `val/` of one link each."""
     tree = scan_tree(source)
     if len(tree.classes) < 2:
         raise UserError(f"--data_dir {source} needs at least two class folders.")
     if COPIES * len(tree.paths) < batch_size:
-        raise UserError(
-            f"--data_dir {source} has {len(tree.paths)} pictures; lower --batch_size to {COPIES} times that."
-        )
+        raise UserError(f"--data_dir {source} has {len(tree.paths)} images; lower --batch_size to {COPIES} times that.")
     for split, copies in (("train", COPIES), ("val", 1)):
         for number, (path, label) in enumerate(zip(tree.paths, tree.labels)):
             folder = scratch / split / tree.classes[label]

@@ -5,12 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..configuration import EfficientNetNVConfig
-from ..errors import UserError
-from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
-from ..recipes import load_recipe
-from ..training import allow_tf32, build_optimizer, training_loss
-from ..tuning import tune_for_cpu_training
+from effnet_hf.configuration import EfficientNetNVConfig
+from effnet_hf.errors import UserError
+from effnet_hf.modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from effnet_hf.recipes import Recipe, load_recipe
+from effnet_hf.training import allow_tf32, build_optimizer, training_loss
+from effnet_hf.tuning import tune_for_cpu_training
 
 
 OURS, PEERS = "effnet_hf", ("timm", "torchvision", "transformers")
@@ -92,8 +92,8 @@ def compiled(function, mode: str, ours: bool):
     )
 
 
-def pictures(batch: int, size: int, device: torch.device, channels_last: bool) -> torch.Tensor:
-    """Normalised noise; speed does not depend on what a picture shows."""
+def images(batch: int, size: int, device: torch.device, channels_last: bool) -> torch.Tensor:
+    """Normalised noise; speed does not depend on what an image shows."""
     pixels = torch.randn(batch, 3, size, size, device=device)
     return pixels.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
@@ -112,6 +112,8 @@ def training_step(
     precision: str = "fp32",
     mode: str = "eager",
     tuned: bool = True,
+    recipe: Recipe | None = None,
+    labels: torch.Tensor | None = None,
 ) -> Callable[[], torch.Tensor]:
     """One optimizer step: forward, cross entropy with label smoothing, backward, RMSprop.
 
@@ -119,22 +121,26 @@ def training_step(
 
     Args:
         tuned: False leaves our network as it is.
+        recipe: of the loss and of our optimizer, for a peer too; NVIDIA's at a small rate by default, and a peer has
+            torch's own RMSprop.
+        labels: (N,) or (N, classes); random classes of a thousand by default.
     """
     device = pixels.device
     channels_last = pixels.is_contiguous(memory_format=torch.channels_last)
     model = model.train().to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     if mode == "qat":
-        from ..quantization import calibrate, quantize
+        from effnet_hf.quantization import calibrate, quantize
 
         quantize(model)
         calibrate(model, [pixels[:8]])
         model.train()
-    labels = torch.randint(0, 1000, (len(pixels),), device=device)
-    recipe = load_recipe("b0", global_batch_size=len(pixels), learning_rate=1e-4, lr_scaling="none")
-    if name == OURS:
+    labels = torch.randint(0, 1000, (len(pixels),), device=device) if labels is None else labels
+    given = recipe
+    recipe = given or load_recipe("b0", global_batch_size=len(pixels), learning_rate=1e-4, lr_scaling="none")
+    if name == OURS and device.type == "cpu" and tuned:
+        tune_for_cpu_training(model, pixels.shape[-1])
+    if name == OURS or given:
         optimizer = build_optimizer(model, recipe)
-        if device.type == "cpu" and tuned:
-            tune_for_cpu_training(model, pixels.shape[-1])
     else:
         optimizer = torch.optim.RMSprop(
             model.parameters(), lr=1e-4, alpha=recipe.rmsprop_alpha, eps=recipe.rmsprop_eps, momentum=recipe.momentum,

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from ..training import percentiles
+from effnet_hf.training import percentiles
 
 
 Name = TypeVar("Name", bound=Hashable)
@@ -24,8 +24,8 @@ class Samples:
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
-    def summary(self, pictures: int) -> dict[str, float | int]:
-        """Milliseconds per step (median, quartiles, percentiles) and pictures per second of the median step."""
+    def summary(self, images: int) -> dict[str, float | int]:
+        """Milliseconds per step (median, quartiles, percentiles) and images per second of the median step."""
         wall = 1e3 * np.array(self.wall)
         low, high = np.percentile(wall, [25, 75])
         latencies = percentiles(wall)
@@ -38,7 +38,7 @@ class Samples:
             "p99_ms": latencies["p99"],
             "cpu_ms": 1e3 * statistics.median(self.cpu),
             "cpu_ms_best": 1e3 * min(self.cpu),
-            "ips": 1e3 * pictures / latencies["p50"],
+            "ips": 1e3 * images / latencies["p50"],
             "steps": len(wall),
         }
 

@@ -3,8 +3,9 @@
 import argparse
 from collections.abc import Callable
 
-from .. import cli
-from ..configuration import VARIANTS, EfficientNetNVConfig
+from effnet_hf import cli
+from effnet_hf.configuration import VARIANTS, EfficientNetNVConfig
+
 from .contenders import PEERS, PRECISIONS
 
 

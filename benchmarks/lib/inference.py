@@ -21,17 +21,19 @@ from typing import Any
 
 import torch
 
-from ..cli import above_zero
-from ..configuration import VARIANTS, EfficientNetNVConfig
-from ..errors import UserError
-from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
-from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
-from ..training import check_checkpoint, keep_freed_memory
-from ..tuning import CudaGraph, compile_for_inference, fold_batchnorm, use_onednn
-from .contenders import AUTOCAST, OURS, build, has, logits_of, pictures, placed, set_precision
-from .environment import environment, resolve_device, write_figures
+from effnet_hf.checkpoint import open_checkpoint
+from effnet_hf.cli import above_zero
+from effnet_hf.configuration import VARIANTS, EfficientNetNVConfig
+from effnet_hf.errors import UserError
+from effnet_hf.image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from effnet_hf.modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from effnet_hf.training import keep_freed_memory
+from effnet_hf.tuning import CudaGraph, compile_for_inference, fold_batchnorm, use_onednn
+
+from .contenders import AUTOCAST, OURS, build, has, images, logits_of, placed, set_precision
+from .environment import environment, resolve_device
 from .flags import common_parser, numbers, settings, words
-from .report import print_rows
+from .report import print_rows, write_figures
 from .timing import ratios, release, take_turns
 
 
@@ -82,7 +84,7 @@ def measure(arguments, device: torch.device, label: str, precision: str) -> tupl
     failures: list[str] = []
     with tempfile.TemporaryDirectory() as scratch:
         for batch in arguments.batch_sizes:
-            pixels = pictures(batch, size, device, channels_last)
+            pixels = images(batch, size, device, channels_last)
             if precision in AUTOCAST:
                 pixels = pixels.to(AUTOCAST[precision])
             makers = {
@@ -141,12 +143,12 @@ def open_model(label: str, image_size: int | None) -> tuple[EfficientNetNVForIma
     if label in VARIANTS:
         torch.manual_seed(0)
         return EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant(label)).eval(), label
-    config = check_checkpoint(label)
-    return EfficientNetNVForImageClassification.from_pretrained(label).eval(), config.variant or "custom"
+    checkpoint = open_checkpoint(label)
+    return checkpoint.load().eval(), checkpoint.config.variant or "custom"
 
 
 def our_runner(runtime: str, model, pixels: torch.Tensor, scratch: Path) -> Runner:
-    """A callable from pictures to logits.
+    """A callable from images to logits.
 
     Raises:
         UserError: a runtime that this device or environment lacks.
@@ -211,13 +213,15 @@ def exported_runner(runtime: str, model, pixels: torch.Tensor, scratch: Path) ->
     if pixels.device.type != "cpu" or pixels.dtype != torch.float32:
         raise UserError(f"--runtime {runtime} is measured on a CPU in fp32.")
     try:
-        from ..export import Checkpoint, export_model, onnxruntime_runner, openvino_runner
+        from effnet_hf.export import export_model, onnxruntime_runner, openvino_runner
     except ImportError as error:
         raise UserError(f"--runtime {runtime} needs the onnx extra ({error}).") from None
     folder = scratch / str(pixels.shape[-1])
     if not folder.exists():
-        processor = EfficientNetNVImageProcessor.for_image_size(pixels.shape[-1])
-        export_model(Checkpoint("benchmark", model, processor), folder)
+        checkpoint = scratch / "checkpoint"
+        model.save_pretrained(checkpoint)
+        EfficientNetNVImageProcessor.for_image_size(pixels.shape[-1]).save_pretrained(checkpoint)
+        export_model(str(checkpoint), str(folder))
     file = folder / "model.onnx"
     open_file = onnxruntime_runner if runtime == "onnxruntime" else openvino_runner
     run = open_file(file, threads=torch.get_num_threads())

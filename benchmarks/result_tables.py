@@ -1,0 +1,271 @@
+"""Writes the result tables of our pages from the committed result files: python benchmarks/result_tables.py
+
+A page holds `<!-- numbers: NAME -->` and `<!-- /numbers -->`; what stands between is replaced by what the function of
+that name returns. `--check` writes nothing and says which pages are out of date, as `tests/docs/test_numbers.py` does.
+A table of somebody else's figures has a line `<!-- quoted: WHOSE -->` above it instead.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from lib.report import table, with_interval
+
+from effnet_hf.cli import ArgumentParser, run
+from effnet_hf.errors import UserError
+from effnet_hf.files import atomic_write
+from effnet_hf.tables import markdown_table
+
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks"
+PAGES = ("README.md", "docs/**/*.md", "benchmarks/*.md")
+MARKED = re.compile(r"(<!-- numbers: (\S+) -->)(\n?)(.*?)(<!-- /numbers -->)", re.DOTALL)
+
+SCRATCH = "2026-11-24-imagenette-cpu"
+FINETUNED = "2026-11-25-imagenette-finetune-cpu"
+QUANTIZED = "2026-11-25-qat-cpu"
+DATA = "2026-11-25-data-cpu"
+SPEED = "2026-11-25-cpu"
+OTHER_CPU = "2026-11-26-cpu"
+EXPORT = "2026-11-25-export-cpu"
+H200 = "2026-11-26-h200"
+IMAGES = 1000  # that the Imagenette subset is validated on
+
+
+def figure(file: str, *keys):
+    """One value of a JSON file, by the keys (or positions) that lead to it."""
+    value = json.loads((RESULTS / file).read_text("utf-8"))
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def series(file: str, metric: str) -> list[float]:
+    """Every value of a metric in a metrics.jsonl, in order; of `train.loss` the means of epochs."""
+    kind = "epoch" if metric == "train.loss" else metric.split(".")[0]
+    rows = map(json.loads, (RESULTS / file).read_text("utf-8").splitlines())
+    return [row[metric] for row in rows if row["type"] == kind and metric in row]
+
+
+def last(file: str, metric: str) -> float:
+    return series(file, metric)[-1]
+
+
+def bold(text: str) -> str:
+    """The number before an interval in bold: `**47.2** (44.1 to 50.3)`."""
+    number, _, rest = text.partition(" ")
+    return f"**{number}** {rest}".rstrip()
+
+
+def page(folder: str) -> str:
+    """A link to a result page; `render` makes what starts with / relative to the page that it stands in."""
+    return f"[page](/benchmarks/{folder}.md)"
+
+
+def scratch() -> str:
+    rows = []
+    for label, file, marked in (
+        ("B0, ours", "b0", bold),
+        ("WideSE-B0, ours", "widese-b0", bold),
+        (
+            "B0, timm's model and loop on the same recipe (baseline); its own initialisation, AutoAugment levels and"
+            " weight decay, whose share of the difference was not separated",
+            "timm",
+            str,
+        ),
+    ):
+        rows.append([label, marked(with_interval(last(f"{SCRATCH}/{file}.jsonl", "val.top1"), IMAGES))])
+    title = f"Imagenette subset from scratch, 128 px, 6 epochs, one CPU core ({page(SCRATCH)})"
+    return markdown_table([title, "top-1, % (95 %, n = 1,000, one seed)"], rows)
+
+
+def scratch_runs() -> str:
+    rows = []
+    for label, name, marked in (
+        ("B0, ours", "b0", bold),
+        ("WideSE-B0, ours", "widese-b0", bold),
+        ("B0, timm's model and loop (baseline)", "timm", str),
+    ):
+        file = f"{SCRATCH}/{name}.jsonl"
+        top1, ema = (with_interval(last(file, metric), IMAGES) for metric in ("val.top1", "val_ema.top1"))
+        rows.append([label, str(len(series(file, "val.top1"))), marked(top1), ema, f"{last(file, 'train.loss'):.3f}"])
+    header = ["run", "epochs", "last top-1, % (95 % interval, n = 1,000)", "moving average, last top-1, %"]
+    return markdown_table([*header, "last train.loss"], rows)
+
+
+def loop_overhead() -> str:
+    first, *others = figure(f"{SCRATCH}/overhead.json", "rows")
+    n = figure(f"{SCRATCH}/overhead.json", "settings", "repeats")
+    title = f"training step, B0, 128 px, batch 32, one CPU thread, side by side ({page(SCRATCH)}), n = {n}"
+    rows = [[first["step"], "1"], *([row["step"], row["CPU"]] for row in others)]
+    return markdown_table([title, "CPU time, ± 0.01"], rows)
+
+
+def finetuned() -> str:
+    start = with_interval(last(f"{SCRATCH}/b0.jsonl", "val.top1"), IMAGES)
+    rows = [[f"B0 from scratch, 128 px, 6 epochs ({page(SCRATCH)}, baseline)", start, "", ""]]
+    for label, name in (("B0, warm-started", "b0"), ("WideSE-B0, warm-started", "widese-b0")):
+        top1, top5, loss = (last(f"{FINETUNED}/{name}.jsonl", f"val.{metric}") for metric in ("top1", "top5", "loss"))
+        rows.append([label, bold(with_interval(top1, IMAGES)), f"{top5:.1f}", f"{loss:.4f}"])
+    return markdown_table(["model", "top-1, % (95 % interval, n = 1,000)", "top-5, %", "loss"], rows)
+
+
+def quantized(*header: str) -> str:
+    rows = []
+    for model, name in (("B0", "b0"), ("WideSE-B0", "widese-b0")):
+        for stage, label, marked in (("float", "float (baseline)", str), ("ptq", "PTQ", str), ("qat", "QAT", bold)):
+            found = figure(f"{QUANTIZED}/{name}.json", stage)
+            top1 = marked(with_interval(found["top1"], found["n"]))
+            others = [f"{found['top5']:.1f}", f"{found['loss']:.4f}", f"{found['bytes'] / 1e6:.1f}"]
+            rows.append([f"{model}, {label}", top1, *others])
+    return markdown_table([*header, "top-5, %", "loss", "MB"], rows)
+
+
+def second_start() -> str:
+    rows = []
+    for label, name in (("B0", "second-start-b0"), ("WideSE-B0", "second-start-widese-b0")):
+        stages = figure(f"{QUANTIZED}/{name}.json")
+        rows.append([label, *(f"{stages[stage]['top1']:.1f}" for stage in ("float", "ptq", "qat"))])
+    return markdown_table(["top-1, % (n = 1,000)", "float", "PTQ", "QAT"], rows)
+
+
+def quantization_cost() -> str:
+    cost = figure(f"{QUANTIZED}/cost.json")
+    seconds, images, rows = cost["seconds"], 2 * cost["batch_size"], []
+    for label, name in (
+        ("forward pass, evaluation (baseline)", "forward"),
+        ("calibration", "calibration"),
+        ("training step, float", "float step"),
+        ("training step, QAT", "QAT step"),
+    ):
+        times = "1" if name == "forward" else f"{seconds[name] / seconds['forward']:.2f}"
+        rows.append([label, f"{images / seconds[name]:.1f}", times])
+    return markdown_table(["", "pictures/s", "times a forward pass"], rows)
+
+
+def cpu_speed() -> str:
+    """A digest of the pages that `benchmark.py page` renders."""
+    steps, runtimes = ("eager", "compile"), ("torch", "compile", "onnxruntime")
+    rows = [["timm (baseline)", "1", "", ""]]
+    for label, file, key, modes in (
+        ("B0, training step, 224 px, batch 8", f"{SPEED}/train-b0-small", "mode", steps),
+        ("B4, training step, 192 px, batch 8", f"{SPEED}/train-b4", "mode", steps),
+        ("B0, inference, batch 1", f"{SPEED}/inference-b0", "runtime", runtimes),
+        ("B4, inference, batch 1", f"{SPEED}/inference-b4", "runtime", runtimes),
+        (f"B0, inference, batch 1, another processor ({page(OTHER_CPU)})", f"{OTHER_CPU}/inference-b0", "runtime",
+         runtimes),
+    ):  # fmt: skip
+        ours = [row for row in figure(f"{file}.json", "rows") if row["by"] == "effnet_hf"]
+        found = {row[key]: row["speed_up"]["timm"]["cpu"] for row in reversed(ours)}  # the smallest batch stands first
+        rows.append([label, *(f"{found[mode]:.2f}" for mode in modes), *["–"] * (3 - len(modes))])
+    title = f"one CPU thread, CPU time, times faster than timm's eager model in the same run ({page(SPEED)})"
+    return markdown_table([title, "eager", "compile", "ONNX Runtime"], rows)
+
+
+def cpu_loaders() -> str:
+    found, rows = figure(f"{DATA}/throughput.json", "throughput"), []
+    for loader in ("imagefolder", "dali-cpu"):
+        times = [row["ratio_best"] for row in found if row["name"] == f"effnet_hf {loader}"]
+        rows.append([f"`{loader}`", *(f"**{value:.2f}**" for value in times)])
+    title = f"one CPU core, JPEG to batch, times the best of timm and torchvision ({page(DATA)})"
+    baseline = ["best of timm and torchvision (baseline)", "1", "1"]
+    return markdown_table([title, "no policy", "AutoAugment"], [baseline, *rows])
+
+
+def as_printed(file: str, key: str) -> str:
+    """A whole table as the script that wrote the file prints it."""
+    return table(figure(file, key))
+
+
+def export_parity() -> str:
+    rows = []
+    for row in figure(f"{EXPORT}/parity.json", "parity"):
+        name, count = row["model"].split(",")[0], row["pictures"].split()[0]
+        others = [row[key] for key in ("largest difference", "largest logit", "top-1 agreement, %", "MB")]
+        rows.append([f"`{name}`", str(row["pixels"]), count, *others])
+    header = ["model", "pixels", "pictures", "largest difference of a logit", "largest logit", "top-1 agreement, %"]
+    return markdown_table([*header, "MB"], rows)
+
+
+def one_image(runtime: str) -> str:
+    """Milliseconds of one image through B0 on the H200."""
+    for row in figure(f"{H200}/inference.json", "rows"):
+        if (row["by"], row["variant"], row["batch"], row["runtime"]) == ("effnet_hf", "b0", 1, runtime):
+            return f"{row['p50_ms']:.2f} ms"
+    raise KeyError(runtime)
+
+
+TOP1 = "top-1, % (95 % interval, n = 1,000)"
+TABLES: dict[str, Callable[[], str]] = {
+    # digests, for the README and the guides
+    "imagenette-scratch": scratch,
+    "quantization": partial(
+        quantized,
+        f"to int8, Imagenette subset, from B0s fine-tuned to 97.0 % ({page(QUANTIZED)})",
+        "top-1, % (95 %, n = 1,000)",
+    ),
+    "cpu-speed": cpu_speed,
+    "cpu-loaders": cpu_loaders,
+    "loop-overhead": loop_overhead,
+    "h200-one-image-eager": partial(one_image, "torch"),
+    "h200-one-image-graph": partial(one_image, "graphs"),
+    # whole tables, for the dated pages
+    "scratch-runs": scratch_runs,
+    "overhead-steps": partial(as_printed, f"{SCRATCH}/overhead.json", "rows"),
+    "finetuned": finetuned,
+    "quantization-steps": partial(quantized, "model", TOP1),
+    "quantization-second-start": second_start,
+    "quantization-cost": quantization_cost,
+    "quantization-step-ratio": lambda: f"**{figure(f'{QUANTIZED}/cost.json', 'qat_step_to_float_step'):.2f}**",
+    "export-parity": export_parity,
+    "loaders": partial(as_printed, f"{DATA}/throughput.json", "throughput"),
+    "decoders": partial(as_printed, f"{DATA}/throughput.json", "decoders"),
+    "opening": partial(as_printed, f"{DATA}/opening.json", "opening"),
+    "dali-evaluation": partial(as_printed, f"{DATA}/dali.json", "evaluation"),
+    "dali-operations": partial(as_printed, f"{DATA}/dali.json", "operations"),
+}
+
+
+def render(path: Path, text: str) -> str:
+    """A page with everything between its markers written anew: on lines of its own where the marker ends its line.
+
+    Raises:
+        UserError: a marker names no table.
+    """
+
+    def relative(match: re.Match) -> str:
+        return f"]({os.path.relpath(ROOT / match[1], path.parent)})"
+
+    def fill(match: re.Match) -> str:
+        opening, name, own_lines, _, closing = match.groups()
+        if name not in TABLES:
+            raise UserError(f"{path}: there are no numbers called {name}; there are {', '.join(TABLES)}.")
+        content = re.sub(r"\]\(/([^)]+)\)", relative, TABLES[name]())
+        around = "\n\n" if own_lines else ""
+        return f"{opening}{around}{content}{around}{closing}"
+
+    return MARKED.sub(fill, text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if a page is out of date")
+    check, stale = parser.parse_args(argv).check, 0
+    for path in sorted(path for pattern in PAGES for path in ROOT.glob(pattern)):
+        text = path.read_text("utf-8")
+        new = render(path, text)
+        if new != text:
+            stale += 1
+            print(f"{path.relative_to(ROOT)}: {'out of date' if check else 'written'}")
+            if not check:
+                with atomic_write(path) as file:
+                    file.write(new)
+    return int(check and stale > 0)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,1 +1,0 @@
-"""Timing: our own steps, the input pipelines, and the peers beside us."""

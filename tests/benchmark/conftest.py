@@ -1,0 +1,7 @@
+"""The laboratory is no part of the package: its folder is put on the path, as running its scripts does."""
+
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
