@@ -1,11 +1,13 @@
 """Evaluation preprocessing: resize the short side, centre crop, rescale, normalise.
 
-Training evaluates through the same two functions (`to_rgb`, `resize_and_crop`), so that a model scores in a pipeline
-what it scored in training. Geometry and rounding are torchvision's `Resize` and `CenterCrop`, which NVIDIA's original
-uses with a short side of `image_size + 32`.
+Training evaluates through the same code (`to_rgb`, the processor's `resize_and_crop`), so that a model scores in a
+pipeline what it scored in training. Geometry and rounding are torchvision's `Resize` and `CenterCrop`, which NVIDIA's
+original uses with a short side of `image_size + 32`.
 
 This file travels inside every saved checkpoint: it imports only numpy, pillow and transformers.
 """
+
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -22,10 +24,10 @@ MAX_ASPECT_RATIO = 16
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any picture that Pillow opens as upright 8-bit RGB.
+    """Any image that Pillow opens as upright 8-bit RGB.
 
     Turns by the EXIF orientation (as `transformers.pipeline` does), drops alpha (as torchvision's `ImageFolder` does),
-    takes the first frame of an animation and the upper 8 bits of a 16-bit picture.
+    takes the first frame of an animation and the upper 8 bits of a 16-bit image.
     """
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB":
@@ -43,11 +45,11 @@ def resize_and_crop(
     image: Image.Image,
     shortest_edge: int | None,
     crop: tuple[int, int] | None,
-    resample: int = Image.BICUBIC,
+    resample: int = Image.Resampling.BICUBIC,
 ) -> Image.Image:
     """Resizes the short side to `shortest_edge` pixels, then cuts (height, width) out of the centre.
 
-    Either step is skipped when its size is None. A crop larger than the picture is padded with black.
+    Either step is skipped when its size is None. A crop larger than the image is padded with black.
     """
     if shortest_edge is not None:
         image = _limit_aspect_ratio(image)
@@ -81,27 +83,27 @@ def _limit_aspect_ratio(image: Image.Image) -> Image.Image:
 
 
 class EfficientNetNVImageProcessor(BaseImageProcessor):
-    """Turns pictures into `pixel_values` (N, 3, crop height, crop width), float32.
+    """Turns images into `pixel_values` (N, 3, crop height, crop width), float32.
 
     Args:
         do_resize, size: resize the short side to `size["shortest_edge"]` pixels (`image_size + 32` by default).
         resample: Pillow filter, 3 is bicubic (the published recipe), 2 bilinear.
         do_center_crop, crop_size: cut `{"height", "width"}` out of the centre.
         do_rescale, rescale_factor: multiply by 1/255.
-        do_normalize, image_mean, image_std: per channel, in units of the rescaled picture.
+        do_normalize, image_mean, image_std: per channel, in units of the rescaled image.
 
-    Pictures may be Pillow images of any mode, or arrays and tensors, channels first or last, with 1, 3 or 4 channels
+    Images may be Pillow images of any mode, or arrays and tensors, channels first or last, with 1, 3 or 4 channels
     (alpha is dropped). Floats are taken to lie in [0, 1], or in [0, 255] if any exceeds 1.
     """
 
     model_input_names = ["pixel_values"]
-    _auto_class = "AutoImageProcessor"
+    _auto_class = "AutoImageProcessor"  # type: ignore[assignment]
 
     def __init__(
         self,
         do_resize: bool = True,
         size: dict[str, int] | int | None = None,
-        resample: int = Image.BICUBIC,
+        resample: int = Image.Resampling.BICUBIC,
         do_center_crop: bool = True,
         crop_size: dict[str, int] | int | None = None,
         do_rescale: bool = True,
@@ -118,7 +120,7 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         self.do_center_crop = do_center_crop
         self.crop_size = _height_width(224 if crop_size is None else crop_size)
         self.do_rescale = do_rescale
-        self.rescale_factor = rescale_factor
+        self.rescale_factor = _factor(rescale_factor)
         self.do_normalize = do_normalize
         self.image_mean = _per_channel("image_mean", IMAGENET_MEAN if image_mean is None else image_mean)
         self.image_std = _per_channel("image_std", IMAGENET_STD if image_std is None else image_std)
@@ -131,7 +133,7 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images, return_tensors=None, data_format="channels_first", input_data_format=None, **overrides
     ) -> BatchFeature:
-        """Preprocesses one picture or a list of them; any constructor argument can be overridden for this call.
+        """Preprocesses one image or a list of them; any constructor argument can be overridden for this call.
 
         Args:
             return_tensors: `"pt"` or `"np"`; by default a list of arrays.
@@ -140,21 +142,25 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         """
         overrides = {name: value for name, value in overrides.items() if value is not None}
         settings = EfficientNetNVImageProcessor(**{**self._settings(), **overrides})
-        pictures = _flatten(self.fetch_images(images))
-        arrays = [settings._process(picture, input_data_format) for picture in pictures]
+        images = _flatten(self.fetch_images(images))
+        arrays = [settings._process(image, input_data_format) for image in images]
         if data_format is not None and ChannelDimension(data_format) == ChannelDimension.LAST:
             arrays = [array.transpose(1, 2, 0) for array in arrays]
         return BatchFeature(data={"pixel_values": arrays}, tensor_type=return_tensors)
+
+    def resize_and_crop(self, image: Image.Image) -> Image.Image:
+        """The geometry alone: an upright RGB image, resized and cut as `size`, `crop_size` and their switches say."""
+        shortest_edge = self.size["shortest_edge"] if self.do_resize else None
+        crop = (self.crop_size["height"], self.crop_size["width"]) if self.do_center_crop else None
+        return resize_and_crop(image, shortest_edge, crop, self.resample)
 
     def _settings(self) -> dict:
         names = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
         return {name: getattr(self, name) for name in (*names, "do_normalize", "image_mean", "image_std")}
 
     def _process(self, image, input_data_format=None) -> np.ndarray:
-        shortest_edge = self.size["shortest_edge"] if self.do_resize else None
-        crop = (self.crop_size["height"], self.crop_size["width"]) if self.do_center_crop else None
-        picture, white = _to_picture(image, input_data_format)
-        pixels = np.asarray(resize_and_crop(picture, shortest_edge, crop, self.resample))
+        opened, white = _to_image(image, input_data_format)
+        pixels = np.asarray(self.resize_and_crop(opened))
         if self.do_rescale:
             pixels = pixels.astype(np.float32) * np.float32(self.rescale_factor)
         elif white == 1.0:
@@ -162,28 +168,28 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         if self.do_normalize:
             mean, std = np.asarray(self.image_mean, np.float32), np.asarray(self.image_std, np.float32)
             pixels = (pixels.astype(np.float32) - mean) / std
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32)
 
 
 def _flatten(images) -> list:
     if isinstance(images, (list, tuple)):
-        return [picture for entry in images for picture in _flatten(entry)]
+        return [image for entry in images for image in _flatten(entry)]
     return list(images) if getattr(images, "ndim", 0) == 4 else [images]
 
 
-def _to_picture(image, input_data_format=None) -> tuple[Image.Image, float]:
-    """The picture, and the value that its full brightness had: 1.0 for an array in [0, 1], else 255.0."""
+def _to_image(image, input_data_format=None) -> tuple[Image.Image, float]:
+    """The image, and the value that its full brightness had: 1.0 for an array in [0, 1], else 255.0."""
     if isinstance(image, Image.Image):
         return to_rgb(image), 255.0
     array = to_numpy_array(image)
     if array.ndim == 2:
         array = array[:, :, None]
     elif array.ndim != 3:
-        raise ValueError(f"A picture must have two or three dimensions, got an array of shape {array.shape}.")
+        raise ValueError(f"An image must have two or three dimensions, got an array of shape {array.shape}.")
     elif _is_channels_first(image, array.shape, input_data_format):
         array = array.transpose(1, 2, 0)
     if array.shape[-1] not in (1, 3, 4) or not array.size:
-        raise ValueError(f"A picture must have pixels of 1, 3 or 4 channels, got an array of shape {array.shape}.")
+        raise ValueError(f"An image must have pixels of 1, 3 or 4 channels, got an array of shape {array.shape}.")
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 255):
         raise ValueError(f"Pixels must lie in 0 to 255 or 0 to 1, got {low:.4g} to {high:.4g}; normalised already?")
@@ -200,6 +206,12 @@ def _is_channels_first(image, shape: tuple[int, ...], input_data_format) -> bool
     first, last = shape[0] in (1, 3, 4), shape[-1] in (1, 3, 4)
     # A shape that reads both ways is read as its kind usually is: tensors (C, H, W), arrays (H, W, C).
     return first and (not last or is_torch_tensor(image))
+
+
+def _factor(value) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"rescale_factor must be a number, got {value!r}.")
+    return value
 
 
 def _per_channel(name: str, value) -> list[float]:
@@ -223,10 +235,10 @@ def _shortest_edge(size) -> dict[str, int]:
 def _height_width(size) -> dict[str, int]:
     if isinstance(size, int):
         size = {"height": size, "width": size}
-    values = [dict(size).get(side) for side in ("height", "width")]
-    if not all(isinstance(value, int) and value > 0 for value in values):
+    sides: dict[str, Any] = {side: dict(size).get(side) for side in ("height", "width")}
+    if not all(isinstance(value, int) and value > 0 for value in sides.values()):
         raise ValueError(f"crop_size must be a positive number of pixels or {{'height', 'width'}}, got {size!r}.")
-    return dict(zip(("height", "width"), values))
+    return sides
 
 
 __all__ = ["EfficientNetNVImageProcessor"]

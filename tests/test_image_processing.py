@@ -32,7 +32,7 @@ def opened(path) -> Image.Image:
 
 def processed_bytes(picture, processor=SMALL) -> torch.Tensor:
     """Geometry alone, as bytes: what has to match to the last bit."""
-    return processor(picture, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[0]
+    return processor(picture, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[0].to(torch.uint8)
 
 
 def expected_bytes(picture: Image.Image, size: int = 32) -> torch.Tensor:
@@ -86,7 +86,7 @@ def test_the_filter_can_be_chosen(resample):
     )
     assert torch.equal(
         SMALL(picture, resample=resample, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[0],
-        expected,
+        expected.float(),
     )
 
 
@@ -118,6 +118,7 @@ def test_each_step_can_be_switched_off():
         return SMALL(picture, return_tensors="np", **{**off, **settings}).pixel_values[0]
 
     np.testing.assert_array_equal(process(), raw)
+    assert process().dtype == np.float32  # a network takes no bytes
     assert process(do_resize=True).shape == (3, 82, 64)
     np.testing.assert_array_equal(process(do_center_crop=True), raw[:, 29:61, 19:51])
     np.testing.assert_allclose(process(do_rescale=True), raw / 255, atol=1e-6)
@@ -308,6 +309,7 @@ def test_the_callers_picture_is_left_alone():
         ({"size": 0}, "size must be a positive number of pixels"),
         ({"crop_size": {"height": 3}}, "crop_size must be a positive number of pixels or {'height', 'width'}"),
         ({"crop_size": -1}, "crop_size must be a positive number of pixels"),
+        ({"rescale_factor": "1/255"}, "rescale_factor must be a number, got '1/255'"),
         ({"resample": 17}, "17 is not a valid Resampling"),
         (
             {"image_mean": [0.5, 0.5]},

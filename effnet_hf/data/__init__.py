@@ -1,9 +1,33 @@
-"""Input pipelines: one loader interface, several backends. `build_loaders(recipe, ...)` is the way in."""
+"""Input pipelines: one loader interface, several backends. `build_loaders(recipe, processor, plan)` is the way in."""
 
 from .bad_files import BadFile, BadFiles
+from .device_stage import BatchMixer, DeviceStage
 from .loaders import Loader, Loaders, build_loaders
+from .pictures import BadPicture, Box, Picture
 from .sampler import BatchPlan
-from .source import DataSource, Split
+from .scan import Scan, scan_data_dir, scan_folder
+from .source import DataSource, Split, map_labels
+from .transforms import EvaluationTransform, TrainTransform
 
 
-__all__ = ["BadFile", "BadFiles", "BatchPlan", "DataSource", "Loader", "Loaders", "Split", "build_loaders"]
+__all__ = [
+    "BadFile",
+    "BadFiles",
+    "BadPicture",
+    "BatchMixer",
+    "BatchPlan",
+    "Box",
+    "DataSource",
+    "DeviceStage",
+    "EvaluationTransform",
+    "Loader",
+    "Loaders",
+    "Picture",
+    "Scan",
+    "Split",
+    "TrainTransform",
+    "build_loaders",
+    "map_labels",
+    "scan_data_dir",
+    "scan_folder",
+]

@@ -1,4 +1,4 @@
-"""AutoAugment as NVIDIA's recipe uses it: the 25 sub-policies of the TensorFlow/TPU code ("v0"), on Pillow pictures.
+"""AutoAugment as NVIDIA's recipe uses it: the 25 sub-policies of the TensorFlow/TPU code ("v0"), on Pillow images.
 
 One table and one way to draw from it serve both executors, the one below and `dali_augment.py`. The list is timm's
 `v0`, not torchvision's `AutoAugmentPolicy.IMAGENET`; unlike timm's, translation is in pixels and levels are rounded
@@ -9,7 +9,7 @@ Levels run from 0 to 10:
     shear_x, shear_y            0.03 m, either sign     affine, bicubic, grey outside
     translate_x, translate_y    25 m pixels, either     affine, nearest, grey outside
     rotate                      3 m degrees, either     nearest, grey outside
-    color                       0.1 + 0.18 m            1 keeps the picture, 0 is grey
+    color                       0.1 + 0.18 m            1 keeps the image, 0 is grey
     posterize                   round(0.4 m) bits
     solarize                    inverts from 25.6 m on
     solarize_add                adds 11 m to what is below 128
@@ -93,14 +93,14 @@ def value_of(step: Step) -> float:
 
 
 def apply(image: Image.Image, step: Step) -> Image.Image:
-    """One operation on an RGB picture."""
+    """One operation on an RGB image."""
     if step.operation in SIGNED and step.level == 0:
         return image  # the policy shears and rotates by 0: Pillow's bicubic takes 2 ms to change nothing
     return _EXECUTORS[step.operation](image, value_of(step))
 
 
 def auto_augment(image: Image.Image, rng: random.Random) -> Image.Image:
-    """One random sub-policy on an RGB picture."""
+    """One random sub-policy on an RGB image."""
     for step in draw(rng):
         image = apply(image, step)
     return image
@@ -120,12 +120,12 @@ def _solarize_add(image, value):
 
 
 _EXECUTORS = {
-    "shear_x": lambda image, value: _affine(image, (1, value, 0, 0, 1, 0), Image.BICUBIC),
-    "shear_y": lambda image, value: _affine(image, (1, 0, 0, value, 1, 0), Image.BICUBIC),
-    "translate_x": lambda image, value: _affine(image, (1, 0, value, 0, 1, 0), Image.NEAREST),
-    "translate_y": lambda image, value: _affine(image, (1, 0, 0, 0, 1, value), Image.NEAREST),
+    "shear_x": lambda image, value: _affine(image, (1, value, 0, 0, 1, 0), Image.Resampling.BICUBIC),
+    "shear_y": lambda image, value: _affine(image, (1, 0, 0, value, 1, 0), Image.Resampling.BICUBIC),
+    "translate_x": lambda image, value: _affine(image, (1, 0, value, 0, 1, 0), Image.Resampling.NEAREST),
+    "translate_y": lambda image, value: _affine(image, (1, 0, 0, 0, 1, value), Image.Resampling.NEAREST),
     # The original goes through RGBA and a grey background; nearest leaves no half-transparent pixel, so this is equal.
-    "rotate": lambda image, value: image.rotate(value, Image.NEAREST, fillcolor=GREY),
+    "rotate": lambda image, value: image.rotate(value, Image.Resampling.NEAREST, fillcolor=GREY),
     "color": lambda image, value: ImageEnhance.Color(image).enhance(value),
     "posterize": _posterize,
     "solarize": ImageOps.solarize,

@@ -1,4 +1,4 @@
-"""Counts and names the files that gave no picture; each is named once, in `bad_files.txt`."""
+"""Counts and names the files that gave no image; each is named once, in `bad_files.txt`."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +10,15 @@ class BadFile(NamedTuple):
     name: str
     reason: str  # continues the sentence "<name> …"
 
+    def flat(self) -> "BadFile":
+        """The same without tabs and line breaks, which a file name may hold."""
+        return BadFile(*(text.replace("\t", " ").replace("\n", " ").replace("\r", " ") for text in self))
+
+    @property
+    def line(self) -> str:
+        """Of a list of bad files: name, tab, reason."""
+        return "\t".join(self.flat()) + "\n"
+
 
 class BadFiles:
     """What was unreadable in one split so far.
@@ -19,7 +28,7 @@ class BadFiles:
 
     Args:
         path: where to list them; None keeps the list in memory only.
-        num_samples: pictures in the split.
+        num_samples: images in the split.
         max_share: `--max_bad_files`.
         strict: `--strict`.
     """
@@ -46,7 +55,7 @@ class BadFiles:
         Raises:
             UserError: `strict`, or too many of them.
         """
-        files = [BadFile(one_line(file.name), one_line(file.reason)) for file in files]
+        files = [file.flat() for file in files]
         new = [file for file in files if file.name not in self._reasons]
         if not new:
             return []
@@ -59,11 +68,11 @@ class BadFiles:
         if self.path is not None and fresh:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "a", encoding="utf-8", errors="surrogateescape") as file:
-                file.write("".join(f"{name}\t{reason}\n" for name, reason in fresh))
+                file.write("".join(each.line for each in fresh))
         if self.count > self._limit:
             where = f" {self.path} lists them;" if self.path else ""
             raise UserError(
-                f"{self.count} of {self._num_samples} pictures are unreadable, more than --max_bad_files"
+                f"{self.count} of {self._num_samples} images are unreadable, more than --max_bad_files"
                 f" {self._max_share:g} allows (the last: {new[-1].name} {new[-1].reason});{where} mend the data"
                 " or raise --max_bad_files."
             )
@@ -77,8 +86,3 @@ class BadFiles:
         for line in filter(None, text.split("\n")):
             name, _, reason = line.partition("\t")
             self._reasons.setdefault(name, reason)
-
-
-def one_line(text: str) -> str:
-    """A file name may hold tabs and line breaks."""
-    return text.replace("\t", " ").replace("\n", " ").replace("\r", " ")

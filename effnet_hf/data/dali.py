@@ -93,7 +93,7 @@ def decode_region(encoded, start, shape, device: str):
         normalized_anchor=False,
         normalized_shape=False,
         output_type=types.RGB,
-        adjust_orientation=False,  # pictures that need turning never get here; broken EXIF would stop the pipeline
+        adjust_orientation=False,  # images that need turning never get here; broken EXIF would stop the pipeline
         device=device,
     )
 

@@ -1,6 +1,6 @@
-"""The augmentation policies as DALI operators: what to apply is drawn by us, picture by picture; DALI applies it.
+"""The augmentation policies as DALI operators: what to apply is drawn by us, image by image; DALI applies it.
 
-A policy is a suite of operations; a picture's draw is, per step, (which operation, level, sign). The draws of
+A policy is a suite of operations; an image's draw is, per step, (which operation, level, sign). The draws of
 AutoAugment are those of `auto_augment.draw`, so that one seed gives both executors the same operations. RandAugment and
 TrivialAugment follow torchvision's definitions, with DALI's own implementation of each operation.
 
@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 
+from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from . import auto_augment
 
 
@@ -23,11 +24,11 @@ class DaliPolicy:
 
     Attributes:
         name: "autoaugment", "randaugment" or "trivialaugment".
-        image_size: side of the square pictures.
+        processor: has the size of the images.
     """
 
     name: str
-    image_size: int
+    processor: EfficientNetNVImageProcessor
 
     @property
     def steps(self) -> int:
@@ -56,7 +57,8 @@ class DaliPolicy:
         from nvidia.dali.auto_aug import rand_augment, trivial_augment
 
         if self.name == "randaugment":
-            reach = round(150 / 331 * self.image_size)  # torchvision's
+            size = self.processor.crop_size
+            reach = tuple(round(150 / 331 * size[side]) for side in ("height", "width"))  # torchvision's
             suite = rand_augment.get_rand_augment_suite(max_translate_abs=reach)
         else:
             suite = trivial_augment.get_trivial_augment_wide_suite()

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..image_processing_efficientnet_nv import MAX_ASPECT_RATIO
+from ..errors import UserError
+from ..image_processing_efficientnet_nv import MAX_ASPECT_RATIO, EfficientNetNVImageProcessor
 from .dali import decode_region, quiet_build
 from .dali_augment import DaliPolicy
-from .imagefolder import PictureBatches, WorkerPool
 from .pictures import Box, Picture
 from .sampler import BatchRequest
 from .transforms import draw_geometry
+from .worker_pool import PictureBatches, WorkerPool
 
 
 class Encoded(NamedTuple):
@@ -30,46 +31,59 @@ class Encoded(NamedTuple):
     start: np.ndarray  # (y, x) of the part to decode
     shape: np.ndarray  # (height, width) of it
     resized: np.ndarray  # (height, width) to resize it to
-    crop: np.ndarray  # (y, x) of the square to cut out of that; (0, 0) in training
+    crop: np.ndarray  # (y, x) of the part to cut out of that, negative in black padding; (0, 0) in training
     flip: np.ndarray  # scalar
     draws: np.ndarray  # (steps, 3), see DaliPolicy.draw; (0, 3) without a policy
 
 
 class TrainPlanner:
-    """Draws for a training picture what `TrainTransform` would draw."""
+    """Draws for a training image what a `TrainTransform` of the same arguments would draw."""
 
-    def __init__(self, image_size: int, crop_scale: float, horizontal_flip: float, policy: DaliPolicy | None):
-        self.image_size = image_size
+    def __init__(
+        self,
+        processor: EfficientNetNVImageProcessor,
+        *,
+        crop_scale: float = 0.08,
+        horizontal_flip: float = 0.5,
+        augmentation: str = "none",
+    ):
+        self.processor = processor
         self.crop_scale = crop_scale
         self.horizontal_flip = horizontal_flip
-        self.policy = policy
+        self.policy = None if augmentation == "none" else DaliPolicy(augmentation, processor)
 
     def __call__(self, picture: Picture, seed: int):
         rng = random.Random(seed)
         box, flip = draw_geometry(rng, picture.width, picture.height, self.crop_scale, self.horizontal_flip)
         draws = np.zeros((0, 3), np.int32) if self.policy is None else self.policy.draw(rng)
-        return box, (self.image_size, self.image_size), (0, 0), flip, draws
+        size = self.processor.crop_size
+        return box, (size["height"], size["width"]), (0, 0), flip, draws
 
 
 class EvaluationPlanner:
-    """The sizes and the crop of `resize_and_crop`, worked out beforehand."""
+    """The sizes and the crop of the processor's `resize_and_crop`, worked out beforehand."""
 
     policy = None
 
-    def __init__(self, image_size: int, resize_margin: int):
-        self.image_size = image_size
-        self.shortest_edge = image_size + resize_margin
+    def __init__(self, processor: EfficientNetNVImageProcessor):
+        self.processor = processor
 
     def __call__(self, picture: Picture, seed: int = 0):
-        width, height = picture.width, picture.height
-        short = min(width, height)
-        w, h = min(width, MAX_ASPECT_RATIO * short), min(height, MAX_ASPECT_RATIO * short)
-        box = Box((width - w) // 2, (height - h) // 2, w, h)
-        long = int(self.shortest_edge * max(w, h) / short)
-        resized = (long, self.shortest_edge) if w <= h else (self.shortest_edge, long)
-        # Half to even, like `round`: a margin of an odd number of pixels falls on the same side as in the processor.
-        crop = tuple(round((side - self.image_size) / 2) for side in resized)
+        box, resized = Box(0, 0, picture.width, picture.height), (picture.height, picture.width)
+        if self.processor.do_resize:
+            edge, short = self.processor.size["shortest_edge"], min(resized)
+            w, h = (min(side, MAX_ASPECT_RATIO * short) for side in (picture.width, picture.height))
+            box = Box((picture.width - w) // 2, (picture.height - h) // 2, w, h)
+            long = int(edge * max(w, h) / short)
+            resized = (long, edge) if w <= h else (edge, long)
+        size = self.processor.crop_size
+        crop = tuple(_crop_start(side, size[name]) for side, name in zip(resized, ("height", "width")))
         return box, resized, crop, False, np.zeros((0, 3), np.int32)
+
+
+def _crop_start(side: int, size: int) -> int:
+    """Where a centre crop starts: half to even, as the processor rounds it, or before the edge that it pads."""
+    return round((side - size) / 2) if side >= size else -((size - side) // 2)
 
 
 class EncodedBatches(PictureBatches):
@@ -103,15 +117,17 @@ class EncodedBatches(PictureBatches):
 
 
 class DaliPipeline:
-    """Turns `EncodedBatches` into uint8 (N, S, S, 3) batches on `device`.
+    """Turns `EncodedBatches` into uint8 (N, H, W, 3) batches on `device`.
 
     Args:
         files: the micro-batches.
         num_workers, prefetch_factor: of the processes that read them.
-        interpolation: "bilinear" or "bicubic", antialiased.
-        max_batch_size: pictures in a micro-batch.
+        max_batch_size: images in a micro-batch.
         num_threads: DALI's own, for the part of JPEG decoding that stays on the CPU.
         queue_depth: batches that DALI prepares ahead, 1 is none.
+
+    Raises:
+        UserError: the processor resizes with a filter that DALI does not have as Pillow has it.
     """
 
     def __init__(
@@ -119,15 +135,20 @@ class DaliPipeline:
         files: EncodedBatches,
         num_workers: int,
         prefetch_factor: int,
-        interpolation: str,
         max_batch_size: int,
         device: torch.device,
         num_threads: int = 2,
         queue_depth: int = 2,
     ):
+        resample = Image.Resampling(files.planner.processor.resample)
+        if resample not in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC):
+            raise UserError(
+                "--loader dali-gpu resizes bilinearly or bicubically, and the preprocessor_config.json says resample"
+                f" {int(resample)}, which is {resample.name.lower()}; use --loader imagefolder or dali-cpu."
+            )
+        self.num_workers = num_workers
         self._files = files
         self._pool = WorkerPool(files, num_workers, prefetch_factor)
-        self._interpolation = interpolation
         self._max_batch_size = max_batch_size
         self._device = device
         self._num_threads = num_threads
@@ -201,8 +222,9 @@ class DaliPipeline:
         from nvidia.dali import fn, pipeline_def, types
 
         cuda = self._device.type == "cuda"
-        policy, size = self._files.planner.policy, self._files.planner.image_size
-        kind = {"bilinear": types.INTERP_LINEAR, "bicubic": types.INTERP_CUBIC}[self._interpolation]
+        policy, processor = self._files.planner.policy, self._files.planner.processor
+        size = [processor.crop_size["height"], processor.crop_size["width"]]
+        kind = types.INTERP_LINEAR if processor.resample == Image.Resampling.BILINEAR else types.INTERP_CUBIC
 
         @pipeline_def(
             batch_size=self._max_batch_size,
@@ -222,7 +244,7 @@ class DaliPipeline:
             images = decode_region(encoded, start, shape, "mixed" if cuda else "cpu")
             images = fn.resize(images, size=fn.cast(resized, dtype=types.FLOAT), interp_type=kind, antialias=True)
             images = fn.slice(
-                images, crop, [size, size], axis_names="HW", normalized_anchor=False, normalized_shape=False,
+                images, crop, size, axis_names="HW", normalized_anchor=False, normalized_shape=False,
                 out_of_bounds_policy="pad",
             )  # fmt: skip
             images = fn.flip(images, horizontal=flip)

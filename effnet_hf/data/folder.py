@@ -1,4 +1,4 @@
-"""Finds the pictures of a folder tree in one fast pass, and remembers them.
+"""Finds the images of a folder tree in one fast pass, and remembers them.
 
 `datasets`' own imagefolder resolver takes minutes on ImageNet (huggingface/datasets#6359); listing the folders takes a
 second. The result is the same `datasets.Dataset` of paths and class labels, kept as an Arrow file in the cache of
@@ -35,7 +35,7 @@ class Tree:
 
     Attributes:
         classes: their names, sorted.
-        paths: every picture, by class, then by path; `labels` has its class's position.
+        paths: every image, by class, then by path; `labels` has its class's position.
         notes: sentences about what looks odd but is usable.
         folders: every folder below and including the root, with its modification time in ns.
     """
@@ -48,19 +48,23 @@ class Tree:
     folders: dict[str, int] = field(default_factory=dict)
 
 
-def find_splits(data_dir: str | os.PathLike) -> tuple[Path, Path | None]:
-    """The folders of training and validation pictures; (`data_dir`, None) when these are class folders themselves.
+def find_splits(data_dir: str | os.PathLike, flag: str = "--data_dir") -> tuple[Path, Path | None]:
+    """The folders of training and validation images; (`data_dir`, None) when these are class folders themselves.
 
     The first one need not exist: a `data_dir` that holds nothing but a `val/` is one to validate on.
+
+    Args:
+        flag: the option that names it, for sentences; "" where it has none.
 
     Raises:
         UserError: `data_dir` is not a folder.
     """
     root = Path(data_dir).expanduser()
+    where = f"{flag} {root}".strip()
     if not root.exists():
-        raise UserError(f"--data_dir {root} does not exist.")
+        raise UserError(f"{where} does not exist.")
     if not root.is_dir():
-        raise UserError(f"--data_dir {root} is a file; name the folder that holds train/ and val/.")
+        raise UserError(f"{where} is a file; name the folder that holds train/ and val/.")
     validation = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
     if (root / "train").is_dir() or validation is not None and not _other_folders(root):
         return root / "train", validation
@@ -85,7 +89,7 @@ def scan_tree(root: str | os.PathLike) -> Tree:
     ancestors = (_identity(root, tree.folders),)
     for entry in _entries(root):
         if not _is_folder(entry):
-            loose += _is_picture(entry.name)
+            loose += _is_image(entry.name)
             continue
         paths: list[str] = []
         nested += _collect(entry.path, ancestors, paths, left_out, tree.folders)
@@ -96,18 +100,18 @@ def scan_tree(root: str | os.PathLike) -> Tree:
         tree.classes.append(entry.name)
     _refuse(tree, loose, empty)
     if loose:
-        tree.notes.append(f"{_pictures(loose)} in {root} itself, outside any class folder: left out.")
+        tree.notes.append(f"{_images(loose)} in {root} itself, outside any class folder: left out.")
     if left_out:
         tree.notes.append(
-            f"{_pictures(len(left_out), 'file')} under {root} without a picture's ending: left out, e.g. {left_out[0]}."
+            f"{_images(len(left_out), 'file')} under {root} without an image's ending: left out, e.g. {left_out[0]}."
         )
     if nested:
-        tree.notes.append(f"{_pictures(nested)} under {root} deeper than a class folder: counted to that class.")
+        tree.notes.append(f"{_images(nested)} under {root} deeper than a class folder: they count towards that class.")
     return tree
 
 
 def open_folder(root: str | os.PathLike, use_cache: bool = True) -> tuple[datasets.Dataset, list[str]]:
-    """The pictures under a folder of class folders as a dataset, and notes about it.
+    """The images under a folder of class folders as a dataset, and notes about it.
 
     Returns:
         A `datasets.Dataset` with the columns `image` (undecoded) and `label` (a `ClassLabel`), and `Tree.notes`.
@@ -130,7 +134,7 @@ def open_folder(root: str | os.PathLike, use_cache: bool = True) -> tuple[datase
     return datasets.Dataset(datasets.table.InMemoryTable(table)), tree.notes
 
 
-def _pictures(count: int, kind: str = "picture") -> str:
+def _images(count: int, kind: str = "image") -> str:
     return f"{count:,} {kind}" + ("" if count == 1 else "s")
 
 
@@ -143,7 +147,7 @@ def _entries(folder: str) -> list[os.DirEntry]:
 
 
 def _collect(folder: str, ancestors: tuple, paths: list, left_out: list, folders: dict, depth: int = 0) -> int:
-    """Adds the pictures below one class folder to `paths`; returns how many lie deeper than it."""
+    """Adds the images below one class folder to `paths`; returns how many lie deeper than it."""
     identity = _identity(folder, folders)
     if identity in ancestors:
         raise UserError(f"{folder} links back to a folder above it; remove that symbolic link.")
@@ -156,7 +160,7 @@ def _collect(folder: str, ancestors: tuple, paths: list, left_out: list, folders
                     continue
                 if _is_folder(entry):
                     deeper += _collect(entry.path, (*ancestors, identity), paths, left_out, folders, depth + 1)
-                elif _is_picture(name):
+                elif _is_image(name):
                     paths.append(entry.path)
                     deeper += depth > 0
                 else:
@@ -182,17 +186,17 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _is_picture(name: str) -> bool:
+def _is_image(name: str) -> bool:
     return name[name.rfind(".") :].lower() in EXTENSIONS
 
 
 def _refuse(tree: Tree, loose: int, empty: list[str]) -> None:
     root = tree.root
     if not tree.classes:
-        found = f"{loose} pictures" if loose else "no pictures"
-        raise UserError(f"{root} holds {found} and no class folders; it must look like {root}/<class>/<picture>.")
+        found = _images(loose) if loose else "no images"
+        raise UserError(f"{root} holds {found} and no class folders; it must look like {root}/<class>/<image>.")
     if not tree.paths:
-        raise UserError(f"there are no pictures under {root}; known endings: {', '.join(sorted(EXTENSIONS))}.")
+        raise UserError(f"there are no images under {root}; known endings: {', '.join(sorted(EXTENSIONS))}.")
     inner = [name for name in tree.classes if os.path.isdir(os.path.join(root, name, "train"))]
     if inner:
         raise UserError(
@@ -208,7 +212,7 @@ def _refuse(tree: Tree, loose: int, empty: list[str]) -> None:
         )
     if empty:
         more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-        raise UserError(f"the class folder {os.path.join(root, empty[0])} holds no pictures{more}; fill or remove it.")
+        raise UserError(f"the class folder {os.path.join(root, empty[0])} holds no images{more}; fill or remove it.")
 
 
 def _table(tree: Tree) -> pa.Table:

@@ -3,29 +3,27 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 
+from ..checkpoint import require_one_size
 from ..errors import UserError
-from ..image_processing_efficientnet_nv import IMAGENET_MEAN, IMAGENET_STD, RESIZE_MARGIN
+from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..recipes import Recipe
+from ..run_folder import RunFolder
 from .bad_files import BadFiles
+from .cores import choose_workers, own_cores
 from .dali import DaliDecoder, dali_is_installed, require_dali
-from .dali_augment import DaliPolicy
 from .dali_pipeline import DaliPipeline, EncodedBatches, EvaluationPlanner, TrainPlanner
-from .imagefolder import MicroBatches, WorkerPool
-from .limits import limit_sentence
-from .mixup import BatchMixer
+from .device_stage import IMAGENET_SIZES, BatchMixer, DeviceStage, SyntheticBatches
 from .named_dataset import StreamedSplit, StreamedTrainingPlan, StreamedValidationPlan, open_named
-from .prefetch import DeviceStage
-from .sampler import TrainingPlan, ValidationPlan
-from .source import DataSource, Split
-from .synthetic import IMAGENET_SIZES, SyntheticBatches
+from .sampler import BatchPlan, TrainingPlan, ValidationPlan
+from .source import DataSource
 from .transforms import EvaluationTransform, TrainTransform
-from .workers import choose_workers, own_cores
+from .worker_pool import MicroBatches, WorkerPool
 
 
+FREE = 0.05  # a device that waits less than this share of its time is kept busy
 log = logging.getLogger(__name__)
 
 
@@ -33,28 +31,30 @@ class Loader:
     """Batches of one split on this process's device.
 
     Attributes:
-        num_samples: pictures in the split, all processes together.
+        num_samples: images in the split, all processes together.
         updates_per_epoch: optimizer steps per pass (training), or this process's batches (validation).
         bad_files: what could not be read so far.
         num_workers: loader processes.
     """
 
-    def __init__(self, plan, backend, stage, bad_files: BadFiles, setting: "Setting", num_workers: int = 0):
+    def __init__(self, plan, backend, stage: DeviceStage | None, bad_files: BadFiles, kind: str, device_type: str):
         self.num_samples = plan.num_samples
         self.updates_per_epoch = plan.updates_per_epoch
         self.bad_files = bad_files
-        self.num_workers = num_workers
+        self.num_workers = backend.num_workers
         self._plan = plan
         self._backend = backend
         self._stage = stage
-        self._setting = setting
+        self._kind = kind
+        self._device_type = device_type
 
     def epoch(self, epoch: int = 0, start_update: int = 0) -> Iterator[dict]:
         """Device batches `{"pixel_values", "labels", "index"}` of one pass, from update `start_update` on.
 
-        `pixel_values` is float32 (N, 3, S, S), normalised; `labels` int64 (N,), or float32 (N, classes) under mixup and
-        cutmix; `index` int64 (N,), on the CPU, the sample numbers. Training gives `steps_per_update` batches per
-        update. What `start_update` skips is not decoded, and read only from a stream.
+        `pixel_values` is float32 (N, 3, H, W), in validation what the processor gives; `labels` int64 (N,), or float32
+        (N, classes) under mixup and cutmix; `index` int64 (N,), on the CPU, the sample numbers. Training gives
+        `plan.accumulation_steps` batches per update. What `start_update` skips is not decoded, and read only from a
+        stream.
 
         Raises:
             UserError: too many unreadable files, or a loader process died.
@@ -64,14 +64,13 @@ class Loader:
 
     def limit(self, data_wait: float, compute: float) -> str:
         """What limits the run, in a sentence, from the seconds spent waiting for this loader and on all else."""
-        setting = self._setting
         return limit_sentence(
             data_wait,
             compute,
-            loader=setting.recipe.loader,
+            loader=self._kind,
             num_workers=self.num_workers,
             free_cores=own_cores() - self.num_workers - 1,
-            device_type=setting.device.type,
+            device_type=self._device_type,
             dali_installed=dali_is_installed(),
         )
 
@@ -116,142 +115,145 @@ class Loaders:
 
 def build_loaders(
     recipe: Recipe,
-    *,
-    image_size: int,
+    processor: EfficientNetNVImageProcessor,
+    plan: BatchPlan,
     device: torch.device | str = "cpu",
-    rank: int = 0,
-    world_size: int = 1,
-    per_device_batch_size: int = 32,
-    steps_per_update: int = 1,
+    *,
     train: bool = True,
-    mean: list[float] = IMAGENET_MEAN,
-    std: list[float] = IMAGENET_STD,
-    resize_margin: int = RESIZE_MARGIN,
     class_names: list[str] | None = None,
     channels_last: bool = True,
 ) -> Loaders:
-    """The loaders that a recipe's data options describe.
+    """The loaders that a recipe's data options describe, for images prepared as the processor says.
 
     Args:
-        recipe: its `DataOptions`, `seed`, `num_labels` and `output_dir` are read.
-        image_size: side of the square picture, pixels.
-        steps_per_update: micro-batches per optimizer step (gradient accumulation).
+        recipe: its `DataOptions`, `seed`, `num_labels` and `output_dir` are read, but for `interpolation` and
+            `resize_margin`, which the processor was made from.
+        processor: its `crop_size` is the size of every image and its filter resizes all of them; validation batches are
+            its `pixel_values`, training batches are rescaled and normalised as it does.
+        plan: images per device, processes, and which of them this is.
         train: False builds the validation loader only.
-        mean, std: per channel, of pictures scaled to [0, 1].
-        resize_margin: evaluation resizes the short side to `image_size + resize_margin`.
         class_names: label order to keep, for weights that already have one.
 
     Raises:
-        UserError: no data, unusable data, a batch larger than the data, a missing optional package.
+        UserError: no data, unusable data, a batch larger than the data, a missing optional package, a processor whose
+            images make no batch or that the loader cannot follow.
     """
-    setting = Setting(
-        recipe, image_size, torch.device(device), rank, world_size, per_device_batch_size, steps_per_update,
-        list(mean), list(std), resize_margin, channels_last,
-    )  # fmt: skip
+    device = torch.device(device)
+    require_one_size(processor, f"--model {recipe.model}" if recipe.model else "the image processor")
+    source = _open_source(recipe, device, train, class_names)
+
+    def loader(split, train: bool) -> Loader:
+        mixer = None
+        if train and (recipe.mixup or recipe.cutmix):
+            mixer = BatchMixer(len(source.class_names), recipe.seed, recipe.mixup, recipe.cutmix)
+        stage: DeviceStage | None = DeviceStage(device, processor, channels_last, mixer)
+        backend: SyntheticBatches | DaliPipeline | WorkerPool
+        if recipe.loader == "synthetic":
+            classes = len(source.class_names)
+            backend, stage = SyntheticBatches(device, processor, classes, recipe.seed, channels_last, mixer), None
+        elif recipe.loader == "dali-gpu":
+            backend = _dali_pipeline(recipe, processor, plan, device, split, train)
+        else:
+            backend = _worker_pool(recipe, processor, plan, device, split, train)
+        listing = RunFolder(recipe.output_dir).bad_files if train else None
+        bad_files = BadFiles(listing, len(split), recipe.max_bad_files, recipe.strict)
+        return Loader(_sample_plan(recipe, plan, split, train), backend, stage, bad_files, recipe.loader, device.type)
+
+    training = loader(source.train, train=True) if train else None
+    return Loaders(source.class_names, training, loader(source.val, train=False), source.notes)
+
+
+def _open_source(recipe: Recipe, device: torch.device, train: bool, class_names: list[str] | None) -> DataSource:
+    """The images, after the refusals that need none."""
     if recipe.loader == "synthetic":
-        return _synthetic(setting, class_names, train)
+        names = class_names or [str(i) for i in range(recipe.num_labels or 1000)]
+        samples = map(range, IMAGENET_SIZES)  # nobody asks them for more than their length
+        return DataSource(names, *samples)  # type: ignore[arg-type]
     if recipe.loader.startswith("dali"):
         require_dali()
-    if recipe.loader == "dali-gpu" and setting.device.type != "cuda":
+    if recipe.loader == "dali-gpu" and device.type != "cuda":
         raise UserError("--loader dali-gpu decodes on a CUDA GPU and this run has none; use --loader dali-cpu.")
-    source = _open_source(recipe, train, class_names)
+    if recipe.data_dir:
+        source = DataSource.from_folder(recipe.data_dir, recipe.val_fraction, train, class_names)
+    elif recipe.dataset_name:
+        name, config = recipe.dataset_name, recipe.dataset_config
+        source = open_named(name, config, recipe.streaming, recipe.val_fraction, train, class_names)
+    else:
+        raise UserError("no data: give --data_dir FOLDER, --dataset_name USER/NAME, or --loader synthetic.")
     if recipe.num_labels is not None and recipe.num_labels != len(source.class_names):
         raise UserError(f"--num_labels is {recipe.num_labels}, but the data has {len(source.class_names)} classes.")
-    training = setting.loader(source.train, source.class_names, train=True) if train else None
-    validation = setting.loader(source.val, source.class_names, train=False)
-    return Loaders(source.class_names, training, validation, source.notes)
+    return source
 
 
-def _open_source(recipe, train: bool, class_names) -> DataSource:
-    if recipe.data_dir:
-        return DataSource.from_folder(recipe.data_dir, recipe.val_fraction, train, class_names)
-    if recipe.dataset_name:
-        name, config = recipe.dataset_name, recipe.dataset_config
-        return open_named(name, config, recipe.streaming, recipe.val_fraction, train, class_names)
-    raise UserError("no data: give --data_dir FOLDER, --dataset_name USER/NAME, or --loader synthetic.")
-
-
-@dataclass
-class Setting:
-    """The arguments of `build_loaders`, and how each part of a loader follows from them."""
-
-    recipe: Recipe
-    image_size: int
-    device: torch.device
-    rank: int
-    world_size: int
-    per_device_batch_size: int
-    steps_per_update: int
-    mean: list
-    std: list
-    resize_margin: int
-    channels_last: bool
-
-    def loader(self, split: Split | StreamedSplit, class_names: list[str], train: bool) -> Loader:
-        recipe = self.recipe
-        workers = choose_workers(self.device.type) if recipe.num_workers is None else recipe.num_workers
-        if recipe.loader == "dali-gpu":
-            workers = min(workers, 4) if recipe.num_workers is None else workers  # they only read files
-            backend: DaliPipeline | WorkerPool = self.dali_pipeline(split, train, workers)
-        else:
-            backend = self.worker_pool(split, train, workers)
-        listing = Path(recipe.output_dir) / "bad_files.txt" if train else None
-        bad_files = BadFiles(listing, len(split), recipe.max_bad_files, recipe.strict)
-        mixer = self.mixer(len(class_names)) if train else None
-        stage = DeviceStage(self.device, self.mean, self.std, self.channels_last, mixer)
-        return Loader(self.plan(split, train), backend, stage, bad_files, self, workers)
-
-    def plan(self, split, train: bool):
-        streamed = {"split": split} if isinstance(split, StreamedSplit) else {}
-        if train:
-            return (StreamedTrainingPlan if streamed else TrainingPlan)(
-                num_samples=len(split), per_device_batch_size=self.per_device_batch_size, seed=self.recipe.seed,
-                rank=self.rank, world_size=self.world_size, steps_per_update=self.steps_per_update, **streamed,
-            )  # fmt: skip
-        kind = StreamedValidationPlan if streamed else ValidationPlan
-        return kind(len(split), self.per_device_batch_size, self.rank, self.world_size, **streamed)
-
-    def worker_pool(self, split, train: bool, workers: int) -> WorkerPool:
-        recipe = self.recipe
-        if train:
-            transform: TrainTransform | EvaluationTransform = TrainTransform(
-                self.image_size, recipe.interpolation, recipe.crop_scale, recipe.horizontal_flip, recipe.augmentation
-            )
-        else:
-            transform = EvaluationTransform(self.image_size, recipe.interpolation, self.resize_margin)
-        decoder = DaliDecoder(self.per_device_batch_size) if recipe.loader == "dali-cpu" else None
-        pictures = MicroBatches(split, transform, recipe.seed, replace_bad=train, decoder=decoder)
-        return WorkerPool(pictures, workers, recipe.prefetch_factor, pin_memory=self.device.type == "cuda")
-
-    def dali_pipeline(self, split, train: bool, workers: int) -> DaliPipeline:
-        recipe = self.recipe
-        if train:
-            policy = None if recipe.augmentation == "none" else DaliPolicy(recipe.augmentation, self.image_size)
-            planner: TrainPlanner | EvaluationPlanner = TrainPlanner(
-                self.image_size, recipe.crop_scale, recipe.horizontal_flip, policy
-            )
-        else:
-            planner = EvaluationPlanner(self.image_size, self.resize_margin)
-        files = EncodedBatches(split, planner, recipe.seed, replace_bad=train)
-        return DaliPipeline(
-            files, workers, recipe.prefetch_factor, recipe.interpolation, self.per_device_batch_size, self.device
+def _sample_plan(recipe: Recipe, plan: BatchPlan, split, train: bool):
+    streamed = {"split": split} if isinstance(split, StreamedSplit) else {}
+    if train:
+        return (StreamedTrainingPlan if streamed else TrainingPlan)(
+            len(split), plan.per_device, recipe.seed, plan.rank, plan.world_size, plan.accumulation_steps, **streamed
         )
-
-    def mixer(self, num_classes: int) -> BatchMixer | None:
-        if not (self.recipe.mixup or self.recipe.cutmix):
-            return None
-        return BatchMixer(num_classes, self.recipe.seed, self.recipe.mixup, self.recipe.cutmix)
+    kind = StreamedValidationPlan if streamed else ValidationPlan
+    return kind(len(split), plan.per_device, plan.rank, plan.world_size, **streamed)
 
 
-def _synthetic(setting: Setting, class_names, train: bool) -> Loaders:
-    names = class_names or [str(i) for i in range(setting.recipe.num_labels or 1000)]
+def _worker_pool(recipe: Recipe, processor, plan: BatchPlan, device: torch.device, split, train: bool) -> WorkerPool:
+    transform = TrainTransform(processor, **_augmentation(recipe)) if train else EvaluationTransform(processor)
+    decoder = DaliDecoder(plan.per_device) if recipe.loader == "dali-cpu" else None
+    images = MicroBatches(split, transform, recipe.seed, replace_bad=train, decoder=decoder)
+    workers = choose_workers(device.type) if recipe.num_workers is None else recipe.num_workers
+    return WorkerPool(images, workers, recipe.prefetch_factor, pin_memory=device.type == "cuda")
 
-    def loader(train: bool):
-        plan = setting.plan(range(IMAGENET_SIZES[0 if train else 1]), train)
-        mixer = setting.mixer(len(names)) if train else None
-        backend = SyntheticBatches(
-            setting.image_size, len(names), setting.device, setting.channels_last, setting.recipe.seed, mixer
-        )
-        return Loader(plan, backend, None, BadFiles(None, plan.num_samples), setting)
 
-    return Loaders(names, loader(True) if train else None, loader(False))
+def _dali_pipeline(recipe: Recipe, processor, plan: BatchPlan, device: torch.device, split, train: bool):
+    planner = TrainPlanner(processor, **_augmentation(recipe)) if train else EvaluationPlanner(processor)
+    files = EncodedBatches(split, planner, recipe.seed, replace_bad=train)
+    # They only read files: a few will do.
+    workers = min(choose_workers(device.type), 4) if recipe.num_workers is None else recipe.num_workers
+    return DaliPipeline(files, workers, recipe.prefetch_factor, plan.per_device, device)
+
+
+def _augmentation(recipe: Recipe) -> dict:
+    names = "crop_scale", "horizontal_flip", "augmentation"
+    return {name: getattr(recipe, name) for name in names}
+
+
+def limit_sentence(
+    data_wait: float,
+    compute: float,
+    *,
+    loader: str = "imagefolder",
+    num_workers: int = 0,
+    free_cores: float = 0,
+    device_type: str = "cpu",
+    dali_installed: bool = False,
+) -> str:
+    """Says whether loading or computing limits a run, and what to change.
+
+    Args:
+        data_wait: seconds spent waiting for batches.
+        compute: seconds spent on everything else of the same steps.
+        loader: `--loader`.
+        num_workers: loader processes of this training process.
+        free_cores: cores that this process could still give to loading.
+        device_type: "cuda" or "cpu".
+        dali_installed: whether DALI could be used.
+    """
+    total = data_wait + compute
+    share = data_wait / total if total > 0 else 0.0
+    if share < FREE:
+        return f"The device is the limit: it waits for data {share:.1%} of the time; faster loading would not help."
+    gain = f", and could go up to {total / compute:.1f}x as fast" if compute * 100 > total else ""
+    if loader == "synthetic":
+        advice = "synthetic batches are made once, in the first step; measure a later one"
+    elif free_cores >= 1:
+        advice = f"raise --num_workers from {num_workers} to {num_workers + int(free_cores)}, there are idle cores"
+    elif device_type == "cuda" and loader != "dali-gpu":
+        advice = "all cores are busy, so let the GPU decode: --loader dali-gpu" + _install(dali_installed)
+    elif loader == "imagefolder":
+        advice = "all cores are busy; --loader dali-cpu decodes only what a crop needs" + _install(dali_installed)
+    else:
+        advice = "all cores are busy; store the images smaller, short side about 1.5 times the crop, or augment less"
+    return f"The loader is the limit: the device waits for data {share:.0%} of the time{gain}; {advice}."
+
+
+def _install(installed: bool) -> str:
+    return "" if installed else " (pip install nvidia-dali-cuda130)"

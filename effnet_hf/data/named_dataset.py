@@ -1,8 +1,11 @@
-"""`--dataset_name`: pictures of any `datasets` source, from the Hub or a local folder, downloaded first or streamed."""
+"""`--dataset_name`: images of any `datasets` source, from the Hub or a local folder, downloaded first or streamed."""
 
+import queue
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
+from typing import TypeVar
 
 import datasets
 import numpy as np
@@ -11,12 +14,13 @@ from datasets.distributed import split_dataset_by_node
 from ..errors import UserError
 from .folder import VALIDATION_NAMES
 from .pictures import BadPicture, read_file
-from .read_ahead import read_ahead
 from .sampler import BatchRequest, TrainingPlan, mix
 from .source import DataSource, Split, map_labels, split_by_name
 
 
-SHUFFLE_BUFFER = 1000  # pictures, undecoded: about 100 MB of ImageNet
+T = TypeVar("T")
+_END = object()
+SHUFFLE_BUFFER = 1000  # images, undecoded: about 100 MB of ImageNet
 
 
 def open_named(
@@ -27,13 +31,13 @@ def open_named(
     train: bool = True,
     class_names: list[str] | None = None,
 ) -> DataSource:
-    """The pictures of `datasets.load_dataset(name, config)`.
+    """The images of `datasets.load_dataset(name, config)`.
 
     The first `Image` column and the first `ClassLabel` column are used; a column `label` of numbers or words will do
     when it is not streamed. Arguments are those of `DataSource.from_folder`.
 
     Raises:
-        UserError: it cannot be loaded, or lacks a split, pictures or labels.
+        UserError: it cannot be loaded, or lacks a split, images or labels.
     """
     try:
         splits = datasets.load_dataset(name, config, streaming=streaming)
@@ -47,15 +51,16 @@ def open_named(
         wanted = ", ".join(VALIDATION_NAMES)
         mend = "" if streaming else "; hold out a share of train with --val_fraction 0.1"
         raise UserError(f"--dataset_name {name} has none of the splits {wanted}{mend}.")
-    names = class_names
-    if train or validation is None:
-        training, names = source.split(splits["train"], "train", names, by_position=not train)
-        if len(names) < 2:
-            raise UserError(f"--dataset_name {name} has a single class, {names[0]}; a classifier needs at least two.")
+    first = "train" if train or validation is None else validation
+    opened, names = source.split(splits[first], first, class_names, by_position=not train)
+    if first == "train" and len(names) < 2:
+        raise UserError(f"--dataset_name {name} has a single class, {names[0]}; a classifier needs at least two.")
     if validation is None:
-        training, held_out = split_by_name(training, val_fraction)
+        training, held_out = split_by_name(opened, val_fraction)
+    elif train:
+        training, (held_out, _) = opened, source.split(splits[validation], validation, names)
     else:
-        held_out, names = source.split(splits[validation], validation, names, by_position=not train)
+        training, held_out = None, opened
     return DataSource(names, training if train else None, held_out)
 
 
@@ -83,7 +88,7 @@ class _Source:
         if len(labels) == 0:
             raise UserError(f"{where} is empty.")
         if np.any(labels < 0):
-            raise UserError(f"{where} has pictures without a label (-1).")
+            raise UserError(f"{where} has images without a label (-1).")
         mapping = map_labels(found, class_names, where, np.unique(labels), by_position)
         return Split(dataset, image_column, mapping[labels]), class_names or found
 
@@ -102,14 +107,14 @@ class _Source:
         info = (dataset.info.splits or {}).get(split)
         if info is None or not info.num_examples:
             raise UserError(
-                f"{self.name} does not say how many pictures its split {split} has, which the schedule needs; drop"
+                f"{self.name} does not say how many images its split {split} has, which the schedule needs; drop"
                 " --streaming, or add `dataset_info` with `num_examples` to the data set's README.md."
             )
         return info.num_examples
 
 
 class StreamedSplit:
-    """Pictures that can only be read in order."""
+    """Images that can only be read in order."""
 
     def __init__(self, dataset: datasets.IterableDataset, image_column, label_column, mapping: np.ndarray, size: int):
         dataset = dataset.select_columns([image_column, label_column])
@@ -123,7 +128,7 @@ class StreamedSplit:
         return self._size
 
     def read(self, rank: int, world_size: int, shuffle_seed: int | None = None) -> Iterator[tuple[dict, int]]:
-        """This rank's undecoded pictures and labels: its files if they divide evenly, else every n-th picture."""
+        """This rank's undecoded images and labels: its files if they divide evenly, else every n-th image."""
         dataset = self._dataset
         if shuffle_seed is not None:
             dataset = dataset.shuffle(seed=shuffle_seed & 0xFFFFFFFF, buffer_size=SHUFFLE_BUFFER)
@@ -134,7 +139,7 @@ class StreamedSplit:
 
 
 class MicroBatchSplit:
-    """The pictures of one micro-batch, looked up by number like a `Split`."""
+    """The images of one micro-batch, looked up by number like a `Split`."""
 
     def __init__(self, indices: np.ndarray, samples: list[tuple[dict, int]]):
         self._samples = dict(zip(indices.tolist(), samples))
@@ -143,7 +148,7 @@ class MicroBatchSplit:
         return self._samples[index][1]
 
     def name(self, index: int) -> str:
-        return self._samples[index][0].get("path") or f"picture {index} of the stream"
+        return self._samples[index][0].get("path") or f"image {index} of the stream"
 
     def read(self, index: int) -> bytes:
         image = self._samples[index][0]
@@ -154,7 +159,7 @@ class MicroBatchSplit:
         return read_file(image["path"])
 
     def stand_ins(self, index: int, seed: int):
-        """The other pictures of the micro-batch, those of the same class first."""
+        """The other images of the micro-batch, those of the same class first."""
         same = self.label(index)
         yield from sorted((other for other in self._samples if other != index), key=lambda o: self.label(o) != same)
 
@@ -189,13 +194,13 @@ class StreamedTrainingPlan(TrainingPlan):
                 yield sample
             if read == 0:
                 raise UserError(
-                    f"rank {self.rank} of {self.world_size} gets no pictures from this stream: it has too few files."
+                    f"rank {self.rank} of {self.world_size} gets no images from this stream: it has too few files."
                 )
 
 
 @dataclass(frozen=True)
 class StreamedValidationPlan:
-    """Every picture once over all ranks, as the stream divides itself."""
+    """Every image once over all ranks, as the stream divides itself."""
 
     num_samples: int
     per_device_batch_size: int
@@ -221,3 +226,44 @@ class StreamedValidationPlan:
             indices = positions * self.world_size + self.rank
             if batch >= start_update:
                 yield BatchRequest(epoch, batch * self.world_size + self.rank, indices, MicroBatchSplit(indices, chunk))
+
+
+def read_ahead(iterator: Iterator[T], depth: int = 4) -> Iterator[T]:
+    """The same items, fetched by a thread a few ahead of whoever consumes them: a network is slow.
+
+    What the iterator raises is raised here. The thread ends when this generator is closed.
+    """
+    items: queue.Queue = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(item) -> bool:
+        while not stopped.is_set():
+            try:
+                items.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work():
+        try:
+            for item in iterator:
+                if not put((item, None)):
+                    return
+            put((_END, None))
+        except BaseException as error:  # handed to the consumer
+            put((_END, error))
+
+    thread = threading.Thread(target=work, name="read_ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = items.get()
+            if error is not None:
+                raise error
+            if item is _END:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()

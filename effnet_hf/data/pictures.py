@@ -28,7 +28,7 @@ _END_OF_JPEG = b"\xff\xd9"
 
 
 class Box(NamedTuple):
-    """A rectangle of a picture, in pixels."""
+    """A rectangle of an image, in pixels."""
 
     left: int
     top: int
@@ -37,7 +37,7 @@ class Box(NamedTuple):
 
 
 class BadPicture(Exception):
-    """A file that gives no picture; the message continues the sentence "<file> …"."""
+    """A file that gives no image; the message continues the sentence "<file> …"."""
 
 
 def read_file(path: str) -> bytes:
@@ -61,7 +61,7 @@ def read_file(path: str) -> bytes:
 
 
 class Picture:
-    """An opened picture: its upright size is known, its pixels are decoded when asked for.
+    """An opened image: its upright size is known, its pixels are decoded when asked for.
 
     Attributes:
         data: the file's bytes.
@@ -96,7 +96,7 @@ class Picture:
         self._ready = box, pixels
 
     def crop(self, box: Box) -> torch.Tensor:
-        """A rectangle of the picture, uint8 (3, height, width)."""
+        """A rectangle of the image, uint8 (3, height, width)."""
         if self._ready is not None and self._ready[0] == box:
             return self._ready[1]
         left, top, width, height = box
@@ -108,7 +108,7 @@ class Picture:
         return torch.from_numpy(np.array(region)).permute(2, 0, 1)
 
     def rgb(self) -> Image.Image:
-        """The whole picture: what Pillow and `to_rgb` show the image processor."""
+        """The whole image: what Pillow and `to_rgb` show the image processor."""
         if self._ready is not None and self._ready[0] == Box(0, 0, self.width, self.height):
             return Image.fromarray(self._ready[1].permute(1, 2, 0).contiguous().numpy())
         return _guarded(lambda: to_rgb(self._image)) if self.plain_jpeg else self._image
@@ -142,7 +142,7 @@ def _guarded(function):
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise BadPicture(f"is a decompression bomb (more than {Image.MAX_IMAGE_PIXELS:,} pixels)") from None
     except Image.UnidentifiedImageError:
-        raise BadPicture("is not a picture that Pillow knows") from None
+        raise BadPicture("is not an image that Pillow knows") from None
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, … on bad bytes
         if isinstance(error, OSError) and "truncated" in str(error).lower():
             raise BadPicture("is truncated") from None

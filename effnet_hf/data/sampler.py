@@ -1,7 +1,7 @@
-"""Who sees which picture when: a pure function of (seed, epoch), the same for any number of processes and workers.
+"""Who sees which image when: a pure function of (seed, epoch), the same for any number of processes and workers.
 
 Update `u` of an epoch consumes `order[u * G : (u + 1) * G]`, G being the global batch. Within it, micro-batch `m` of
-rank `r` is the `(m * world_size + r)`-th run of `per_device_batch_size` pictures: two processes, or one process that
+rank `r` is the `(m * world_size + r)`-th run of `per_device_batch_size` images: two processes, or one process that
 accumulates twice, see the same micro-batches. That run's number, counted over the epoch, is its `slot`.
 """
 
@@ -80,10 +80,10 @@ class BatchRequest:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """Shuffled, whole updates only: the pictures that do not fill a last global batch wait for the next epoch.
+    """Shuffled, whole updates only: the images that do not fill a last global batch wait for the next epoch.
 
     Raises:
-        UserError: fewer pictures than one global batch.
+        UserError: fewer images than one global batch.
     """
 
     num_samples: int
@@ -98,7 +98,7 @@ class TrainingPlan:
             share = self.num_samples // self.world_size
             eighth = 2 ** max((share // 8).bit_length() - 1, 3)  # a power of two: eight steps or more in an epoch
             raise UserError(
-                f"one update takes {self.global_batch_size} pictures ({self.per_device_batch_size} per device x"
+                f"one update takes {self.global_batch_size} images ({self.per_device_batch_size} per device x"
                 f" {self.world_size} devices x {self.steps_per_update} accumulation steps) and the training data has"
                 f" {self.num_samples}; lower --global_batch_size, e.g. to {min(eighth, share) * self.world_size}."
             )
@@ -126,7 +126,7 @@ class TrainingPlan:
 
 @dataclass(frozen=True)
 class ValidationPlan:
-    """In order, every picture exactly once over all ranks; ranks may get different numbers of batches."""
+    """In order, every image exactly once over all ranks; ranks may get different numbers of batches."""
 
     num_samples: int
     per_device_batch_size: int

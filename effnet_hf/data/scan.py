@@ -1,53 +1,50 @@
-"""Decodes every picture of a folder before a run meets it: `python -m effnet_hf.data.scan DIR`.
+"""Decodes every image of a folder before a run meets it: each is opened and decoded in full, as training would."""
 
-Every file is opened and decoded in full, as training would. Ends with exit code 1 when a file is unreadable.
-"""
-
-import sys
 from collections import Counter
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from .. import cli
 from ..errors import UserError
-from ..files import atomic_write
-from .bad_files import one_line
+from .bad_files import BadFile
+from .cores import usable_cores
 from .folder import find_splits, open_folder
 from .pictures import BadPicture, Picture, read_file
-from .workers import usable_cores
 
 
-PROG = "python -m effnet_hf.data.scan"
+class Scan(NamedTuple):
+    """What a folder holds: `bad` are the unreadable files and why, `summary` is some lines of text."""
+
+    bad: list[BadFile]
+    summary: str
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = cli.ArgumentParser(prog=PROG, description="Check a folder of pictures before a run meets it.")
-    parser.add_argument("folder", help="a folder with train/ and val/, or with one folder per class")
-    parser.add_argument("--num_workers", type=cli.at_least(0), help="processes; the free cores by default")
-    parser.add_argument("--output", default=None, help="write the unreadable files to this text file, one per line")
-    arguments = parser.parse_args(argv)
-    workers = arguments.num_workers if arguments.num_workers is not None else int(usable_cores())
-    train, validation = find_splits(arguments.folder)
+def scan_data_dir(data_dir: str, workers: int | None = None) -> Iterator[Scan]:
+    """Scans `data_dir`'s training and validation folders, or the one folder of class folders that it is.
+
+    Args:
+        workers: processes; the free cores by default.
+
+    Raises:
+        UserError: no such folder, no images in it, or validation classes that training does not know.
+    """
+    train, validation = find_splits(data_dir, flag="")
     if validation is not None and train.is_dir():
         _compare_classes(train, validation)
-    bad = []
-    with atomic_write(arguments.output) if arguments.output else nullcontext() as output:
-        for folder in filter(Path.is_dir, filter(None, (train, validation))):
-            bad += scan_folder(folder, workers)
-        if output is not None:
-            output.writelines(f"{one_line(name)}\t{one_line(reason)}\n" for name, reason in bad)
-    return 1 if bad else 0
+    for folder in (train, validation):
+        if folder is not None and folder.is_dir():
+            yield scan_folder(folder, int(usable_cores()) if workers is None else workers)
 
 
-def scan_folder(folder: Path, workers: int = 1, progress: bool | None = None) -> list[tuple[str, str]]:
-    """Decodes every picture under a folder of class folders and prints a summary.
+def scan_folder(folder: Path, workers: int = 1, progress: bool | None = None) -> Scan:
+    """Decodes every image under a folder of class folders.
 
-    Returns:
-        The unreadable files and why.
+    Args:
+        progress: show a bar; by default on a terminal only.
     """
     dataset, notes = open_folder(folder, use_cache=False)
     paths = dataset.data.column("image").combine_chunks().field("path").to_pylist()
@@ -62,9 +59,8 @@ def scan_folder(folder: Path, workers: int = 1, progress: bool | None = None) ->
             sizes.append(size)
             kinds[kind] += 1
         else:
-            bad.append((path, reason))
-    print(_summary(str(folder), dataset.features["label"].names, labels, np.array(sizes), kinds, bad, notes))
-    return bad
+            bad.append(BadFile(path, reason))
+    return Scan(bad, _summary(str(folder), dataset.features["label"].names, labels, np.array(sizes), kinds, bad, notes))
 
 
 def inspect(path: str) -> tuple[tuple[int, int] | None, str, str | None]:
@@ -100,7 +96,7 @@ def _summary(folder, classes, labels, sizes, kinds, bad, notes) -> str:
     if counts.min() < counts.max():
         spread += f" ({classes[least]}) to {counts.max():,} ({classes[most]}), median {int(np.median(counts)):,}"
     lines = [
-        f"{folder}: {len(labels):,} pictures in {len(classes):,} classes, {len(bad):,} unreadable",
+        f"{folder}: {len(labels):,} images in {len(classes):,} classes, {len(bad):,} unreadable",
         f"  per class: {spread}",
     ]
     if len(classes) <= 20:
@@ -122,7 +118,3 @@ def _compare_classes(train: Path, validation: Path) -> None:
     unknown = sorted(set(open_folder(validation)[0].features["label"].names) - known)
     if unknown:
         raise UserError(f"{validation} has classes that {train} does not know: {', '.join(unknown[:5])}.")
-
-
-if __name__ == "__main__":
-    cli.run(lambda: main(sys.argv[1:]), PROG)

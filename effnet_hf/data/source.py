@@ -1,4 +1,4 @@
-"""Where pictures come from, behind one face: `Split.read(i)` gives the bytes of a file, `Split.labels[i]` its class."""
+"""Where images come from, behind one face: `Split.read(i)` gives the bytes of a file, `Split.labels[i]` its class."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from .pictures import BadPicture, read_file
 
 
 class Split:
-    """Pictures and labels of a `datasets.Dataset` whose image column is not decoded.
+    """Images and labels of a `datasets.Dataset` whose image column is not decoded.
 
     Args:
         dataset: with an `Image` column.
@@ -83,7 +83,7 @@ class Split:
 
 @dataclass
 class DataSource:
-    """The pictures of a run.
+    """The images of a run.
 
     Attributes:
         class_names: in label order.
@@ -104,7 +104,7 @@ class DataSource:
 
         Args:
             val_fraction: share of each class held out when there is no validation folder.
-            train: False opens the validation pictures only; without a `val/` these are all of `data_dir`.
+            train: False opens the validation images only; without a `val/` these are all of `data_dir`.
             class_names: label order to keep; folders may then be a part of it.
 
         Raises:
@@ -118,7 +118,7 @@ class DataSource:
             if val_dir is not None or val_fraction == 0:
                 split, names = _folder_split(val_dir or train_dir, class_names, notes, by_position=True)
                 return cls(names, None, split, notes)
-        if not train_dir.is_dir():
+        if val_dir is not None and not train_dir.is_dir():
             raise UserError(f"--data_dir {data_dir} has a {val_dir.name}/ but no train/; training needs one.")
         training, names = _folder_split(train_dir, class_names, notes, by_position=not train)
         if len(names) < 2:
@@ -140,7 +140,7 @@ def split_by_name(split: Split, fraction: float) -> tuple[Split, Split]:
     """Training and validation part: of each class, the share of files whose hashed names come first.
 
     A file stays where it is when others are added or removed, but for a few at the border. A class of two or more
-    pictures has at least one on each side.
+    images has at least one on each side.
     """
     hashes = np.empty(len(split), np.uint64)
     for index in range(len(split)):

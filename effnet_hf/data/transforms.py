@@ -1,6 +1,6 @@
-"""From an opened picture to the uint8 square that leaves a worker.
+"""From an opened image to the uint8 one, of the processor's crop size, that leaves a worker.
 
-Randomness comes from one number per (seed, epoch, sample), so a picture looks the same in epoch 7 whichever worker,
+Randomness comes from one number per (seed, epoch, sample), so an image looks the same in epoch 7 whichever worker,
 rank or resumed run prepares it.
 """
 
@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..image_processing_efficientnet_nv import resize_and_crop
+from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from . import auto_augment
 from .pictures import Box, Picture
 
 
 _ASPECT_RATIO = (3 / 4, 4 / 3)
-_PILLOW_FILTERS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
+_IN_TORCH = {int(Image.Resampling.BILINEAR): "bilinear", int(Image.Resampling.BICUBIC): "bicubic"}
 
 
 class Geometry(NamedTuple):
-    """A random crop of the upright picture, and whether to mirror it."""
+    """A random crop of the upright image, and whether to mirror it."""
 
     box: Box
     flip: bool
@@ -31,7 +31,7 @@ class Geometry(NamedTuple):
 def draw_geometry(rng: random.Random, width: int, height: int, crop_scale: float, flip: float) -> Geometry:
     """torchvision's `RandomResizedCrop.get_params` and a coin, from our own generator.
 
-    torchvision's own draws from the process-wide generator, ten tensors at a time: 60 us a picture, and not
+    torchvision's own draws from the process-wide generator, ten tensors at a time: 60 us an image, and not
     repeatable per sample.
     """
     low, high = math.log(_ASPECT_RATIO[0]), math.log(_ASPECT_RATIO[1])
@@ -42,7 +42,7 @@ def draw_geometry(rng: random.Random, width: int, height: int, crop_scale: float
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return Geometry(Box(rng.randint(0, width - w), rng.randint(0, height - h), w, h), flipped)
-    w, h = width, height  # too long or too wide a picture: the largest allowed part of its middle
+    w, h = width, height  # too long or too wide an image: the largest allowed part of its middle
     if width / height < _ASPECT_RATIO[0]:
         h = max(1, round(width / _ASPECT_RATIO[0]))
     elif width / height > _ASPECT_RATIO[1]:
@@ -51,64 +51,74 @@ def draw_geometry(rng: random.Random, width: int, height: int, crop_scale: float
 
 
 class TrainTransform:
-    """Random resized crop, mirroring, then one of the augmentation policies: `Picture` -> uint8 (size, size, 3)."""
+    """Random resized crop, mirroring, then one of the augmentation policies: `Picture` -> uint8 (height, width, 3).
 
-    def __init__(self, image_size, interpolation="bicubic", crop_scale=0.08, horizontal_flip=0.5, augmentation="none"):
-        self.image_size = image_size
-        self.interpolation = interpolation
+    The size is the processor's `crop_size`, whatever its `do_resize` says of evaluation, and the filter is its own.
+    """
+
+    def __init__(
+        self,
+        processor: EfficientNetNVImageProcessor,
+        *,
+        crop_scale: float = 0.08,
+        horizontal_flip: float = 0.5,
+        augmentation: str = "none",
+    ):
+        self.processor = processor
         self.crop_scale = crop_scale
         self.horizontal_flip = horizontal_flip
         self.policy = make_policy(augmentation)
 
     def box(self, picture: Picture, seed: int) -> Box:
-        """The part of the picture that `self(picture, seed)` will ask for."""
+        """The part of the image that `self(picture, seed)` will ask for."""
         return self._geometry(random.Random(seed), picture).box
 
     def __call__(self, picture: Picture, seed: int) -> np.ndarray:
         rng = random.Random(seed)
         box, flip = self._geometry(rng, picture)
-        square = resize(picture.crop(box), self.image_size, self.interpolation)
+        size = self.processor.crop_size["height"], self.processor.crop_size["width"]
+        pixels = resize(picture.crop(box), size, self.processor.resample)
         if flip:
-            square = square.flip(1)  # numpy and Pillow take two to six times as long to mirror
+            pixels = pixels.flip(1)  # numpy and Pillow take two to six times as long to mirror
         if self.policy is None:
-            return square.numpy()
-        return np.asarray(self.policy(Image.fromarray(square.numpy()), rng))
+            return pixels.numpy()
+        return np.asarray(self.policy(Image.fromarray(pixels.numpy()), rng))
 
     def _geometry(self, rng: random.Random, picture: Picture) -> Geometry:
         return draw_geometry(rng, picture.width, picture.height, self.crop_scale, self.horizontal_flip)
 
 
 class EvaluationTransform:
-    """Exactly the image processor's geometry: `Picture` -> uint8 (size, size, 3). It draws nothing."""
+    """Exactly the image processor's geometry: `Picture` -> uint8 (height, width, 3). It draws nothing."""
 
-    def __init__(self, image_size: int, interpolation: str = "bicubic", resize_margin: int = 32):
-        self.image_size = image_size
-        self.shortest_edge = image_size + resize_margin
-        self.resample = _PILLOW_FILTERS[interpolation]
+    def __init__(self, processor: EfficientNetNVImageProcessor):
+        self.processor = processor
 
     def box(self, picture: Picture, seed: int = 0) -> Box:
-        """All of the picture."""
+        """All of the image."""
         return Box(0, 0, picture.width, picture.height)
 
     def __call__(self, picture: Picture, seed: int = 0) -> np.ndarray:
-        crop = (self.image_size, self.image_size)
-        return np.asarray(resize_and_crop(picture.rgb(), self.shortest_edge, crop, self.resample))
+        return np.asarray(self.processor.resize_and_crop(picture.rgb()))
 
 
-def resize(pixels: torch.Tensor, size: int, interpolation: str) -> torch.Tensor:
-    """uint8 (3, height, width) -> (size, size, 3), antialiased.
+def resize(pixels: torch.Tensor, size: tuple[int, int], resample: int) -> torch.Tensor:
+    """uint8 (3, height, width) -> (*size, 3) with one of Pillow's filters, antialiased.
 
     torch's uint8 resampling is Pillow's algorithm in vector instructions, five times as fast: 0.2 ms instead of 1.2.
     It takes that path, and gives channels-last back, when all four strides say channels-last; `pixels[None]` would take
-    any stride for its batch of one.
+    any stride for its batch of one. It has two of Pillow's filters; the others are Pillow's own.
     """
-    batch = pixels.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)
-    square = torch.nn.functional.interpolate(batch, size=(size, size), mode=interpolation, antialias=True)
-    return square[0].permute(1, 2, 0)
+    rows = pixels.permute(1, 2, 0).contiguous()
+    if resample not in _IN_TORCH:
+        return torch.from_numpy(np.array(Image.fromarray(rows.numpy()).resize(size[::-1], resample)))
+    batch = rows[None].permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(batch, size=size, mode=_IN_TORCH[resample], antialias=True)
+    return resized[0].permute(1, 2, 0)
 
 
 def make_policy(name: str):
-    """A callable (picture, random.Random) -> picture, or None for "none"."""
+    """A callable (image, random.Random) -> image, or None for "none"."""
     if name == "none":
         return None
     if name == "autoaugment":

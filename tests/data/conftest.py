@@ -5,7 +5,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from effnet_hf.data import build_loaders
+from effnet_hf import EfficientNetNVImageProcessor
+from effnet_hf.data import BatchPlan, build_loaders
 from effnet_hf.recipes import load_recipe
 
 from .torture import encode, photo
@@ -50,12 +51,12 @@ def recipe(pictures, tmp_path):
 
 @pytest.fixture
 def loaders(recipe):
-    """Makes loaders of 32-pixel pictures, four at a time, and closes them."""
+    """Makes loaders of 32-pixel images, four at a time, and closes them."""
     made = []
 
-    def make(recipe_options=None, **arguments):
-        arguments = {"image_size": 32, "per_device_batch_size": 4, **arguments}
-        made.append(build_loaders(recipe(**(recipe_options or {})), **arguments))
+    def make(recipe_options=None, processor=None, plan=BatchPlan(4), **arguments):  # noqa: B008  # it is frozen
+        processor = processor or EfficientNetNVImageProcessor.for_image_size(32)
+        made.append(build_loaders(recipe(**(recipe_options or {})), processor, plan, **arguments))
         return made[-1]
 
     yield make

@@ -7,11 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from effnet_hf.data import BadFile, BadFiles, build_loaders
+from effnet_hf import EfficientNetNVImageProcessor
+from effnet_hf.data import BadFile, BadFiles, BatchPlan, build_loaders
 from effnet_hf.data.source import DataSource
 from effnet_hf.errors import UserError
 
 from . import torture
+
+
+PROCESSOR = EfficientNetNVImageProcessor.for_image_size(32)
+PLAN = BatchPlan(8)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +51,7 @@ def test_the_torture_folder_trains_to_the_end_with_each_file_accounted_for(tortu
     folder, fate = tortured
     assert sum(kind == "bad" for kind in fate.values()) >= 40
     options = {"loader": loader, "num_workers": workers, "augmentation": "autoaugment", "max_bad_files": 1.0}
-    with build_loaders(recipe(data_dir=str(folder), **options), image_size=32, per_device_batch_size=8) as ours:
+    with build_loaders(recipe(data_dir=str(folder), **options), PROCESSOR, PLAN) as ours:
         train(ours)
         found = {os.path.relpath(name, folder) for name in ours.train.bad_files.names}
     bad = {name for name, kind in fate.items() if kind == "bad"}
@@ -71,14 +76,14 @@ def test_train_py_ends_well_and_accounts_for_each_file(tmp_path):
     bad = {name for name, kind in fate.items() if kind == "bad"}
     listed = [line.split("\t")[0] for line in (tmp_path / "run/bad_files.txt").read_text().splitlines()]
     assert len(listed) == len(bad) and {os.path.relpath(name, (tmp_path / "data").resolve()) for name in listed} == bad
-    assert f"bad      {len(bad)} unreadable pictures were replaced: run/bad_files.txt" in ran.stdout
+    assert f"bad      {len(bad)} unreadable images were replaced: run/bad_files.txt" in ran.stdout
     assert all(ran.stderr.count(f"{name} ") == 1 for name in listed)
 
 
 def test_a_replacement_has_the_label_of_its_class_and_the_number_of_the_missing_one(tortured, recipe):
     folder, fate = tortured
     split = DataSource.from_folder(str(folder)).train
-    with build_loaders(recipe(data_dir=str(folder), max_bad_files=1.0), image_size=32, per_device_batch_size=8) as ours:
+    with build_loaders(recipe(data_dir=str(folder), max_bad_files=1.0), PROCESSOR, PLAN) as ours:
         batches = list(ours.train.epoch(0))
         again = list(ours.train.epoch(0))
     for batch in batches:
@@ -89,7 +94,7 @@ def test_a_replacement_has_the_label_of_its_class_and_the_number_of_the_missing_
 def test_validation_leaves_bad_files_out(tortured, recipe, caplog):
     folder, fate = tortured
     options = recipe(data_dir=str(folder / "train"), max_bad_files=1.0)
-    with build_loaders(options, image_size=32, per_device_batch_size=8, train=False) as ours:
+    with build_loaders(options, PROCESSOR, PLAN, train=False) as ours:
         seen = Counter(i for batch in ours.val.epoch() for i in batch["index"].tolist())
         bad = sum(kind == "bad" for kind in fate.values())
         assert ours.val.bad_files.count == bad
@@ -101,7 +106,7 @@ def test_validation_leaves_bad_files_out(tortured, recipe, caplog):
 
 
 def test_strict_stops_at_the_first(tortured, recipe):
-    with build_loaders(recipe(data_dir=str(tortured[0]), strict=True), image_size=32, per_device_batch_size=8) as ours:
+    with build_loaders(recipe(data_dir=str(tortured[0]), strict=True), PROCESSOR, PLAN) as ours:
         with pytest.raises(
             UserError, match=r"train/odd/.* (is|cannot|has) .*; mend or remove it, or run without --strict"
         ):
@@ -111,10 +116,8 @@ def test_strict_stops_at_the_first(tortured, recipe):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_many_stop_the_run(tortured, recipe, workers):
     options = recipe(data_dir=str(tortured[0]), num_workers=workers, max_bad_files=0.05)
-    with build_loaders(options, image_size=32, per_device_batch_size=8) as ours:
-        with pytest.raises(
-            UserError, match=r"\d+ of \d+ pictures are unreadable, more than --max_bad_files 0.05 allows"
-        ):
+    with build_loaders(options, PROCESSOR, PLAN) as ours:
+        with pytest.raises(UserError, match=r"\d+ of \d+ images are unreadable, more than --max_bad_files 0.05 allows"):
             list(ours.train.epoch(0))
 
 
@@ -123,7 +126,7 @@ def test_files_that_vanish_in_the_middle_of_a_run_are_replaced(tmp_path, recipe)
     for name in torture.bad_files():
         (tmp_path / "data" / "train" / "odd" / name).unlink()
     options = recipe(data_dir=str(tmp_path / "data"), max_bad_files=1.0)
-    with build_loaders(options, image_size=32, per_device_batch_size=8) as ours:
+    with build_loaders(options, PROCESSOR, PLAN) as ours:
         list(ours.train.epoch(0))
         before = ours.train.bad_files.count
         for i in range(5):
@@ -138,7 +141,7 @@ def test_a_class_without_a_readable_file_borrows_from_the_others(tmp_path, recip
     for path in (tmp_path / "data" / "train" / "plain").iterdir():
         path.write_bytes(b"")
     options = recipe(data_dir=str(tmp_path / "data"), max_bad_files=1.0)
-    with build_loaders(options, image_size=32, per_device_batch_size=8) as ours:
+    with build_loaders(options, PROCESSOR, PLAN) as ours:
         labels = torch.cat([batch["labels"] for batch in ours.train.epoch(0)])
     assert labels.unique().tolist() == [0]
 
@@ -149,8 +152,8 @@ def test_when_nothing_can_be_read_the_run_stops(pictures, tmp_path, recipe):
             (tmp_path / "data" / split / name).mkdir(parents=True)
             for i in range(8):
                 (tmp_path / "data" / split / name / f"{i}.jpg").write_bytes(b"")
-    with build_loaders(recipe(data_dir=str(tmp_path / "data")), image_size=32, per_device_batch_size=8) as ours:
-        with pytest.raises(UserError, match="of 16 pictures are unreadable"):
+    with build_loaders(recipe(data_dir=str(tmp_path / "data")), PROCESSOR, PLAN) as ours:
+        with pytest.raises(UserError, match="of 16 images are unreadable"):
             list(ours.train.epoch(0))
 
 

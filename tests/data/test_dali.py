@@ -7,17 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from effnet_hf.data import auto_augment, build_loaders
+from effnet_hf import EfficientNetNVImageProcessor
+from effnet_hf.data import BatchPlan, auto_augment, build_loaders
 from effnet_hf.data.auto_augment import Step
 from effnet_hf.data.bad_files import BadFiles
 from effnet_hf.data.dali import DaliDecoder, quiet_build, require_dali
 from effnet_hf.data.dali_augment import DaliPolicy
 from effnet_hf.data.dali_pipeline import DaliPipeline, EncodedBatches, EvaluationPlanner, TrainPlanner
-from effnet_hf.data.imagefolder import MicroBatches
 from effnet_hf.data.pictures import Box, Picture
 from effnet_hf.data.sampler import TrainingPlan, ValidationPlan
 from effnet_hf.data.source import DataSource
 from effnet_hf.data.transforms import EvaluationTransform, TrainTransform
+from effnet_hf.data.worker_pool import MicroBatches
 from effnet_hf.errors import UserError
 
 from . import torture
@@ -26,6 +27,7 @@ from .test_loaders import collect, same
 
 needs_dali = pytest.mark.skipif(importlib.util.find_spec("nvidia") is None, reason="NVIDIA DALI is not installed")
 SIZE = 48
+PROCESSOR = EfficientNetNVImageProcessor.for_image_size(SIZE)
 
 
 def test_without_dali_the_pip_line_is_named(monkeypatch, loaders):
@@ -78,7 +80,7 @@ def test_dali_cpu_gives_imagefolders_batches(loaders, workers):
 
 
 def test_dali_cpu_resumes_where_it_was(loaders):
-    ours = loaders({"loader": "dali-cpu", "augmentation": "randaugment"}, steps_per_update=2)
+    ours = loaders({"loader": "dali-cpu", "augmentation": "randaugment"}, plan=BatchPlan(4, accumulation_steps=2))
     whole = collect(ours.train.epoch(4))
     assert len(whole) == 14 and same(whole[2 * 5 :], collect(ours.train.epoch(4, start_update=5)))
 
@@ -87,9 +89,8 @@ def test_on_real_photographs_dali_cpu_gives_imagefolders_batches(real_pictures, 
     options = {"data_dir": str(real_pictures("imagenet_samples.tar")), "num_workers": 0}
     runs = []
     for loader in ("imagefolder", "dali-cpu"):
-        with build_loaders(
-            recipe(loader=loader, **options), image_size=96, per_device_batch_size=32, train=False
-        ) as ours:
+        processor = EfficientNetNVImageProcessor.for_image_size(96)
+        with build_loaders(recipe(loader=loader, **options), processor, BatchPlan(32), train=False) as ours:
             runs.append(collect(ours.val.epoch()))
     assert same(*runs)
 
@@ -98,7 +99,7 @@ def test_on_real_photographs_dali_cpu_gives_imagefolders_batches(real_pictures, 
 
 
 def test_both_executors_draw_the_same_operations_ten_thousand_times():
-    policy, counts = DaliPolicy("autoaugment", SIZE), np.zeros(13, int)
+    policy, counts = DaliPolicy("autoaugment", PROCESSOR), np.zeros(13, int)
     for seed in range(10_000):
         steps = auto_augment.draw(random.Random(seed))
         rows = policy.draw(random.Random(seed))
@@ -139,7 +140,7 @@ LARGEST_DIFFERENCE = {
 
 
 def test_every_operation_at_every_level_agrees_with_pillow(dali):
-    pipeline = policy_pipeline(dali, DaliPolicy("autoaugment", SIZE))
+    pipeline = policy_pipeline(dali, DaliPolicy("autoaugment", PROCESSOR))
     image = torture.photo(5, SIZE, SIZE)
     for number, name in enumerate(auto_augment.OPERATIONS):
         signs = (False, True) if name in auto_augment.SIGNED else (False,)
@@ -154,7 +155,7 @@ def test_every_operation_at_every_level_agrees_with_pillow(dali):
 
 
 def test_two_steps_are_applied_in_order(dali):
-    pipeline = policy_pipeline(dali, DaliPolicy("autoaugment", SIZE))
+    pipeline = policy_pipeline(dali, DaliPolicy("autoaugment", PROCESSOR))
     image = torture.photo(5, SIZE, SIZE)
     steps = [Step("solarize", 3), Step("posterize", 6)]
     rows = [(1 + auto_augment.OPERATIONS.index(step.operation), step.level, 0) for step in steps]
@@ -177,7 +178,7 @@ def test_torchvisions_policies_have_the_same_operations_in_dali(dali, name):
     renamed = {"autocontrast": "auto_contrast", "shearx": "shear_x", "sheary": "shear_y"}
     renamed |= {"translatex": "translate_x", "translatey": "translate_y"}
     theirs = {renamed.get(op.lower(), op.lower()): magnitudes for op, (magnitudes, _) in space.items()}
-    suite = [operation.args[0] for operation in DaliPolicy(name, 224).operations()]
+    suite = [operation.args[0] for operation in DaliPolicy(name, EfficientNetNVImageProcessor()).operations()]
     assert {operation.name for operation in suite} == set(theirs) and len(suite) == 14
     for operation in suite:
         if operation.mag_range is not None and operation.name not in ("posterize", "solarize"):
@@ -186,7 +187,7 @@ def test_torchvisions_policies_have_the_same_operations_in_dali(dali, name):
 
 @pytest.mark.parametrize("name", ["randaugment", "trivialaugment"])
 def test_torchvisions_policies_run_and_change_pictures(dali, name):
-    policy = DaliPolicy(name, SIZE)
+    policy = DaliPolicy(name, PROCESSOR)
     pipeline = policy_pipeline(dali, policy)
     image = np.asarray(torture.photo(5, SIZE, SIZE))
     draws = [policy.draw(random.Random(seed)) for seed in range(64)]
@@ -203,11 +204,11 @@ def test_torchvisions_policies_run_and_change_pictures(dali, name):
 
 def pipeline(split, planner, workers=0, replace_bad=True, seed=5, batch=4):
     files = EncodedBatches(split, planner, seed, replace_bad)
-    return DaliPipeline(files, workers, 2, "bicubic", batch, torch.device("cpu"), num_threads=1)
+    return DaliPipeline(files, workers, 2, batch, torch.device("cpu"), num_threads=1)
 
 
 def train_planner(name=None):
-    return TrainPlanner(SIZE, 0.08, 0.5, DaliPolicy(name, SIZE) if name else None)
+    return TrainPlanner(PROCESSOR, augmentation=name or "none")
 
 
 def differences(ours, theirs):
@@ -220,7 +221,7 @@ def test_the_graph_makes_imagefolders_training_pictures_from_the_same_draws(pict
     split = DataSource.from_folder(str(pictures)).train
     plan = TrainingPlan(60, 4, seed=5)
     for name, largest in ((None, 0.6), ("autoaugment", 4.0)):
-        reference = MicroBatches(split, TrainTransform(SIZE, augmentation=name or "none"), 5, True)
+        reference = MicroBatches(split, TrainTransform(PROCESSOR, augmentation=name or "none"), 5, True)
         theirs = [reference[request] for request in plan.requests(1)]
         ours = list(pipeline(split, train_planner(name)).batches(plan.requests(1)))
         assert len(ours) == len(theirs) == 15
@@ -232,8 +233,8 @@ def test_the_graph_makes_imagefolders_training_pictures_from_the_same_draws(pict
 def test_the_graph_evaluates_like_the_image_processor(pictures):
     split = DataSource.from_folder(str(pictures)).val
     plan = ValidationPlan(21, 4)
-    reference = MicroBatches(split, EvaluationTransform(SIZE), 5, False)
-    ours = list(pipeline(split, EvaluationPlanner(SIZE, 32), replace_bad=False).batches(plan.requests()))
+    reference = MicroBatches(split, EvaluationTransform(PROCESSOR), 5, False)
+    ours = list(pipeline(split, EvaluationPlanner(PROCESSOR), replace_bad=False).batches(plan.requests()))
     assert sum((batch["index"].tolist() for batch in ours), []) == list(range(21))
     assert max(differences(ours, [reference[request] for request in plan.requests()])) < 0.6
 
@@ -241,21 +242,20 @@ def test_the_graph_evaluates_like_the_image_processor(pictures):
 @pytest.mark.parametrize(
     "size", [(300, 200), (200, 301), (101, 97), (48, 48), (1, 1), (900, 10), (10, 900), (640, 640)]
 )
-@pytest.mark.parametrize("margin", [0, 32, 33, 7])
+@pytest.mark.parametrize("margin", [-11, -4, 0, 32, 33, 7])
 def test_evaluation_sizes_and_crops_are_the_processors(size, margin):
-    from effnet_hf.image_processing_efficientnet_nv import resize_and_crop
-
     class Sized:
         width, height = size
 
-    box, (height, width), (top, left), flip, _ = EvaluationPlanner(SIZE, margin)(Sized)
+    processor = EfficientNetNVImageProcessor.for_image_size(SIZE, margin)
+    box, (height, width), (top, left), flip, _ = EvaluationPlanner(processor)(Sized)
     ramp = Image.fromarray(
         np.arange(size[0] * size[1], dtype=np.uint32).astype(np.uint8).reshape(size[1], size[0])
     ).convert("RGB")
     region = ramp.crop((box.left, box.top, box.left + box.width, box.top + box.height))
     resized = region.resize((width, height), Image.BICUBIC) if region.size != (width, height) else region
     ours = resized.crop((left, top, left + SIZE, top + SIZE))
-    assert not flip and ours.tobytes() == resize_and_crop(ramp, SIZE + margin, (SIZE, SIZE), Image.BICUBIC).tobytes()
+    assert not flip and ours.tobytes() == processor.resize_and_crop(ramp).tobytes()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -299,7 +299,7 @@ def test_batches_without_a_readable_file_are_passed_over(tmp_path):
             data = torture.encode(torture.photo(i), "JPEG") if 4 <= i < 6 else b""
             (tmp_path / name / f"{i:02}.jpg").write_bytes(data)
     split = DataSource.from_folder(str(tmp_path), train=False).val
-    ours = pipeline(split, EvaluationPlanner(SIZE, 32), replace_bad=False, batch=2)
+    ours = pipeline(split, EvaluationPlanner(PROCESSOR), replace_bad=False, batch=2)
     batches = list(ours.batches(ValidationPlan(24, 2).requests()))
     assert [len(b["index"]) for b in batches] == [2, 2, 0]
     assert sum(len(b["bad"]) for b in batches) == 20
@@ -330,7 +330,7 @@ def test_on_a_gpu_the_graph_gives_nearly_the_cpus_pictures(real_pictures, name):
     plan = TrainingPlan(83, 16, seed=5)
     on_cpu = list(pipeline(split, train_planner(name), batch=16).batches(plan.requests(0)))
     files = EncodedBatches(split, train_planner(name), 5, True)
-    on_gpu = DaliPipeline(files, 0, 2, "bicubic", 16, torch.device("cuda", 0))
+    on_gpu = DaliPipeline(files, 0, 2, 16, torch.device("cuda", 0))
     for a, b in zip(on_cpu, on_gpu.batches(plan.requests(0))):
         assert b["pixel_values"].is_cuda and a["index"].tolist() == b["index"].tolist()
         assert float((a["pixel_values"].int() - b["pixel_values"].cpu().int()).abs().float().mean()) < 2.5

@@ -46,16 +46,16 @@ def test_it_opens_as_a_dataset_with_class_labels(pictures):
 def test_notes_name_what_was_left_out_and_what_lies_deeper(tmp_path):
     write(tmp_path, "loose.jpg", "a/1.jpg", "a/deep/er/2.jpg", "b/1.jpg", "b/notes.txt")
     notes = " ".join(scan_tree(tmp_path).notes)
-    assert "1 picture in" in notes and "1 file under" in notes and "notes.txt" in notes
-    assert "1 picture under" in notes and "deeper than a class folder" in notes
+    assert "1 image in" in notes and "1 file under" in notes and "notes.txt" in notes
+    assert "1 image under" in notes and "deeper than a class folder" in notes
 
 
 @pytest.mark.parametrize(
     "names, message",
     [
-        ([], "holds no pictures and no class folders"),
-        (["1.jpg", "2.jpg"], "holds 2 pictures and no class folders"),
-        (["a/x.txt"], "there are no pictures under"),
+        ([], "holds no images and no class folders"),
+        (["1.jpg", "2.jpg"], "holds 2 images and no class folders"),
+        (["a/x.txt"], "there are no images under"),
         (["Cat/1.jpg", "cat/1.jpg"], "differ only in case, Cat and cat; merge or rename them"),
         (["set/train/a/1.jpg", "set/train/b/1.jpg"], "holds a whole data set in set/; give that folder"),
     ],
@@ -70,7 +70,7 @@ def test_empty_class_folders_are_named(tmp_path):
     write(tmp_path, "a/1.jpg")
     (tmp_path / "b").mkdir()
     (tmp_path / "c").mkdir()
-    with pytest.raises(UserError, match=r"class folder .*/b holds no pictures \(and 1 more\); fill or remove it"):
+    with pytest.raises(UserError, match=r"class folder .*/b holds no images \(and 1 more\); fill or remove it"):
         scan_tree(tmp_path)
 
 

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from effnet_hf import EfficientNetNVImageProcessor
-from effnet_hf.data import build_loaders
+from effnet_hf.data import BatchPlan, build_loaders
+from effnet_hf.data.loaders import limit_sentence
 from effnet_hf.data.source import DataSource
 from effnet_hf.errors import UserError
 
@@ -23,7 +24,7 @@ EVERYTHING = {"augmentation": "autoaugment", "mixup": 0.2, "cutmix": 1.0}
 
 
 def test_batches_have_the_promised_form(loaders):
-    ours = loaders(steps_per_update=2)
+    ours = loaders(plan=BatchPlan(4, accumulation_steps=2))
     assert ours.class_names == ["bird", "cat", "dog"] and ours.notes == []
     assert ours.train.num_samples == 60 and ours.train.updates_per_epoch == 7 and ours.val.num_samples == 21
     batches = list(ours.train.epoch(0))
@@ -61,7 +62,7 @@ def test_any_number_of_workers_gives_identical_batches(loaders):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resume_gives_the_batches_of_the_uninterrupted_run(loaders, workers):
-    ours = loaders({**EVERYTHING, "num_workers": workers}, steps_per_update=2)
+    ours = loaders({**EVERYTHING, "num_workers": workers}, plan=BatchPlan(4, accumulation_steps=2))
     whole = collect(ours.train.epoch(4))
     assert same(whole[2 * 3 :], collect(ours.train.epoch(4, start_update=3)))
     assert not same(whole, collect(ours.train.epoch(5)))
@@ -78,8 +79,9 @@ def test_what_resume_skips_is_not_even_opened(loaders, monkeypatch):
 
 
 def test_two_ranks_see_what_one_accumulating_rank_sees(loaders):
-    one = collect(loaders(EVERYTHING, steps_per_update=2).train.epoch(1))
-    first, second = (collect(loaders(EVERYTHING, rank=r, world_size=2).train.epoch(1)) for r in (0, 1))
+    one = collect(loaders(EVERYTHING, plan=BatchPlan(4, accumulation_steps=2)).train.epoch(1))
+    plans = (BatchPlan(4, world_size=2, rank=rank) for rank in (0, 1))
+    first, second = (collect(loaders(EVERYTHING, plan=plan).train.epoch(1)) for plan in plans)
     assert same(one, [batch for pair in zip(first, second) for batch in pair])
 
 
@@ -99,7 +101,7 @@ def test_validation_sees_every_picture_once_and_in_the_processors_pixels(loaders
     processor = EfficientNetNVImageProcessor.for_image_size(32)
     seen = []
     for rank in range(world_size):
-        ours = loaders(EVERYTHING, train=False, rank=rank, world_size=world_size)
+        ours = loaders(EVERYTHING, plan=BatchPlan(4, world_size, rank=rank), train=False)
         assert ours.train is None
         for batch in ours.val.epoch():
             seen += batch["index"].tolist()
@@ -108,28 +110,12 @@ def test_validation_sees_every_picture_once_and_in_the_processors_pixels(loaders
     assert sorted(seen) == list(range(21))
 
 
-def test_other_means_sizes_and_margins_are_used(loaders, pictures):
-    settings = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.7, 0.8, 0.9]}
-    split = DataSource.from_folder(str(pictures)).val
-    processor = EfficientNetNVImageProcessor(size=48, crop_size=40, resample=Image.BILINEAR, **settings)
-    ours = loaders(
-        {"interpolation": "bilinear"},
-        image_size=40,
-        resize_margin=8,
-        mean=settings["image_mean"],
-        std=settings["image_std"],
-    )
-    batch = next(ours.val.epoch())
-    expected = processor([Image.open(split.name(i)) for i in range(4)], return_tensors="pt")
-    assert torch.equal(batch["pixel_values"], expected["pixel_values"])
-
-
 def test_on_real_photographs_evaluation_is_the_processors(real_pictures, recipe):
     root = real_pictures("imagenet_samples.tar")
-    with build_loaders(recipe(data_dir=str(root)), image_size=224, per_device_batch_size=83, train=False) as ours:
+    processor = EfficientNetNVImageProcessor.for_image_size(224)
+    with build_loaders(recipe(data_dir=str(root)), processor, BatchPlan(83), train=False) as ours:
         (batch,) = ours.val.epoch()
     split = DataSource.from_folder(str(root), train=False).val
-    processor = EfficientNetNVImageProcessor.for_image_size(224)
     for row in range(0, 83, 4):
         expected = processor(Image.open(split.name(row)), return_tensors="pt")["pixel_values"][0]
         assert torch.equal(batch["pixel_values"][row], expected)
@@ -156,7 +142,7 @@ def test_problems_are_named_with_their_flag(loaders):
     with pytest.raises(UserError, match="--num_labels is 5, but the data has 3 classes"):
         loaders({"num_labels": 5})
     with pytest.raises(UserError, match="lower --global_batch_size, e.g. to 8"):
-        loaders(per_device_batch_size=61)
+        loaders(plan=BatchPlan(61))
     with pytest.raises(UserError, match="dali-gpu decodes on a CUDA GPU and this run has none; use --loader dali-cpu"):
         pytest.importorskip("nvidia.dali")
         loaders({"loader": "dali-gpu"})
@@ -187,3 +173,22 @@ def test_the_loader_says_what_limits_a_run(loaders):
     ours = loaders()
     assert ours.train.limit(0.01, 10).startswith("The device is the limit")
     assert ours.train.limit(5, 5).startswith("The loader is the limit: the device waits for data 50% of the time")
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"data_wait": 0.2, "compute": 10}, "The device is the limit: it waits for data 2.0% of the time"),
+        ({"data_wait": 0, "compute": 0}, "The device is the limit: it waits for data 0.0%"),
+        ({"free_cores": 5.5, "num_workers": 2}, "could go up to 3.0x as fast; raise --num_workers from 2 to 7"),
+        ({"device_type": "cuda"}, "so let the GPU decode: --loader dali-gpu (pip install nvidia-dali-cuda130)."),
+        ({"device_type": "cuda", "dali_installed": True}, "so let the GPU decode: --loader dali-gpu."),
+        ({}, "--loader dali-cpu decodes only what a crop needs (pip install"),
+        ({"loader": "dali-cpu"}, "store the images smaller"),
+        ({"loader": "dali-gpu", "device_type": "cuda"}, "store the images smaller"),
+        ({"loader": "synthetic"}, "synthetic batches are made once"),
+    ],
+)
+def test_the_limit_is_named_with_what_to_change(options, expected):
+    sentence = limit_sentence(**{"data_wait": 2.0, "compute": 1.0, **options})
+    assert expected in sentence and sentence.endswith(".") and "\n" not in sentence

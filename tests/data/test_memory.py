@@ -7,7 +7,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from effnet_hf.data import build_loaders
+from effnet_hf import EfficientNetNVImageProcessor
+from effnet_hf.data import BatchPlan, build_loaders
 
 from .torture import encode, photo
 
@@ -57,7 +58,8 @@ def test_memory_and_handles_stay_flat_over_twenty_epochs(tmp_path, recipe, loade
         max_bad_files=1.0,
     )  # fmt: skip
     figures, (_, handles_before, shared_before) = [], measure()
-    with build_loaders(options, image_size=160, per_device_batch_size=16) as ours:
+    processor = EfficientNetNVImageProcessor.for_image_size(160)
+    with build_loaders(options, processor, BatchPlan(16)) as ours:
         for epoch in range(20):
             for batch in ours.train.epoch(epoch, start_update=epoch % 3):
                 assert batch["pixel_values"].shape[1:] == (3, 160, 160)

@@ -1,10 +1,13 @@
+import threading
+import time
+
 import datasets
 import numpy as np
 import pytest
 import torch
 
-from effnet_hf.data import named_dataset
-from effnet_hf.data.named_dataset import open_named
+from effnet_hf.data import BatchPlan, named_dataset
+from effnet_hf.data.named_dataset import open_named, read_ahead
 from effnet_hf.errors import UserError
 
 from .torture import encode, photo
@@ -103,7 +106,7 @@ def test_problems_are_one_sentence_each(tmp_path, name):
     with pytest.raises(UserError, match=r"has none of the splits val, validation, test; .*--val_fraction 0.1"):
         open_named(bare)
     unknown_size = write_parquet(tmp_path / "unknown", card=None)
-    with pytest.raises(UserError, match="does not say how many pictures its split train has"):
+    with pytest.raises(UserError, match="does not say how many images its split train has"):
         open_named(unknown_size, streaming=True)
     with pytest.raises(UserError, match="has classes that training does not know: bird and 1 more"):
         open_named(name, class_names=["dog", "fish"])
@@ -122,7 +125,7 @@ def test_streams_give_the_same_batches_with_any_number_of_workers(loaders, name)
     options = {"data_dir": None, "dataset_name": name, "streaming": True, "augmentation": "autoaugment"}
     runs = {}
     for workers in (0, 1, 2):
-        ours = loaders({**options, "num_workers": workers}, steps_per_update=2)
+        ours = loaders({**options, "num_workers": workers}, plan=BatchPlan(4, accumulation_steps=2))
         assert ours.train.updates_per_epoch == 4
         runs[workers] = pixels(ours.train.epoch(3))
         assert len(runs[workers]) == 8
@@ -139,7 +142,7 @@ def test_streams_resume_in_the_middle_and_shuffle_by_epoch(loaders, name):
 
 def test_two_ranks_share_a_stream_and_validate_each_picture_once(loaders, name):
     options = {"data_dir": None, "dataset_name": name, "streaming": True}
-    ranks = [loaders(options, rank=rank, world_size=2) for rank in (0, 1)]
+    ranks = [loaders(options, plan=BatchPlan(4, world_size=2, rank=rank)) for rank in (0, 1)]
     trained = [[i for b in rank.train.epoch(0) for i in b["index"].tolist()] for rank in ranks]
     assert len(trained[0]) == len(trained[1]) == 16 and not set(trained[0]) & set(trained[1])
     validated = [b["pixel_values"] for rank in ranks for b in rank.val.epoch()]
@@ -153,7 +156,7 @@ def hash_of(picture):
 
 def test_a_rank_that_runs_dry_starts_over(tmp_path, loaders):
     root = write_parquet(tmp_path / "set", files=3)  # two ranks, three files: one of them gets 24 pictures, one 12
-    ours = loaders({"data_dir": None, "dataset_name": root, "streaming": True}, rank=1, world_size=2)
+    ours = loaders({"data_dir": None, "dataset_name": root, "streaming": True}, plan=BatchPlan(4, world_size=2, rank=1))
     split = ours.train._plan.split
 
     class Short:
@@ -170,7 +173,7 @@ def test_a_rank_that_runs_dry_starts_over(tmp_path, loaders):
         def read(self, *_):
             return iter(())
 
-    with pytest.raises(UserError, match="rank 1 of 2 gets no pictures from this stream"):
+    with pytest.raises(UserError, match="rank 1 of 2 gets no images from this stream"):
         list(named_dataset.StreamedTrainingPlan(36, 4, 0, 1, 2, 1, split=Empty()).requests(0))
 
 
@@ -187,3 +190,35 @@ def test_a_bad_picture_of_a_stream_is_replaced_from_its_micro_batch(tmp_path, lo
     ours = loaders({"data_dir": None, "dataset_name": root, "streaming": True, "max_bad_files": 1})
     batches = list(ours.train.epoch(0))
     assert ours.train.bad_files.names == ["seven.jpg"] and all(len(b["index"]) == 4 for b in batches)
+
+
+def test_reading_ahead_keeps_order_and_runs_ahead():
+    done = []
+
+    def numbers():
+        for i in range(10):
+            done.append(i)
+            yield i
+
+    ahead = read_ahead(numbers(), depth=3)
+    assert next(ahead) == 0
+    deadline = time.monotonic() + 5
+    while len(done) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert 4 <= len(done) <= 6
+    assert list(ahead) == list(range(1, 10))
+
+
+def test_reading_ahead_passes_errors_on_and_stops_with_its_reader():
+    def failing():
+        yield 1
+        raise OSError("gone")
+
+    ahead = read_ahead(failing())
+    assert next(ahead) == 1
+    with pytest.raises(OSError, match="gone"):
+        next(ahead)
+    endless = read_ahead(iter(int, 1))
+    next(endless)
+    endless.close()
+    assert not any(thread.name == "read_ahead" for thread in threading.enumerate())

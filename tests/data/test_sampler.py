@@ -53,7 +53,7 @@ def test_resume_continues_the_same_sequence(update):
 
 def test_a_batch_larger_than_the_data_names_the_numbers_and_the_flag():
     with pytest.raises(
-        UserError, match=r"64 pictures \(8 per device x 4 devices x 2 .*has 60; lower --global_batch_size"
+        UserError, match=r"64 images \(8 per device x 4 devices x 2 .*has 60; lower --global_batch_size"
     ):
         TrainingPlan(60, 8, world_size=4, steps_per_update=2)
 

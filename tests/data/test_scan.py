@@ -3,7 +3,7 @@ import os
 import pytest
 
 from effnet_hf import cli
-from effnet_hf.data import scan
+from effnet_hf.commands import scan
 from effnet_hf.errors import UserError
 
 from . import torture
@@ -12,7 +12,7 @@ from . import torture
 def test_a_clean_folder_is_summed_up(pictures, capsys):
     assert scan.main([str(pictures), "--num_workers", "1"]) == 0
     text = capsys.readouterr().out
-    assert "train: 60 pictures in 3 classes, 0 unreadable" in text and "val: 21 pictures in 3 classes" in text
+    assert "train: 60 images in 3 classes, 0 unreadable" in text and "val: 21 images in 3 classes" in text
     assert "  per class: 20\n" in text and "bird 20, cat 20, dog 20" in text
     assert "size: median 107 x 71, short side 52 to 80 pixels" in text and "JPEG RGB 51, PNG L 9" in text
 
@@ -50,4 +50,4 @@ def test_the_command_ends_with_one_line_for_a_missing_folder(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.run(lambda: scan.main([str(tmp_path / "nothing")]))
     text = capsys.readouterr().err
-    assert ended.value.code == 2 and text.count("\n") == 1 and "--data_dir" in text and "does not exist" in text
+    assert ended.value.code == 2 and text.count("\n") == 1 and f"error: {tmp_path}/nothing does not exist" in text

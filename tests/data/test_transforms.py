@@ -18,6 +18,10 @@ from .torture import encode, odd_files, photo
 JPEG = encode(photo(1, 300, 200), "JPEG")
 
 
+def sized(size, resample=Image.BICUBIC):
+    return EfficientNetNVImageProcessor.for_image_size(size, resample=resample)
+
+
 def geometries(width, height, count=3000, scale=0.08):
     rng = random.Random(0)
     return [draw_geometry(rng, width, height, scale, 0.5) for _ in range(count)]
@@ -52,17 +56,27 @@ def test_a_panorama_falls_back_to_its_middle():
     assert box == Box((4000 - 133) // 2, 0, 133, 100)
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("resample", Image.Resampling)
 @pytest.mark.parametrize("size", [(37, 53), (224, 224), (500, 301), (900, 20)])
-def test_resizing_is_pillows_but_for_the_last_bit(interpolation, size):
+def test_resizing_is_pillows_but_for_the_last_bit(resample, size):
     image = photo(2, *size)
-    ours = resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), 96, interpolation).numpy().astype(int)
-    theirs = np.asarray(image.resize((96, 96), getattr(Image, interpolation.upper()))).astype(int)
-    assert abs(ours - theirs).max() <= 1
+    ours = resize(torch.from_numpy(np.array(image)).permute(2, 0, 1), (80, 96), resample).numpy().astype(int)
+    theirs = np.asarray(image.resize((96, 80), resample)).astype(int)
+    assert ours.shape == (80, 96, 3) and abs(ours - theirs).max() <= (1 if resample in (2, 3) else 0)
+
+
+@pytest.mark.parametrize("resample", Image.Resampling)
+def test_training_crops_are_resized_with_the_processors_filter_to_its_crop_size(resample):
+    processor = EfficientNetNVImageProcessor(crop_size={"height": 40, "width": 56}, resample=resample, do_resize=False)
+    transform, picture = TrainTransform(processor, horizontal_flip=0.0), Picture(JPEG)
+    box = transform.box(picture, 3)
+    region = picture.rgb().crop((box.left, box.top, box.left + box.width, box.top + box.height))
+    expected = np.asarray(region.resize((56, 40), resample)).astype(int)
+    assert abs(transform(picture, 3).astype(int) - expected).max() <= (1 if resample in (2, 3) else 0)
 
 
 def test_a_picture_looks_the_same_for_the_same_seed_only():
-    transform = TrainTransform(48, augmentation="autoaugment")
+    transform = TrainTransform(sized(48), augmentation="autoaugment")
     first = transform(Picture(JPEG), 7)
     assert first.shape == (48, 48, 3) and first.dtype == np.uint8
     assert np.array_equal(first, transform(Picture(JPEG), 7))
@@ -70,20 +84,20 @@ def test_a_picture_looks_the_same_for_the_same_seed_only():
 
 
 def test_flip_mirrors():
-    plain = TrainTransform(48, horizontal_flip=0.0)(Picture(JPEG), 3)
-    mirrored = TrainTransform(48, horizontal_flip=1.0)(Picture(JPEG), 3)
+    plain = TrainTransform(sized(48), horizontal_flip=0.0)(Picture(JPEG), 3)
+    mirrored = TrainTransform(sized(48), horizontal_flip=1.0)(Picture(JPEG), 3)
     assert np.array_equal(plain[:, ::-1], mirrored)
 
 
 def test_full_scale_crops_keep_the_whole_of_a_square():
     square = Picture(encode(photo(4, 64, 64), "PNG"))
-    boxes = {TrainTransform(32, crop_scale=1.0).box(square, seed) for seed in range(200)}
+    boxes = {TrainTransform(sized(32), crop_scale=1.0).box(square, seed) for seed in range(200)}
     assert Box(0, 0, 64, 64) in boxes and all(box.width * box.height > 0.9 * 64 * 64 for box in boxes)
 
 
 @pytest.mark.parametrize("name", ["randaugment", "trivialaugment"])
 def test_torchvisions_policies_depend_on_the_seed_alone_and_leave_torchs_generator(name):
-    transform = TrainTransform(48, augmentation=name)
+    transform = TrainTransform(sized(48), augmentation=name)
     torch.manual_seed(1)
     state = torch.get_rng_state()
     first = transform(Picture(JPEG), 7)
@@ -94,21 +108,20 @@ def test_torchvisions_policies_depend_on_the_seed_alone_and_leave_torchs_generat
 
 
 def test_policies_come_after_crop_and_flip():
-    transform = TrainTransform(48, augmentation="none")
+    transform = TrainTransform(sized(48), augmentation="none")
     transform.policy = lambda image, rng: image.point(lambda value: 255 - value)
-    assert np.array_equal(transform(Picture(JPEG), 5), 255 - TrainTransform(48)(Picture(JPEG), 5))
+    assert np.array_equal(transform(Picture(JPEG), 5), 255 - TrainTransform(sized(48))(Picture(JPEG), 5))
 
 
-@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("resample", [Image.BILINEAR, Image.BICUBIC])
 @pytest.mark.parametrize("name", sorted(odd_files()))
-def test_evaluation_pixels_are_the_image_processors(name, interpolation):
+def test_evaluation_pixels_are_the_image_processors(name, resample):
     data = odd_files()[name]
-    resample = getattr(Image, interpolation.upper())
-    processor = EfficientNetNVImageProcessor.for_image_size(40, resample=resample, do_rescale=False, do_normalize=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow about broken EXIF
-        expected = processor(Image.open(io.BytesIO(data)))["pixel_values"][0].transpose(1, 2, 0)
-    assert np.array_equal(EvaluationTransform(40, interpolation)(Picture(data)), expected)
+        expected = sized(40, resample)(Image.open(io.BytesIO(data)), do_rescale=False, do_normalize=False)
+    ours = EvaluationTransform(sized(40, resample))(Picture(data))
+    assert ours.dtype == np.uint8 and np.array_equal(ours.transpose(2, 0, 1), expected["pixel_values"][0])
 
 
 def test_crop_scale_is_the_smallest_share():

@@ -1,4 +1,4 @@
-"""Writes a folder of every way a picture file can be odd or broken: `python tests/data/torture.py DIR`.
+"""Writes a folder of every way an image file can be odd or broken: `python tests/data/torture.py DIR`.
 
 Everything is generated; no picture is stored in the repository.
 """
@@ -17,7 +17,7 @@ from PIL import Image
 
 
 def photo(seed: int, width: int = 96, height: int = 72) -> Image.Image:
-    """A smooth coloured picture that differs from seed to seed."""
+    """A smooth coloured image that differs from seed to seed."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
     return small.resize((width, height), Image.BICUBIC)
@@ -58,7 +58,7 @@ def exif_jpeg(orientation: int) -> bytes:
 
 
 def bad_files() -> dict[str, bytes]:
-    """Files that give no picture, by name."""
+    """Files that give no image, by name."""
     jpeg, png_file = encode(photo(1), "JPEG"), encode(photo(1), "PNG")
     gif, webp = encode(photo(1), "GIF"), encode(photo(1), "WEBP")
     bmp, tif = encode(photo(1), "BMP"), encode(photo(1), "TIFF")

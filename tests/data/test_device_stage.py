@@ -1,10 +1,106 @@
+import contextlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from effnet_hf.data.mixup import BatchMixer, draw_box
+from effnet_hf import EfficientNetNVImageProcessor
+from effnet_hf.data.device_stage import BatchMixer, DeviceStage, draw_box
 from effnet_hf.data.sampler import BatchRequest
+
+
+def host_batch(count=5, size=24):
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8))
+    return {"pixel_values": pixels, "labels": torch.arange(count), "index": torch.arange(count), "request": None}
+
+
+def test_normalising_rounds_like_the_image_processor():
+    batch = host_batch()
+    ours = DeviceStage("cpu", EfficientNetNVImageProcessor()).stage(batch)["pixel_values"]
+    processor = EfficientNetNVImageProcessor(do_resize=False, do_center_crop=False)
+    assert torch.equal(ours, processor(list(batch["pixel_values"].numpy()), return_tensors="pt")["pixel_values"])
+
+
+def test_the_mixer_sees_normalised_pixels():
+    seen = []
+
+    def mixer(pixels, labels, request):
+        seen.append(pixels.clone())
+        return pixels, labels
+
+    plain = DeviceStage("cpu", EfficientNetNVImageProcessor()).stage(host_batch())["pixel_values"]
+    DeviceStage("cpu", EfficientNetNVImageProcessor(), mixer=mixer).stage(host_batch())
+    assert torch.equal(seen[0], plain)
+
+
+@pytest.fixture
+def pretended_cuda(monkeypatch):
+    """CUDA's streams and events as stand-ins, and a stage on a CPU that thinks it is a GPU's; returns what was made."""
+    made, waited = [], []
+
+    class Stream:
+        def __init__(self, device):
+            made.append(self)
+
+        def record_event(self):
+            return object()
+
+    current = SimpleNamespace(wait_event=waited.append)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current)
+
+    def stage():
+        made_on_cpu = DeviceStage("cpu", EfficientNetNVImageProcessor())
+        made_on_cpu.stage = lambda batch: {name: batch[name] for name in ("pixel_values", "labels", "index")}
+        made_on_cpu.device = torch.device("cuda")
+        return made_on_cpu
+
+    return SimpleNamespace(stage=stage, streams=made, waited=waited)
+
+
+def test_a_stage_has_one_stream_for_all_its_epochs(pretended_cuda):
+    train, val = pretended_cuda.stage(), pretended_cuda.stage()
+    for _ in range(3):
+        assert len(list(train(iter([host_batch()] * 4)))) == 4
+        assert len(list(val(iter([host_batch()] * 2)))) == 2
+    assert len(pretended_cuda.streams) == 2
+
+
+def test_iterations_of_one_stage_may_overlap_or_be_left_early(pretended_cuda):
+    stage = pretended_cuda.stage()
+    left = stage(iter([host_batch(count=1 + i) for i in range(4)]))
+    next(left)
+    both = zip(stage(iter([host_batch(count=2)] * 3)), stage(iter([host_batch(count=3)] * 3)))
+    assert [(len(a["labels"]), len(b["labels"])) for a, b in both] == [(2, 3)] * 3
+    left.close()
+    assert len(list(stage(iter([host_batch()])))) == 1
+    assert len(pretended_cuda.streams) == 1
+    assert len(set(map(id, pretended_cuda.waited))) == len(pretended_cuda.waited) == 8  # each batch's own event
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_side_stream_gives_the_cpus_batches_one_ahead(channels_last):
+    fetched = []
+
+    def source():
+        for i in range(6):
+            fetched.append(i)
+            batch = host_batch(count=4 + i)
+            yield {name: value.pin_memory() if torch.is_tensor(value) else value for name, value in batch.items()}
+
+    expected = list(DeviceStage("cpu", EfficientNetNVImageProcessor(), channels_last)(iter(list(source()))))
+    fetched.clear()
+    for i, batch in enumerate(DeviceStage("cuda", EfficientNetNVImageProcessor(), channels_last)(source())):
+        assert len(fetched) == min(i + 2, 6)
+        assert torch.equal(batch["pixel_values"].cpu(), expected[i]["pixel_values"])
+        assert batch["labels"].is_cuda and torch.equal(batch["labels"].cpu(), expected[i]["labels"])
+
+
+# ---- mixup and cutmix
 
 
 def request(slot=0, epoch=0):

@@ -1,4 +1,4 @@
-"""The default backend: workers read, decode and transform; whole uint8 micro-batches leave them."""
+"""Processes that read, decode and transform; whole micro-batches leave them. All that the default loader needs."""
 
 import signal
 import time
@@ -15,12 +15,12 @@ from .source import Split
 
 
 class PictureBatches(Dataset):
-    """`self[request]` is a whole micro-batch of `prepare`d pictures; unreadable ones are replaced or left out.
+    """`self[request]` is a whole micro-batch of `prepare`d images; unreadable ones are replaced or left out.
 
     Args:
         split: where the files are.
         seed: of the run.
-        replace_bad: put another picture of the same class in the place of an unreadable one; otherwise leave it out.
+        replace_bad: put another image of the same class in the place of an unreadable one; otherwise leave it out.
     """
 
     def __init__(self, split: Split, seed: int, replace_bad: bool):
@@ -29,13 +29,13 @@ class PictureBatches(Dataset):
         self.replace_bad = replace_bad
 
     def prepare(self, picture: Picture, seed: int):
-        """What the batch needs of a picture; `BadPicture` if it turns out to be unreadable."""
+        """What the batch needs of an image; `BadPicture` if it turns out to be unreadable."""
         raise NotImplementedError
 
     def load(self, request: BatchRequest, opened: dict[int, Picture] | None = None) -> tuple[list, dict]:
-        """The prepared pictures, and `labels`, `index` (int64 tensors), the `request` and the `bad` files met.
+        """The prepared images, and `labels`, `index` (int64 tensors), the `request` and the `bad` files met.
 
-        A picture that takes the place of an unreadable one keeps that one's `index`.
+        An image that takes the place of an unreadable one keeps that one's `index`.
         """
         split = self.split_of(request)
         prepared, labels, kept, bad = [], [], [], []
@@ -61,10 +61,10 @@ class PictureBatches(Dataset):
 
 
 class MicroBatches(PictureBatches):
-    """Micro-batches of finished pictures, `pixel_values` uint8 (N, H, W, 3).
+    """Micro-batches of finished images, `pixel_values` uint8 (N, H, W, 3).
 
     Args:
-        transform: `Picture` -> uint8 (size, size, 3).
+        transform: `TrainTransform` or `EvaluationTransform`.
         decoder: decodes a micro-batch's JPEGs together (`DaliDecoder`); None decodes one by one.
     """
 
@@ -77,15 +77,15 @@ class MicroBatches(PictureBatches):
         return self.transform(picture, seed)
 
     def __getitem__(self, request: BatchRequest) -> dict:
-        size = self.transform.image_size
-        squares, batch = self.load(request, self._predecode(request) if self.decoder else None)
-        pixels = torch.empty((len(squares), size, size, 3), dtype=torch.uint8)
-        for target, square in zip(pixels.numpy(), squares):
-            target[...] = square
+        images, batch = self.load(request, self._predecode(request) if self.decoder else None)
+        size = self.transform.processor.crop_size
+        pixels = torch.empty((len(images), size["height"], size["width"], 3), dtype=torch.uint8)
+        for target, image in zip(pixels.numpy(), images):
+            target[...] = image
         return {"pixel_values": pixels, **batch}
 
     def _predecode(self, request: BatchRequest) -> dict[int, Picture]:
-        """Opens the pictures and has the decoder fill in the part that the transform will ask for."""
+        """Opens the images and has the decoder fill in the part that the transform will ask for."""
         split, opened = self.split_of(request), {}
         for index in request.indices.tolist():
             try:
@@ -106,6 +106,7 @@ class WorkerPool:
     def __init__(
         self, dataset: PictureBatches, num_workers: int = 0, prefetch_factor: int = 2, pin_memory: bool = False
     ):
+        self.num_workers = num_workers
         self._dataset = dataset
         self._pin = pin_memory
         self._requests = _Requests()
@@ -145,7 +146,7 @@ class WorkerPool:
             ) from error
 
     def _a_worker_died(self) -> bool:
-        workers = getattr(self._loader._iterator, "_workers", [])
+        workers = getattr(getattr(self._loader, "_iterator", None), "_workers", [])
         try:
             for _ in range(20):  # its connections close a moment before it counts as dead
                 if any(not worker.is_alive() for worker in workers):
