@@ -87,8 +87,8 @@ PLACEMENTS = {
 
 
 def _through(quantizer: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`quantizer(x)`, without the copy that modelopt makes of what is not contiguous: channels-last tensors are, looked
-    at with their channels last."""
+    """`quantizer(x)`. modelopt copies a tensor that is not contiguous; a channels-last one is permuted first, so that
+    it is contiguous and needs no copy."""
     if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return quantizer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return quantizer(x)
@@ -224,17 +224,19 @@ def uncalibrated(model: nn.Module) -> list[str]:
 def fold_into_convolution(block: nn.Module) -> None:
     """Moves the scale and shift of `block.bn` into `block.conv` and leaves a [`FoldedBatchNorm`] in its place.
 
-    Exact up to rounding: with k = gamma / sqrt(var + eps) the weight is multiplied by k, and so is the range of its
-    quantizer (by |k|), because that has one value per output channel.
+    With k = gamma / sqrt(var + eps): weight * k, bias = beta - mean * k, computed in float64 and rounded once. A weight
+    quantizer's range, one value per output channel, is multiplied by |k|, so that no weight changes its integer.
     """
     conv, bn = block.conv, block.bn
     mean, variance = (tensor.to(bn.weight.device) for tensor in (bn.running_mean, bn.running_var))  # from meta, too
-    scale = bn.weight * (variance + bn.eps).rsqrt()
-    shape = (-1, *[1] * (conv.weight.dim() - 1))
-    conv.weight.mul_(scale.view(shape))
+    scale = bn.weight.double() * (variance.double() + bn.eps).rsqrt()
+    shift = bn.bias.double() - mean.double() * scale
+    per_channel = scale.view(-1, *[1] * (conv.weight.dim() - 1))
+    conv.weight.copy_(conv.weight.double() * per_channel)
     if hasattr(conv, "weight_quantizer"):
-        conv.weight_quantizer._amax.mul_(scale.view(shape).abs())
-    conv.bias = nn.Parameter(bn.bias - mean * scale)
+        amax = conv.weight_quantizer._amax
+        amax.copy_(amax.double() * per_channel.abs())
+    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=conv.weight.requires_grad)
     folded = FoldedBatchNorm()
     folded.train(bn.training)
     folded.register_module("output_quantizer", getattr(bn, "output_quantizer", None))

@@ -15,9 +15,9 @@ from types import MethodType
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .modeling_efficientnet_nv import ConvNormAct
+from .quantization_efficientnet_nv import fold_into_convolution
 
 
 IN_PLACE = {"silu": nn.SiLU, "swish": nn.SiLU, "relu": nn.ReLU, "relu6": nn.ReLU6}
@@ -27,9 +27,9 @@ IN_PLACE = {"silu": nn.SiLU, "swish": nn.SiLU, "relu": nn.ReLU, "relu6": nn.ReLU
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy for inference in which every convolution has taken over the scale and shift of its batch norm.
 
-    With k = gamma / sqrt(var + eps): weight * k, bias = beta - mean * k, computed in float64 and rounded once, so
-    logits differ by rounding only. Activations then work in place, since nothing waits for a backward pass. Layers of
-    other classes (quantized ones) are left as they are. Fold before casting to fp16 or bf16.
+    Folded by [`fold_into_convolution`] in float64, so logits differ by rounding only. Activations then work in place,
+    since nothing waits for a backward pass. Layers of other classes (quantized ones) are left as they are. Fold before
+    casting to fp16 or bf16.
 
     The copy is in evaluation mode, has no gradients, and refuses `train()` and `save_pretrained`: its parameters are
     no longer those that `config.json` describes.
@@ -38,17 +38,8 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     for layer in folded.modules():
         if not isinstance(layer, ConvNormAct):
             continue
-        conv, bn = layer.conv, layer.bn
-        if type(conv) is nn.Conv2d and type(bn) is nn.BatchNorm2d:
-            dtype = conv.weight.dtype
-            weight, bias = fuse_conv_bn_weights(
-                conv.weight.double(), None if conv.bias is None else conv.bias.double(), bn.running_mean.double(),
-                bn.running_var.double(), bn.eps, bn.weight.double(), bn.bias.double(),
-            )  # fmt: skip
-            memory_format = torch.channels_last if _is_channels_last(conv.weight) else torch.contiguous_format
-            conv.weight = nn.Parameter(weight.to(dtype, memory_format=memory_format), requires_grad=False)
-            conv.bias = nn.Parameter(bias.to(dtype), requires_grad=False)
-            layer.bn = nn.Identity()
+        if type(layer.conv) is nn.Conv2d and type(layer.bn) is nn.BatchNorm2d:
+            fold_into_convolution(layer)
         if layer.act is not None and model.config.hidden_act in IN_PLACE:
             layer.act = IN_PLACE[model.config.hidden_act](inplace=True)
     folded.train, folded.save_pretrained = MethodType(_stay_in_evaluation, folded), MethodType(_refuse_saving, folded)
@@ -75,12 +66,12 @@ def tune_for_cpu_training(model: nn.Module, image_size: int) -> nn.Module:
 
 
 def use_onednn(model: nn.Module, image_size: int) -> nn.Module:
-    """In place, for a CPU: sends the 1x1 convolutions of fp32 batches of 2 to 15 pictures to oneDNN.
+    """In place, for a CPU: sends the 1x1 convolutions of fp32 batches of 2 to 15 images to oneDNN.
 
-    On one thread and below 16 pictures torch gives them to its own im2col and the BLAS (`ConvParams::use_mkldnn` in
+    On one thread and below 16 images torch gives them to its own im2col and the BLAS (`ConvParams::use_mkldnn` in
     aten/src/ATen/native/Convolution.cpp), unless they are dilated. A 1x1 kernel has no neighbours to move apart, so a
-    dilation of 2 changes nothing but that choice: 1.2 to 1.3x in a training step of 8 pictures.
-    Pictures below 96 pixels are left alone, because their maps are too small to pay for oneDNN's set-up.
+    dilation of 2 changes nothing but that choice: 1.2 to 1.3x in a training step of 8 images.
+    Images below 96 pixels are left alone, because their maps are too small to pay for oneDNN's set-up.
     """
     for module in model.modules() if image_size >= 96 else ():
         if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1:
@@ -92,8 +83,8 @@ def split_depthwise_gradients(model: nn.Module) -> nn.Module:
     """In place, for fp32 training on a CPU: 5x5 depthwise convolutions get their weight gradient in two halves.
 
     oneDNN takes four to eight forward passes for the gradient of a depthwise kernel five pixels wide, and about one for
-    three. Columns 0 to 2 and 2 to 4 of the kernel are therefore asked for separately, over the picture shifted by two:
-    the same sums, 1.4 to 1.8 times as fast with the forward pass counted, 4 to 6 % of a step of 8 pictures
+    three. Columns 0 to 2 and 2 to 4 of the kernel are therefore asked for separately, over the image shifted by two:
+    the same sums, 1.4 to 1.8 times as fast with the forward pass counted, 4 to 6 % of a step of 8 images
     (benchmarks/2026-11-25-cpu.md). Layers of other classes are left alone.
     """
     for conv in model.modules():
@@ -168,19 +159,19 @@ class CudaGraph:
     """A forward pass of one shape recorded once and replayed with a single launch: `logits = graph(pixels)`.
 
     Without it a batch of one spends its time launching some 240 kernels. The weights may change in place afterwards;
-    shape, dtype and memory format of the pictures may not. The logits are overwritten by the next call.
+    shape, dtype and memory format of the images may not. The logits are overwritten by the next call.
 
     Args:
         model: on a CUDA device, in evaluation mode; folded and in the precision it is to run in.
-        example: pictures (N, 3, H, W) on the same device.
+        example: images (N, 3, H, W) on the same device.
 
     Raises:
-        ValueError: no CUDA device, or, when called, pictures of another shape.
+        ValueError: no CUDA device, or, when called, images of another shape.
     """
 
     def __init__(self, model: nn.Module, example: torch.Tensor):
         if example.device.type != "cuda":
-            raise ValueError("CUDA graphs need a model and pictures on a CUDA device.")
+            raise ValueError("CUDA graphs need a model and images on a CUDA device.")
         self.pixels = example.clone()
         stream = torch.cuda.Stream(example.device)
         stream.wait_stream(torch.cuda.current_stream(example.device))
@@ -194,7 +185,7 @@ class CudaGraph:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         if pixels.shape != self.pixels.shape:
-            raise ValueError(f"recorded for pictures {tuple(self.pixels.shape)}, got {tuple(pixels.shape)}.")
+            raise ValueError(f"recorded for images {tuple(self.pixels.shape)}, got {tuple(pixels.shape)}.")
         self.pixels.copy_(pixels)
         self.graph.replay()
         return self.logits

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification
+from effnet_hf.export.network import fold_all
 from effnet_hf.training.optim import training_loss
 from effnet_hf.tuning import (
     CudaGraph,
@@ -53,6 +54,23 @@ def test_folding_is_exact_in_double_precision(lived_in):
     model, pixels = lived_in().double(), torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         assert relative_error(fold_batchnorm(model)(pixels).logits, model(pixels).logits) < 1e-13
+
+
+@pytest.mark.parametrize(
+    "fold", [fold_batchnorm, lambda model: fold_all(copy.deepcopy(model))], ids=["tuning", "export"]
+)
+def test_folded_weights_are_rounded_once(lived_in, fold):
+    model = lived_in()
+    before, after = model.efficientnet.encoder.stem, fold(model).efficientnet.encoder.stem
+    k = before.bn.weight.double() / (before.bn.running_var.double() + before.bn.eps).sqrt()
+    shift = before.bn.bias.double() - before.bn.running_mean.double() * k
+    for found, exact in (
+        (after.conv.weight, before.conv.weight.double() * k[:, None, None, None]),
+        (after.conv.bias, shift),
+    ):
+        assert found.dtype == torch.float32
+        unit = torch.finfo(torch.float32).eps / 2
+        assert ((found.double() - exact).abs() <= 1.001 * unit * exact.abs()).all()
 
 
 def test_folding_keeps_channels_last_and_layers_of_other_classes(lived_in):
@@ -110,7 +128,7 @@ def test_split_gradients_are_those_of_torch(stride, size, channels_last):
     torch.testing.assert_close(split.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_onednn_leaves_small_pictures_alone(lived_in):
+def test_onednn_leaves_small_images_alone(lived_in):
     assert all(conv.dilation == (1, 1) for conv in use_onednn(lived_in(), 64).modules() if isinstance(conv, nn.Conv2d))
 
 
@@ -179,7 +197,7 @@ def test_a_cuda_graph_needs_a_cuda_device(lived_in):
 
 
 @pytest.mark.gpu
-def test_a_cuda_graph_replays_the_network_on_new_pictures_and_new_weights(lived_in):
+def test_a_cuda_graph_replays_the_network_on_new_images_and_new_weights(lived_in):
     model = lived_in().cuda()
     graph = CudaGraph(model, torch.randn(2, 3, 32, 32, device="cuda"))
     for _ in range(2):

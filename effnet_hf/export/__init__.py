@@ -1,9 +1,8 @@
 """Checkpoints as files that run elsewhere: written, proved, described. `export_model` is the way in."""
 
-from .checkpoint import Checkpoint, open_checkpoint
-from .folder import export_model
+from .api import export_model
+from .describe import Exported
 from .options import FORMATS, INT8_TARGETS, ExportOptions
-from .result import Exported
 from .runners import onnxruntime_runner, openvino_runner
 from .runtime import ONNXEfficientNet
 
@@ -11,12 +10,10 @@ from .runtime import ONNXEfficientNet
 __all__ = [
     "FORMATS",
     "INT8_TARGETS",
-    "Checkpoint",
     "ExportOptions",
     "Exported",
     "ONNXEfficientNet",
     "export_model",
     "onnxruntime_runner",
-    "open_checkpoint",
     "openvino_runner",
 ]

@@ -1,135 +1,151 @@
-"""Two INT8 files from one quantized checkpoint.
+"""An INT8 export: the file of its target, then measured beside float and beside the checkpoint in PyTorch."""
 
-`tensorrt` is the checkpoint's graph as it is: quantize/dequantize pairs where NVIDIA puts them, weights stored as int8.
-TensorRT and OpenVINO fuse them into integer kernels; ONNX Runtime's CPU kernels do not (SiLU stands between a
-convolution and the next pair) and run it slower than float.
-
-`ort-cpu` is made for those kernels: unsigned activations, signed weights, a pair behind every convolution. Scales that
-training learned are kept; the tensors it gave none get ranges from pictures (`ranges.py`). SiLU is one operator of ONNX
-Runtime's own, so that its input is dequantized once. The stem stays float: of three input channels an integer kernel
-makes no use, and its output is the network's widest.
-"""
-
-import logging
-import tempfile
-from collections.abc import Iterable
+import copy
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import helper
 
-from .qdq import Scales, take_out
-from .ranges import identity, search_ranges, silu
+from ..checkpoint import Checkpoint
+from ..data import Split
+from ..errors import UserError
+from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from .check import LEAST_SNR, CheckImages, FolderImages, compare, pixels_of, run_all, size_of, top1
+from .describe import Exported, Row, properties
+from .graph import check_structure, draw_graph, write_properties
+from .network import ExportedNetwork
+from .options import ExportOptions, installed
+from .ort_int8 import fold_weights, for_ort_cpu, take_out
+from .runners import Runner, onnxruntime_runner, openvino_runner, torch_runner
 
 
-MICROSOFT = "com.microsoft"
-_RESHAPES = ["Reshape", "Flatten", "Unsqueeze"]
-_KINDS = ["Conv", "Gemm", "Add", "Mul", "Sigmoid", "GlobalAveragePool", *_RESHAPES]
+CALIBRATION = 128
+LATENCY_BATCHES = (1, 8)
+PYTORCH = "checkpoint, fake-quantized, PyTorch"
 
 
-def for_ort_cpu(model: onnx.ModelProto, batches: Iterable[np.ndarray]) -> onnx.ModelProto:
-    """A graph with NVIDIA's pairs, rebuilt for ONNX Runtime's integer kernels.
+def write_int8(
+    checkpoint: Checkpoint,
+    model: EfficientNetNVForImageClassification,
+    file: Path,
+    options: ExportOptions,
+    images: CheckImages,
+    calibration: Split | None,
+) -> Exported:
+    """Writes and measures the file.
 
     Args:
-        batches: `pixel_values` to take the missing ranges from.
+        calibration: training images to take the ranges of `ort-cpu` from; None for `tensorrt`.
+
+    Raises:
+        UserError: its logits are not the checkpoint's.
     """
-    from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+    size = size_of(checkpoint.processor)
+    graph = draw_graph(ExportedNetwork(model, options), size, options)
+    plain = copy.deepcopy(graph)
+    scales = take_out(plain)
+    float_file = file.with_name("float.onnx")  # beside it for the comparison only
+    onnx.save(plain, float_file)
+    if calibration is None:
+        fold_weights(graph)
+    else:
+        found = FolderImages.of(calibration, CALIBRATION)
+        graph = for_ort_cpu(plain, scales, map(pixels_of(checkpoint.processor), found.batches((8,))))
+    write_properties(graph, properties(checkpoint, options))
+    file.write_bytes(graph.SerializeToString())
+    check_structure(file, options, model.config.num_channels, size, model.config.num_labels)
+    try:
+        return _measure(checkpoint, model, file, float_file, options, images)
+    finally:
+        float_file.unlink()
 
-    scales = take_out(model)
-    for node in reversed(model.graph.node):  # what only changes shape has the same scale on both sides
-        if node.op_type in _RESHAPES and node.output[0] in scales.activations:
-            scales.activations.setdefault(node.input[0], scales.activations[node.output[0]])
-    model = onnx.shape_inference.infer_shapes(model)  # before an operator that ONNX's inference does not know
-    activations_of = fuse_silu(model)
-    missing = {
-        node.output[0]: activations_of.get(node.output[0], identity)
-        for node in model.graph.node
-        if node.op_type == "Conv" and node.output[0] not in scales.activations
+
+def _measure(
+    checkpoint: Checkpoint,
+    model: EfficientNetNVForImageClassification,
+    file: Path,
+    float_file: Path,
+    options: ExportOptions,
+    images: CheckImages,
+) -> Exported:
+    import onnxruntime
+
+    names = {"float": "the same without quantizers, ONNX Runtime", "int8": f"{options.int8} INT8, ONNX Runtime"}
+    runners = {
+        PYTORCH: torch_runner(model, options.softmax),
+        names["float"]: onnxruntime_runner(float_file, threads=1),
+        names["int8"]: onnxruntime_runner(file, threads=1),
     }
-    batches = list(batches)
-    ranges = search_ranges(model, missing, batches)
-
-    class Batches(CalibrationDataReader):
-        def __init__(self):
-            self.left = iter(batches)
-
-        def get_next(self):
-            batch = next(self.left, None)
-            return None if batch is None else {model.graph.input[0].name: batch}
-
-    stem = next(node.name for node in model.graph.node if node.op_type == "Conv")
-    with tempfile.TemporaryDirectory() as folder, _quiet_quantizer():
-        source, target = Path(folder, "float.onnx"), Path(folder, "int8.onnx")
-        onnx.save(model, source)
-        quantize_static(
-            source,
-            target,
-            Batches(),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=_KINDS,
-            nodes_to_exclude=[stem],
-            per_channel=True,
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            extra_options={
-                "TensorQuantOverrides": _overrides(model, scales, ranges),
-                # Of linear layers nothing is gained by rounding the output: logits, and two small vectors a block.
-                "OpTypesToExcludeOutputQuantization": ["Gemm"],
-            },
+    floats = {names["int8"]: names["float"]}
+    sizes = {names["float"]: float_file.stat().st_size, names["int8"]: file.stat().st_size}
+    if options.int8 == "tensorrt" and installed("openvino"):
+        for kind, path in (("the same without quantizers", float_file), (f"{options.int8} INT8", file)):
+            runners[f"{kind}, OpenVINO"] = openvino_runner(path, threads=1)
+            sizes[f"{kind}, OpenVINO"] = path.stat().st_size
+        floats[f"{options.int8} INT8, OpenVINO"] = "the same without quantizers, OpenVINO"
+    feed = pixels_of(checkpoint.processor)
+    outputs = run_all({name: (run, feed) for name, run in runners.items()}, images)
+    comparison = compare(outputs[PYTORCH], outputs[names["int8"]])
+    if not comparison.snr >= LEAST_SNR[options.int8]:
+        raise UserError(
+            f"the INT8 file does not compute what the checkpoint does: signal to noise {comparison.snr:.1f} "
+            f"dB (wanted: {LEAST_SNR[options.int8]:g}), agreement {comparison.agreement:.2f} %; nothing was written."
         )
-        return onnx.load(target)
+    rows = make_rows(outputs, PYTORCH, images.labels, sizes, latencies(runners, feed([images.open(0)])), floats)
+    accuracy = None
+    if images.labels is not None:
+        accuracy = top1(outputs[names["int8"]], images.labels), top1(outputs[PYTORCH], images.labels)
+    return Exported(
+        folder=file.parent,
+        file=file,
+        size=file.stat().st_size,
+        options=options,
+        runtime=f"ONNX Runtime {onnxruntime.__version__}",
+        images=images.description,
+        comparison=comparison,
+        top1=accuracy,
+        rows=tuple(rows),
+    )
 
 
-def fuse_silu(model: onnx.ModelProto) -> dict:
-    """Replaces x * sigmoid(x) by ONNX Runtime's `QuickGelu`, in place; returns what follows each x: `silu`."""
-    graph = model.graph
-    producers = {name: node for node in graph.node for name in node.output}
-    followed, nodes = {}, []
-    for node in graph.node:
-        sigmoid = next((producers[name] for name in node.input if _is_sigmoid(producers.get(name))), None)
-        if node.op_type == "Mul" and sigmoid is not None and sigmoid.input[0] in node.input:
-            x = sigmoid.input[0]
-            followed[x] = silu
-            node = helper.make_node("QuickGelu", [x], node.output, f"{node.name}/silu", domain=MICROSOFT, alpha=1.0)
-        nodes.append(node)
-    used = {name for node in nodes for name in node.input} | {value.name for value in graph.output}
-    del graph.node[:]
-    graph.node.extend(node for node in nodes if used.intersection(node.output))
-    model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
-    return followed
+def latencies(runners: Mapping[str, Runner], image: np.ndarray, repeats=(15, 7)) -> dict[str, tuple[float, float]]:
+    """Median milliseconds of a call at batch 1 and 8, all runners taking turns, after one call that is not counted."""
+    taken: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in runners}
+    for position, (batch, count) in enumerate(zip(LATENCY_BATCHES, repeats)):
+        array = np.repeat(image, batch, axis=0)
+        for repeat in range(count + 1):
+            for name, run in runners.items():
+                started = time.perf_counter()
+                run(array)
+                if repeat:
+                    taken[name][position].append(1e3 * (time.perf_counter() - started))
+    return {name: (float(np.median(one)), float(np.median(eight))) for name, (one, eight) in taken.items()}
 
 
-def _is_sigmoid(node: onnx.NodeProto | None) -> bool:
-    return node is not None and node.op_type == "Sigmoid"
-
-
-def _overrides(model: onnx.ModelProto, scales: Scales, ranges: dict[str, tuple[float, int]]) -> dict[str, list[dict]]:
-    """Scales in `quantize_static`'s words; a symmetric int8 scale is a uint8 one with zero point 128."""
-    from onnxruntime.quantization import QuantType
-
-    def entry(kind, scale, zero):
-        return {"quant_type": kind, "scale": np.array(scale, np.float32), "zero_point": zero}
-
-    names = {name for node in model.graph.node for name in (*node.input, *node.output)}
-    found = {name: (scale, 128) for name, scale in scales.activations.items()} | ranges
-    overrides = {
-        name: [entry(QuantType.QUInt8, scale, np.array(zero, np.uint8))]
-        for name, (scale, zero) in found.items()
-        if name in names
-    }
-    for name, (axis, channels) in scales.weights.items():
-        overrides[name] = [entry(QuantType.QInt8, scale, np.array(0, np.int8)) for scale in channels]
-        overrides[name][0]["axis"] = axis
-    return overrides
-
-
-class _quiet_quantizer:
-    """Without its advice to preprocess the model, which has been."""
-
-    def __enter__(self):
-        self.level = logging.root.level
-        logging.root.setLevel(logging.ERROR)
-
-    def __exit__(self, *exception):
-        logging.root.setLevel(self.level)
+def make_rows(
+    outputs: Mapping[str, np.ndarray],
+    reference: str,
+    labels: np.ndarray | None,
+    sizes: Mapping[str, int],
+    times: Mapping[str, tuple[float, float]],
+    floats: Mapping[str, str],
+) -> list[Row]:
+    """One row per entry of `outputs`; `floats` names the float row that a row is compared with."""
+    rows = []
+    for name, found in outputs.items():
+        float_row = floats.get(name)
+        own, other = times[name], times[float_row or name]
+        ratio = None if float_row is None else (other[0] / own[0], other[1] / own[1])
+        rows.append(
+            Row(
+                name=name,
+                top1=None if labels is None else top1(found, labels),
+                agreement=compare(outputs[reference], found).agreement,
+                megabytes=sizes[name] / 1e6 if name in sizes else None,
+                latency=times[name],
+                times_float=ratio,
+            )
+        )
+    return rows

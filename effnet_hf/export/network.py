@@ -1,6 +1,15 @@
-"""The network as it is exported: batch norm folded away, one tensor in, one tensor out."""
+"""The network as it is exported: batch norm folded away, one tensor in, one out; and as a `torch.export` program.
 
+Nothing here needs the onnx package.
+"""
+
+import contextlib
 import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -32,6 +41,10 @@ class ExportedNetwork(nn.Module):
             logits = logits.float()
         return logits.softmax(-1) if self.softmax else logits
 
+    def example(self, size: tuple[int, int]) -> torch.Tensor:
+        """`pixel_values` to trace it with: two images of (height, width)."""
+        return torch.zeros(2, self.model.config.num_channels, *size)
+
 
 @torch.no_grad()
 def fold_all(model: nn.Module) -> nn.Module:
@@ -45,3 +58,36 @@ def fold_all(model: nn.Module) -> nn.Module:
         if isinstance(layer, ConvNormAct) and isinstance(layer.bn, nn.BatchNorm2d):
             fold_into_convolution(layer)
     return model
+
+
+def free_axes(options: ExportOptions) -> dict[int, torch.export.Dim]:
+    """For `torch.export`; from 64 pixels on, because a last map of a single pixel is a case of its own."""
+    axes = {0: torch.export.Dim("batch")}
+    if options.dynamic_image_size:
+        axes |= {2: torch.export.Dim("height", min=64), 3: torch.export.Dim("width", min=64)}
+    return axes
+
+
+def write_pt2(network: ExportedNetwork, path: Path, size: tuple[int, int], options: ExportOptions) -> None:
+    """A `torch.export` program with a free batch size: opens with `torch.export.load`, without this package."""
+    with quiet_exporter():
+        program = torch.export.export(
+            network, (network.example(size),), dynamic_shapes={"pixel_values": free_axes(options)}
+        )
+        torch.export.save(program, path)
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Without torch's advice to its developers: which exporter is newer, which check was traced as a constant."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels):
+                logger.setLevel(level)

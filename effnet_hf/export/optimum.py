@@ -31,7 +31,7 @@ class EfficientNetNVOnnxConfig(VisionOnnxConfig):
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
         axes = {0: "batch_size", 2: "height", 3: "width"}
-        if self._config.padding == "same":  # padded by the picture's size, which tracing fixes
+        if self._config.padding == "same":  # padded by the image's size, which tracing fixes
             axes = {0: "batch_size"}
         return {"pixel_values": axes}
 

@@ -38,8 +38,8 @@ class ExportOptions:
 
     format: str = "onnx"
     dtype: str = "fp32"
-    opset: int | None = None
-    exporter: str | None = None
+    opset: int = None  # type: ignore[assignment]  # decided below, as is the exporter
+    exporter: str = None  # type: ignore[assignment]
     with_softmax: bool = False
     with_preprocessing: bool = False
     dynamic_image_size: bool = False

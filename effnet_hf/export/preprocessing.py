@@ -1,4 +1,4 @@
-"""The image processor as an ONNX graph: uint8 pictures of any size in, `pixel_values` out.
+"""The image processor as an ONNX graph: uint8 images of any size in, `pixel_values` out.
 
 ONNX Runtime's antialiased Resize is Pillow's algorithm in the same fixed-point arithmetic: on photographs one byte in
 some thousands differs, by one. `exclude_outside` makes the borders agree.
@@ -13,47 +13,63 @@ from ..errors import UserError
 from ..image_processing_efficientnet_nv import MAX_ASPECT_RATIO, EfficientNetNVImageProcessor
 
 
-_MODES = {Image.BICUBIC: 'mode="cubic", cubic_coeff_a=-0.5', Image.BILINEAR: 'mode="linear"'}
+_MODES: dict[int, str] = {
+    Image.Resampling.BICUBIC: 'mode="cubic", cubic_coeff_a=-0.5',
+    Image.Resampling.BILINEAR: 'mode="linear"',
+}
 
-# Names as in `resize_and_crop`; sides are [height, width]. Round takes halves to the even number, as Python's does.
-_GRAPH = """
+# Names as in `resize_and_crop`; sides are [height, width]. Each part goes on with the tensors {image} and {sides}.
+_HEAD = """
 <ir_version: 8, opset_import: ["" : {opset}]>
 preprocessing (uint8[batch, height, width, 3] image) => (float[batch, 3, {crop_height}, {crop_width}] pixel_values)
 {{
     two = Constant <value_ints = [2]> ()
     spatial = Constant <value_ints = [2, 3]> ()
-    limit = Constant <value_ints = [{max_aspect_ratio}]> ()
-    edge = Constant <value_ints = [{shortest_edge}]> ()
     crop = Constant <value_ints = [{crop_height}, {crop_width}]> ()
-    half = Constant <value_floats = [0.5]> ()
-
     whole = Transpose <perm = [0, 3, 1, 2]> (image)
     whole_sides = Shape <start = 2, end = 4> (whole)
-    whole_short = ReduceMin <keepdims = 1> (whole_sides)
+"""
+_RESIZE = """
+    limit = Constant <value_ints = [{max_aspect_ratio}]> ()
+    edge = Constant <value_ints = [{shortest_edge}]> ()
+    whole_short = ReduceMin <keepdims = 1> ({sides})
     longest = Mul (whole_short, limit)
-    kept = Min (whole_sides, longest)
-    surplus = Sub (whole_sides, kept)
+    kept = Min ({sides}, longest)
+    surplus = Sub ({sides}, kept)
     kept_start = Div (surplus, two)
     kept_end = Add (kept_start, kept)
-    picture = Slice (whole, kept_start, kept_end, spatial)
+    limited = Slice ({image}, kept_start, kept_end, spatial)
 
-    batch_and_colours = Shape <start = 0, end = 2> (picture)
+    batch_and_colours = Shape <start = 0, end = 2> (limited)
     short = ReduceMin <keepdims = 1> (kept)
     scaled = Mul (kept, edge)
-    sides = Div (scaled, short)
-    shape = Concat <axis = 0> (batch_and_colours, sides)
+    resized_sides = Div (scaled, short)
+    shape = Concat <axis = 0> (batch_and_colours, resized_sides)
     resized = Resize <{mode}, antialias = 1, exclude_outside = 1,
-                      coordinate_transformation_mode = "half_pixel"> (picture, , , shape)
-
-    margin = Sub (sides, crop)
+                      coordinate_transformation_mode = "half_pixel"> (limited, , , shape)
+"""
+_PAD = """
+    nothing = Constant <value_ints = [0]> ()
+    lacking = Sub (crop, {sides})
+    border = Max (lacking, nothing)
+    border_start = Div (border, two)
+    border_end = Sub (border, border_start)
+    borders = Concat <axis = 0> (border_start, border_end)
+    padded = Pad ({image}, borders, , spatial)
+    padded_sides = Add ({sides}, border)
+"""
+# Round takes halves to the even number, as Python's does.
+_CROP = """
+    half = Constant <value_floats = [0.5]> ()
+    margin = Sub ({sides}, crop)
     margin_float = Cast <to = 1> (margin)
     half_margin = Mul (margin_float, half)
     start_float = Round (half_margin)
     start = Cast <to = 7> (start_float)
     end = Add (start, crop)
-    square = Slice (resized, start, end, spatial)
+    cropped = Slice ({image}, start, end, spatial)
 
-    pixels = Cast <to = 1> (square)
+    pixels = Cast <to = 1> (cropped)
     centred = Sub (pixels, mean)
     pixel_values = Mul (centred, inverse_std)
 }}
@@ -63,32 +79,34 @@ preprocessing (uint8[batch, height, width, 3] image) => (float[batch, 3, {crop_h
 def preprocessing_graph(processor: EfficientNetNVImageProcessor, opset: int) -> onnx.ModelProto:
     """`image` uint8 (N, height, width, 3) to `pixel_values` float32 (N, 3, crop height, crop width).
 
+    Steps that the processor leaves out are left out, and images smaller than the crop get its black border.
+
     Raises:
-        UserError: the processor leaves out a step, pads, or resamples by another filter than bilinear or bicubic.
+        UserError: the processor resizes by another filter than bilinear or bicubic.
     """
-    steps = (processor.do_resize, processor.do_center_crop, processor.do_rescale, processor.do_normalize)
     height, width = processor.crop_size["height"], processor.crop_size["width"]
-    shortest_edge = processor.size["shortest_edge"]
-    if not all(steps) or shortest_edge < max(height, width) or processor.resample not in _MODES:
-        raise UserError(
-            "--with_preprocessing: the checkpoint's preprocessor_config.json leaves out a step, crops more than the "
-            "resized picture, or resamples neither bilinear nor bicubic; export without it."
-        )
-    text = _GRAPH.format(
-        opset=opset,
-        crop_height=height,
-        crop_width=width,
-        shortest_edge=shortest_edge,
-        max_aspect_ratio=MAX_ASPECT_RATIO,
-        mode=_MODES[processor.resample],
-    )
-    model = onnx.parser.parse_model(text)
+    edge = processor.size["shortest_edge"] if processor.do_resize else 0
+    parts = [_HEAD.format(opset=opset, crop_height=height, crop_width=width)]
+    image, sides = "whole", "whole_sides"
+    if processor.do_resize:
+        if processor.resample not in _MODES:
+            filter_ = Image.Resampling(processor.resample).name.lower()
+            raise UserError(
+                f"--with_preprocessing: the checkpoint's preprocessor_config.json resizes by {filter_}, and ONNX"
+                " resizes like Pillow by bilinear and bicubic only; export without --with_preprocessing."
+            )
+        settings = {"max_aspect_ratio": MAX_ASPECT_RATIO, "shortest_edge": edge, "mode": _MODES[processor.resample]}
+        parts.append(_RESIZE.format(image=image, sides=sides, **settings))
+        image, sides = "resized", "resized_sides"
+    if edge < max(height, width):
+        parts.append(_PAD.format(image=image, sides=sides))
+        image, sides = "padded", "padded_sides"
+    parts.append(_CROP.format(image=image, sides=sides))
+    model = onnx.parser.parse_model("".join(parts))
     # (factor * pixel - mean) / std in two operations instead of three.
-    mean, std = np.asarray(processor.image_mean, np.float64), np.asarray(processor.image_std, np.float64)
-    for name, values in (
-        ("mean", mean / processor.rescale_factor),
-        ("inverse_std", processor.rescale_factor / std),
-    ):
+    factor = processor.rescale_factor if processor.do_rescale else 1.0
+    mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
+    for name, values in (("mean", np.asarray(mean) / factor), ("inverse_std", factor / np.asarray(std))):
         tensor = values.astype(np.float32).reshape(1, 3, 1, 1)
         model.graph.initializer.append(numpy_helper.from_array(tensor, name))
     return model

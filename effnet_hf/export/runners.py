@@ -93,8 +93,28 @@ def runner_for(path: Path, options: ExportOptions) -> tuple[str, Runner]:
 
     name = f"ONNX Runtime {onnxruntime.__version__}"
     if options.dtype == "bf16":
-        from .float_twin import float_twin
-
         twin = onnxruntime_session(float_twin(path))
         return f"{name} in float32 arithmetic", lambda array: twin.run(None, {twin.get_inputs()[0].name: array})[0]
     return name, onnxruntime_runner(path)
+
+
+def float_twin(path: str | Path) -> bytes:
+    """A bfloat16 graph with its rounded weights as float32, for runtimes without bfloat16 arithmetic."""
+    import onnx
+
+    def widen(tensor) -> None:
+        if tensor.data_type == onnx.TensorProto.BFLOAT16:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        widen(tensor)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                widen(attribute.t)
+            elif node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.BFLOAT16:
+                attribute.i = onnx.TensorProto.FLOAT
+    del model.graph.value_info[:]
+    return model.SerializeToString()

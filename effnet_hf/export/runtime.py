@@ -11,10 +11,13 @@ from transformers import pipeline
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
+from ..checkpoint import require_one_size
+from ..cli import invocation
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
 from ..hub import download
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor, to_rgb
+from .check import pixels_of
 from .options import require
 from .runners import onnxruntime_session
 
@@ -31,7 +34,7 @@ class ONNXEfficientNet(torch.nn.Module):
     generation_config = None
     hf_device_map = None
 
-    def __init__(self, session, config: EfficientNetNVConfig, processor: EfficientNetNVImageProcessor | None = None):
+    def __init__(self, session, config: EfficientNetNVConfig, processor: EfficientNetNVImageProcessor):
         super().__init__()
         self.session, self.config, self.processor = session, config, processor
         self.device, self.dtype = torch.device("cpu"), torch.float32
@@ -48,7 +51,7 @@ class ONNXEfficientNet(torch.nn.Module):
         revision: str | None = None,
         token: str | bool | None = None,
     ) -> "ONNXEfficientNet":
-        """Opens a folder that `export.py` or Optimum wrote, or a Hub id of one.
+        """Opens a folder that `export` or Optimum wrote, or a Hub id of one.
 
         Args:
             providers: ONNX Runtime's execution providers, best first.
@@ -61,16 +64,18 @@ class ONNXEfficientNet(torch.nn.Module):
         path = Path(folder)
         if not path.is_dir():
             if path.exists() or str(folder).count("/") != 1:
-                raise UserError(f"{folder} is not a folder; name the one that export.py wrote.")
+                raise UserError(f"{folder} is not a folder; name one that {invocation('export')} wrote.")
             path = download(str(folder), revision=revision, token=token, patterns=["*.json", "*.onnx", "*.onnx_data"])
         if not (path / "model.onnx").is_file():
-            raise UserError(f"{folder} holds no model.onnx; python export.py --model {folder} --output DIR writes one.")
+            command = f"{invocation('export')} --model {folder} --output_dir DIR"
+            raise UserError(f"{folder} holds no model.onnx; write one: {command}")
         try:
             session = onnxruntime_session(path / "model.onnx", threads, providers)
             config = EfficientNetNVConfig.from_pretrained(path)
             processor = EfficientNetNVImageProcessor.from_pretrained(path)
         except Exception as error:  # ONNX Runtime's own classes derive from Exception only
             raise UserError(f"{folder} cannot be opened: {str(error).strip().splitlines()[0]}") from error
+        require_one_size(processor, str(folder))
         return cls(session, config, processor)
 
     def forward(self, pixel_values, **_) -> ImageClassifierOutput:
@@ -79,21 +84,18 @@ class ONNXEfficientNet(torch.nn.Module):
         Of a graph that ends in a softmax these are logarithms of the probabilities, whose softmax they are.
         """
         if self.input_name != "pixel_values":
-            raise ValueError("This graph preprocesses by itself; call `classify(pictures)`, or give it uint8 pictures.")
+            raise ValueError("This graph preprocesses by itself; call `classify(image)`.")
         array = pixel_values.detach().cpu().numpy() if isinstance(pixel_values, torch.Tensor) else pixel_values
         (outputs,) = self.session.run(None, {self.input_name: np.ascontiguousarray(array, np.float32)})
         if self.output_name == "probabilities":
             outputs = np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
-        logits = torch.from_numpy(outputs)
-        return ImageClassifierOutput(logits=logits.to(getattr(pixel_values, "device", "cpu")))
+        logits = torch.from_numpy(outputs).to(getattr(pixel_values, "device", "cpu"))
+        return ImageClassifierOutput(logits=logits)  # type: ignore[arg-type]  # transformers says FloatTensor
 
-    def classify(self, picture: Image.Image, top_k: int = 5) -> list[dict]:
+    def classify(self, image: Image.Image, top_k: int = 5) -> list[dict]:
         """`{"label", "score"}` of the best classes, whichever way the folder was exported; no tensors needed."""
-        picture = to_rgb(picture)
-        if self.input_name == "image":
-            fed = np.asarray(picture)[None]
-        else:
-            fed = np.stack(self.processor(picture)["pixel_values"])
+        image = to_rgb(image)
+        fed = np.asarray(image)[None] if self.input_name == "image" else pixels_of(self.processor)([image])
         scores = self.session.run(None, {self.input_name: fed})[0][0].astype(np.float64)
         if self.output_name == "logits":
             scores = np.exp(scores - scores.max())
@@ -107,7 +109,7 @@ class ONNXEfficientNet(torch.nn.Module):
 
     @property
     def metadata(self) -> dict:
-        """The facts that export.py stored in the file: labels, sizes, mean and standard deviation, recipe, …"""
+        """The facts that `export` stored in the file: labels, sizes, mean and standard deviation, recipe, …"""
         stored = self.session.get_modelmeta().custom_metadata_map
         return {key: _parsed(value) for key, value in stored.items()}
 

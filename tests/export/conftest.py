@@ -17,16 +17,16 @@ pytest.importorskip("onnxruntime", reason="needs the onnx extra")
 NAMES = ["bird", "cat", "dog"]
 
 
-def make_checkpoint(folder, **overrides):
-    """A network of seven small stages at 64 pixels, batch norm statistics measured on photographs."""
+def make_checkpoint(folder, processor=None, **overrides):
+    """A network of three small stages at 64 pixels, batch norm statistics measured on photographs."""
     torch.manual_seed(0)
     settings = {"num_block_repeats": [1, 1, 2], "kernel_sizes": [3, 5, 3], "strides": [1, 2, 2]}
     settings |= {"expand_ratios": [1, 6, 4], "out_channels": [16, 24, 24], "stem_channels": 16, "head_channels": 64}
     settings |= {"image_size": 64, "id2label": dict(enumerate(NAMES)), "batch_norm_momentum": 1.0, "dropout_rate": 0.0}
     config = EfficientNetNVConfig(**{**settings, **overrides})
     model = EfficientNetNVForImageClassification(config)
-    processor = EfficientNetNVImageProcessor.for_image_size(config.image_size)
-    pixels = processor([photo(i, 100, 120) for i in range(24)], return_tensors="pt")["pixel_values"]
+    processor = processor or EfficientNetNVImageProcessor.for_image_size(config.image_size)
+    pixels = processor([photo(i, 100, 120) for i in range(24)], return_tensors="pt")["pixel_values"].float()
     with torch.no_grad():
         model.train()(pixels)
         logits = model.eval()(pixels).logits
@@ -70,10 +70,10 @@ def command(monkeypatch, capsys):
 
 
 @pytest.fixture
-def picture() -> Image.Image:
+def image() -> Image.Image:
     return photo(7, 150, 110)
 
 
-def as_arrays(folder, pictures) -> np.ndarray:
+def as_arrays(folder, images) -> np.ndarray:
     processor = EfficientNetNVImageProcessor.from_pretrained(folder)
-    return np.stack(processor(pictures)["pixel_values"])
+    return np.stack(processor(images)["pixel_values"])

@@ -1,6 +1,11 @@
 """Float exports: every option's graph, what it promises, and that a wrong file is never put in place."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,13 +14,18 @@ import pytest
 import torch
 
 from effnet_hf import EfficientNetNVForImageClassification
+from effnet_hf.checkpoint import open_checkpoint
 from effnet_hf.errors import UserError
-from effnet_hf.export import export_model, float_file, folder, network, verify
-from effnet_hf.export.onnx import shape_of
-from effnet_hf.export.options import ExportOptions
+from effnet_hf.export import ExportOptions, check, export_model, graph
+from effnet_hf.export.api import check_images
+from effnet_hf.export.graph import shape_of
+from effnet_hf.export.network import ExportedNetwork
 
 from ..data.torture import photo
 from .conftest import NAMES, as_arrays, make_checkpoint
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def run_file(path, array):
@@ -48,16 +58,17 @@ def test_folder_holds_one_file_and_what_opens_it(exported):
 
 
 def test_batches_of_any_size_give_the_checkpoints_logits(checkpoint, exported):
-    pictures = as_arrays(checkpoint, [photo(i, 90, 110) for i in range(5)])
-    expected = logits_of(checkpoint, pictures)
+    images = as_arrays(checkpoint, [photo(i, 90, 110) for i in range(5)])
+    expected = logits_of(checkpoint, images)
     assert expected.std() > 1  # else agreement would mean nothing
     for size in (1, 2, 5):
-        np.testing.assert_allclose(run_file(exported / "model.onnx", pictures[:size]), expected[:size], atol=1e-4)
+        np.testing.assert_allclose(run_file(exported / "model.onnx", images[:size]), expected[:size], atol=1e-4)
 
 
 def test_recipe_of_the_run_is_stored_in_the_file(checkpoint, tmp_path):
-    opened = folder.open_checkpoint(str(checkpoint))
-    export_model(folder.replace(opened, recipe="epochs: 3\n"), tmp_path / "out")
+    shutil.copytree(checkpoint, tmp_path / "run")
+    (tmp_path / "run/recipe.yaml").write_text("epochs: 3\n")
+    export_model(open_checkpoint(str(tmp_path / "run")), tmp_path / "out")
     facts = {entry.key: entry.value for entry in onnx.load(tmp_path / "out/model.onnx").metadata_props}
     assert facts["recipe"] == "epochs: 3\n"
 
@@ -105,30 +116,15 @@ def test_preprocessing_in_the_graph_is_the_image_processor(checkpoint, tmp_path)
     found = export_model(str(checkpoint), tmp_path / "out", with_preprocessing=True)
     sizes = [(97, 64), (64, 97), (300, 201), (96, 96), (61, 40), (1200, 50), (33, 700)]
     for i, size in enumerate(sizes):
-        picture = photo(i, *size)
-        logits = logits_of(checkpoint, as_arrays(checkpoint, [picture]))
+        image = photo(i, *size)
+        logits = logits_of(checkpoint, as_arrays(checkpoint, [image]))
         expected = torch.from_numpy(logits).softmax(-1).numpy()
-        np.testing.assert_allclose(run_file(found.file, np.asarray(picture)[None]), expected, atol=1e-2)
-
-
-def test_preprocessing_agrees_with_pillow_byte_by_byte(checkpoint):
-    from effnet_hf.export.preprocessing import preprocessing_graph
-
-    processor = folder.open_checkpoint(str(checkpoint)).processor
-    model = preprocessing_graph(processor, 18)
-    session = onnxruntime.InferenceSession(model.SerializeToString())
-    for i, size in enumerate([(500, 375), (101, 333), (97, 98), (2000, 60)]):
-        picture = photo(i, *size)
-        expected = np.stack(processor([picture])["pixel_values"])
-        (pixels,) = session.run(None, {"image": np.asarray(picture)[None]})
-        step = 1 / 255 / 0.224
-        difference = np.abs(pixels - expected)
-        assert difference.max() < 2.1 * step and (difference > 0.1 * step).mean() < 0.03
+        np.testing.assert_allclose(run_file(found.file, np.asarray(image)[None]), expected, atol=1e-2)
 
 
 def test_folding_keeps_the_function_and_the_original(checkpoint):
     model = EfficientNetNVForImageClassification.from_pretrained(checkpoint).eval()
-    exported = network.ExportedNetwork(model, ExportOptions())
+    exported = ExportedNetwork(model, ExportOptions())
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in exported.modules())
     assert any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
     pixels = torch.randn(2, 3, 64, 64)
@@ -136,22 +132,22 @@ def test_folding_keeps_the_function_and_the_original(checkpoint):
         torch.testing.assert_close(exported(pixels), model(pixels).logits, atol=1e-4, rtol=1e-4)
 
 
-def test_pictures_of_a_folder_give_accuracy_and_cover_all_classes(checkpoint, photos, tmp_path):
-    found = export_model(str(checkpoint), tmp_path / "out", data_dir=str(photos), num_pictures=9)
-    assert found.pictures == f"9 pictures of {photos.name}" and found.top1[0] == found.top1[1]
-    pictures = folder.check_pictures(folder.open_checkpoint(str(checkpoint)), str(photos), 0.0, 9, ExportOptions())
-    assert sorted(set(pictures.labels)) == [0, 1, 2]
-    assert "generated" in export_model(str(checkpoint), tmp_path / "generated").pictures
+def test_images_of_a_folder_give_accuracy_and_cover_all_classes(checkpoint, photos, tmp_path):
+    found = export_model(str(checkpoint), tmp_path / "out", data_dir=str(photos), num_images=9)
+    assert found.images == f"9 images of {photos.name}" and found.top1[0] == found.top1[1]
+    images = check_images(open_checkpoint(str(checkpoint)), str(photos), 0.0, 9, ExportOptions())
+    assert sorted(set(images.labels)) == [0, 1, 2]
+    assert "generated" in export_model(str(checkpoint), tmp_path / "generated").images
 
 
-def test_pictures_that_training_held_out_of_a_flat_folder(checkpoint, photos, tmp_path):
-    opened, flat = folder.open_checkpoint(str(checkpoint)), str(photos / "train")
-    held_out = folder.check_pictures(opened, flat, 0.25, None, ExportOptions())
+def test_images_that_training_held_out_of_a_flat_folder(checkpoint, photos, tmp_path):
+    opened, flat = open_checkpoint(str(checkpoint)), str(photos / "train")
+    held_out = check_images(opened, flat, 0.25, None, ExportOptions())
     assert len(held_out) == 6 and sorted(held_out.labels) == [0, 0, 1, 1, 2, 2]
     (tmp_path / "zebra").symlink_to(photos / "val/dog")
     for name in ("bird", "cat"):
         (tmp_path / name).symlink_to(photos / "val" / name)
-    assert folder.check_pictures(opened, str(tmp_path), 0.0, None, ExportOptions()).labels is None  # no dog
+    assert check_images(opened, str(tmp_path), 0.0, None, ExportOptions()).labels is None  # no dog
 
 
 def test_wrong_weights_are_caught_and_leave_nothing(checkpoint, tmp_path, monkeypatch):
@@ -160,8 +156,8 @@ def test_wrong_weights_are_caught_and_leave_nothing(checkpoint, tmp_path, monkey
             network.model.classifier.weight[0, 0] += 0.5
         return draw(network, *arguments)
 
-    draw = float_file.draw_graph
-    monkeypatch.setattr(float_file, "draw_graph", spoil)
+    draw = graph.draw_graph
+    monkeypatch.setattr(graph, "draw_graph", spoil)
     with pytest.raises(UserError, match="does not compute what the checkpoint does"):
         export_model(str(checkpoint), tmp_path / "new/out")
     assert list(tmp_path.iterdir()) == []
@@ -171,8 +167,8 @@ def test_invalid_graph_and_fixed_batch_are_caught(checkpoint, tmp_path, monkeypa
     def fixed(model, options):
         pass
 
-    monkeypatch.setattr("effnet_hf.export.onnx.name_axes", fixed)
-    monkeypatch.setattr("effnet_hf.export.onnx._with_torchscript", _without_axes)
+    monkeypatch.setattr("effnet_hf.export.graph.name_axes", fixed)
+    monkeypatch.setattr("effnet_hf.export.graph._with_torchscript", _without_axes)
     with pytest.raises(UserError, match=r"\[2, 3, 64, 64\] instead of pixel_values \['batch'"):
         export_model(str(checkpoint), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -187,9 +183,28 @@ def _without_axes(network, example, options):
     return onnx.load_from_string(buffer.getvalue())
 
 
+def test_without_the_onnx_package_a_sentence_names_it_and_pt2_is_written(checkpoint, tmp_path):
+    code = """
+import sys
+from pathlib import Path
+sys.modules.update(onnx=None, onnxruntime=None, onnxscript=None)
+from effnet_hf.errors import UserError
+from effnet_hf.export import export_model, options
+options.installed = lambda package: sys.modules.get(package, 0) is not None
+try:
+    export_model(sys.argv[1], sys.argv[2])
+except UserError as error:
+    print(error)
+print(export_model(sys.argv[1], sys.argv[2], format="pt2").comparison.agreement)
+"""
+    line = [sys.executable, "-c", code, checkpoint, tmp_path / "out"]
+    done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.stdout.splitlines() == ["onnx is not installed: pip install onnx", "100.0"], done.stderr
+
+
 def test_comparison_tells_ties_from_mistakes():
     reference = np.array([[1.0, 2.0], [3.0, 0.0]])
-    tie = verify.compare(np.array([[1.0, 1.0001], [3.0, 0.0]]), np.array([[1.0002, 1.0001], [3.0, 0.0]]))
+    tie = check.compare(np.array([[1.0, 1.0001], [3.0, 0.0]]), np.array([[1.0002, 1.0001], [3.0, 0.0]]))
     assert tie.agreement == 50 and tie.certain_agreement == 100
-    wrong = verify.compare(reference, np.array([[1.0, 2.0], [3.0, 3.1]]))
+    wrong = check.compare(reference, np.array([[1.0, 2.0], [3.0, 3.1]]))
     assert wrong.agreement == 50 and wrong.difference == pytest.approx(3.1)

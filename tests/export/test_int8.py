@@ -6,11 +6,11 @@ import pytest
 
 from effnet_hf import EfficientNetNVForImageClassification
 from effnet_hf.errors import UserError
-from effnet_hf.export import export_model, int8_report, qdq, ranges
-from effnet_hf.export.int8 import for_ort_cpu, fuse_silu
+from effnet_hf.export import ExportOptions, export_model, ort_int8
+from effnet_hf.export.describe import Row
+from effnet_hf.export.graph import draw_graph
 from effnet_hf.export.network import ExportedNetwork
-from effnet_hf.export.onnx import draw_graph
-from effnet_hf.export.options import ExportOptions
+from effnet_hf.export.ort_int8 import fold_weights, for_ort_cpu, fuse_silu, identity, search_ranges, silu, take_out
 
 from .conftest import as_arrays, make_checkpoint
 
@@ -21,14 +21,14 @@ pytest.importorskip("modelopt", reason="needs the quant extra")
 def make_quantized(tmp_path_factory, photos, placement):
     import torch
 
-    from effnet_hf.export.pictures import FolderPictures
+    from effnet_hf.export.check import FolderImages
     from effnet_hf.quantization import calibrate, quantize
 
     folder = make_checkpoint(tmp_path_factory.mktemp("float") / "model")
     model = EfficientNetNVForImageClassification.from_pretrained(folder)
     quantize(model, placement=placement)
-    pictures = [FolderPictures(str(photos), ["bird", "cat", "dog"]).open(i) for i in range(24)]
-    calibrate(model, [torch.from_numpy(as_arrays(folder, pictures))])
+    images = [FolderImages(str(photos), ["bird", "cat", "dog"]).open(i) for i in range(24)]
+    calibrate(model, [torch.from_numpy(as_arrays(folder, images))])
     target = tmp_path_factory.mktemp("quantized") / "model"
     model.save_pretrained(target)
     (target / "preprocessor_config.json").write_bytes((folder / "preprocessor_config.json").read_bytes())
@@ -69,7 +69,7 @@ def test_ranges_of_a_flat_folder_are_of_what_training_did_not_hold_out(quantized
     found = export_model(
         str(quantized), tmp_path / "cpu", int8="ort-cpu", data_dir=str(photos / "train"), val_fraction=0.25
     )
-    assert found.pictures == "6 pictures of train"
+    assert found.images == "6 images of train"
 
 
 def test_tensorrt_file_agrees_with_fake_quantization(tensorrt):
@@ -110,9 +110,9 @@ def test_quantizers_placed_for_ort_cpu_leave_no_range_open(tmp_path_factory, pho
 
     def search(model, tensors, batches):
         searched.append(len(tensors))
-        return ranges.search_ranges(model, tensors, batches)
+        return search_ranges(model, tensors, batches)
 
-    monkeypatch.setattr("effnet_hf.export.int8.search_ranges", search)
+    monkeypatch.setattr("effnet_hf.export.ort_int8.search_ranges", search)
     placed = make_quantized(tmp_path_factory, photos, "cpu")
     found = export_model(str(placed), tmp_path / "cpu", int8="ort-cpu", data_dir=str(photos))
     assert searched == [0] and found.comparison.snr > 8
@@ -133,7 +133,7 @@ def _learned_scales(folder) -> set:
 @pytest.fixture
 def drawn(quantized):
     model = EfficientNetNVForImageClassification.from_pretrained(quantized).eval()
-    return draw_graph(ExportedNetwork(model, ExportOptions()), 64, ExportOptions())
+    return draw_graph(ExportedNetwork(model, ExportOptions()), (64, 64), ExportOptions())
 
 
 def test_weights_do_not_change_their_integers_by_folding_batch_norm(quantized, drawn):
@@ -141,14 +141,14 @@ def test_weights_do_not_change_their_integers_by_folding_batch_norm(quantized, d
     conv = model.efficientnet.encoder.stages[1].blocks[0].expand.conv
     scale = conv.weight_quantizer._amax / 127
     expected = (conv.weight / scale).round().clamp(-128, 127).detach().numpy()
-    qdq.fold_weights(drawn)
+    fold_weights(drawn)
     name = "model.efficientnet.encoder.stages.1.blocks.0.expand.conv.weight_int8"
     stored = next(onnx.numpy_helper.to_array(t) for t in drawn.graph.initializer if t.name == name)
     np.testing.assert_array_equal(np.abs(stored), np.abs(expected))  # a negative batch norm scale turns the sign
 
 
 def test_taking_pairs_out_leaves_the_float_network(drawn):
-    scales = qdq.take_out(drawn)
+    scales = take_out(drawn)
     assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in drawn.graph.node}
     assert "pixel_values" in scales.activations and len(scales.weights) > 10
     onnx.checker.check_model(drawn, full_check=True)
@@ -157,7 +157,7 @@ def test_taking_pairs_out_leaves_the_float_network(drawn):
 def test_silu_becomes_one_operator_with_the_same_values(drawn):
     import onnxruntime
 
-    qdq.take_out(drawn)
+    take_out(drawn)
     pixels = np.random.default_rng(0).standard_normal((2, 3, 64, 64), np.float32)
     outputs = []
     for fuse in (False, True):
@@ -169,40 +169,39 @@ def test_silu_becomes_one_operator_with_the_same_values(drawn):
 
 
 def test_range_before_silu_spends_no_steps_on_the_negative_tail():
-    values = np.linspace(-60, 12, ranges.BINS)
+    values = np.linspace(-60, 12, ort_int8.BINS)
     counts = np.exp(-np.square((values + 1) / 4)) + 1e-3
-    scale, zero = ranges._best(values, counts, ranges.silu)
+    scale, zero = ort_int8._best(values, counts, silu)
     low, high = -zero * scale, (255 - zero) * scale
     assert -20 < low < -2 and 9 < high < 13
-    plain_scale, plain_zero = ranges._best(values, np.ones(ranges.BINS), ranges.identity)
+    plain_scale, plain_zero = ort_int8._best(values, np.ones(ort_int8.BINS), identity)
     assert plain_zero * plain_scale == pytest.approx(60, rel=0.05)
 
 
 def test_a_diverged_network_is_one_sentence(drawn):
-    qdq.take_out(drawn)
+    take_out(drawn)
     (output,) = (node.output[0] for node in drawn.graph.node if node.op_type == "Conv" and "stem" in node.name)
     pixels = np.full((1, 3, 64, 64), np.nan, np.float32)
     with pytest.raises(UserError, match=r"gives NaN or infinity at .*stem.*: its training has diverged"):
-        ranges.search_ranges(drawn, {output: ranges.silu}, [pixels])
+        search_ranges(drawn, {output: silu}, [pixels])
 
 
 def test_slower_int8_is_said():
     fast, slow = (
-        int8_report.Row(name, None, 100.0, 1.0, (1.0, 1.0), times)
-        for name, times in (("a", (1.2, 1.3)), ("b", (2, 0.4)))
+        Row(name, None, 100.0, 1.0, (1.0, 1.0), times) for name, times in (("a", (1.2, 1.3)), ("b", (2, 0.4)))
     )
-    assert int8_report.warnings([fast, slow]) == ["b is slower than float on this machine, 0.40 times its speed."]
+    assert (fast.warning(), slow.warning()) == (None, "b is slower than float on this machine, 0.40 times its speed.")
 
 
 def test_broken_int8_is_caught_and_leaves_nothing(quantized, tmp_path, monkeypatch):
     def spoil(model):
-        qdq.fold_weights(model)
+        fold_weights(model)
         for tensor in model.graph.initializer:
             if tensor.name.endswith("weight_int8"):
                 array = onnx.numpy_helper.to_array(tensor)
                 tensor.CopyFrom(onnx.numpy_helper.from_array(array[::-1].copy(), tensor.name))
 
-    monkeypatch.setattr("effnet_hf.export.int8_file.fold_weights", spoil)
+    monkeypatch.setattr("effnet_hf.export.int8.fold_weights", spoil)
     with pytest.raises(UserError, match="does not compute what the checkpoint does"):
         export_model(str(quantized), tmp_path / "out", int8="tensorrt")
     assert list(tmp_path.iterdir()) == []
@@ -210,7 +209,7 @@ def test_broken_int8_is_caught_and_leaves_nothing(quantized, tmp_path, monkeypat
 
 def test_float_and_quantized_checkpoints_are_told_apart(checkpoint, quantized, tmp_path):
     for model, options, named in (
-        (checkpoint, {"int8": "tensorrt"}, "qat.py"),
+        (checkpoint, {"int8": "tensorrt"}, "effnet-hf qat --help"),
         (quantized, {}, "add --int8"),
         (quantized, {"int8": "ort-cpu"}, "needs --data_dir"),
     ):
@@ -218,9 +217,9 @@ def test_float_and_quantized_checkpoints_are_told_apart(checkpoint, quantized, t
             export_model(str(model), tmp_path / "out", **options)
 
 
-def test_for_ort_cpu_leaves_the_callers_pictures_alone(drawn):
+def test_for_ort_cpu_leaves_the_callers_images_alone(drawn):
     batches = [np.random.default_rng(i).standard_normal((2, 3, 64, 64), np.float32) for i in range(2)]
     before = [batch.copy() for batch in batches]
-    assert for_ort_cpu(drawn, iter(batches)).graph.node
+    assert for_ort_cpu(drawn, take_out(drawn), iter(batches)).graph.node
     for batch, copy in zip(batches, before):
         np.testing.assert_array_equal(batch, copy)

@@ -22,11 +22,11 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def answers(checkpoint, picture):
+def answers(checkpoint, image):
     """What the checkpoint itself says in PyTorch."""
     model = EfficientNetNVForImageClassification.from_pretrained(checkpoint)
     classify = pipeline("image-classification", model=model, image_processor=_processor(checkpoint), device="cpu")
-    return {entry["label"]: entry["score"] for entry in classify(picture)}
+    return {entry["label"]: entry["score"] for entry in classify(image)}
 
 
 def _processor(folder):
@@ -38,18 +38,18 @@ def same(found, answers):
     assert {entry["label"]: entry["score"] for entry in found} == pytest.approx(answers, abs=1e-5)
 
 
-def test_wrapper_is_a_model_for_transformers_pipeline(exported, picture, answers, capfd):
+def test_wrapper_is_a_model_for_transformers_pipeline(exported, image, answers, capfd):
     model = ONNXEfficientNet.from_pretrained(exported)
     classify = pipeline("image-classification", model=model, image_processor=_processor(exported), device="cpu")
-    same(classify(picture), answers)
-    assert len(classify([picture] * 3, batch_size=2, top_k=1)) == 3
+    same(classify(image), answers)
+    assert len(classify([image] * 3, batch_size=2, top_k=1)) == 3
     assert "not supported" not in capfd.readouterr().err
-    same(model.pipeline(device="cpu")(picture), answers)
+    same(model.pipeline(device="cpu")(image), answers)
 
 
-def test_wrapper_takes_tensors_and_arrays(checkpoint, exported, picture):
+def test_wrapper_takes_tensors_and_arrays(checkpoint, exported, image):
     model = ONNXEfficientNet.from_pretrained(exported, threads=1)
-    array = as_arrays(checkpoint, [picture])
+    array = as_arrays(checkpoint, [image])
     found = model(pixel_values=torch.from_numpy(array)).logits
     assert found.dtype == torch.float32 and found.shape == (1, 3)
     np.testing.assert_array_equal(found.numpy(), model(array).logits.numpy())
@@ -59,16 +59,16 @@ def test_wrapper_takes_tensors_and_arrays(checkpoint, exported, picture):
 
 
 @pytest.mark.parametrize("options", [{"with_softmax": True}, {"with_preprocessing": True}], ids=str)
-def test_probabilities_come_out_the_same_whatever_the_graph_holds(checkpoint, picture, answers, tmp_path, options):
+def test_probabilities_come_out_the_same_whatever_the_graph_holds(checkpoint, image, answers, tmp_path, options):
     export_model(str(checkpoint), tmp_path / "out", **options)
     model = ONNXEfficientNet.from_pretrained(tmp_path / "out")
-    found = model.classify(picture)
+    found = model.classify(image)
     assert {entry["label"]: entry["score"] for entry in found} == pytest.approx(answers, abs=1e-2)
     if "with_softmax" in options:
-        same(model.pipeline(device="cpu")(picture), answers)
+        same(model.pipeline(device="cpu")(image), answers)
     else:
         with pytest.raises(ValueError, match="preprocesses by itself"):
-            model(as_arrays(checkpoint, [picture]))
+            model(as_arrays(checkpoint, [image]))
 
 
 def test_what_is_no_exported_folder_is_refused_in_a_sentence(checkpoint, exported, tmp_path):
@@ -77,7 +77,7 @@ def test_what_is_no_exported_folder_is_refused_in_a_sentence(checkpoint, exporte
         (tmp_path / "broken" / name).write_bytes((exported / name).read_bytes())
     (tmp_path / "broken/model.onnx").write_bytes((exported / "model.onnx").read_bytes()[:5000])
     for folder, named in (
-        (checkpoint, "export.py --model"),
+        (checkpoint, "effnet-hf export --model"),
         (tmp_path / "none", "not a folder"),
         (exported / "config.json", "not a folder"),
         (tmp_path / "broken", "cannot be opened"),
@@ -97,17 +97,17 @@ def optimum():
 @pytest.mark.optimum
 @pytest.mark.filterwarnings("ignore")  # of Optimum's own and of tracing
 class TestOptimum:
-    def test_opens_our_folder_and_runs_in_pipelines(self, optimum, exported, picture, answers):
+    def test_opens_our_folder_and_runs_in_pipelines(self, optimum, exported, image, answers):
         from optimum.onnxruntime import ORTModelForImageClassification
         from optimum.pipelines import pipeline as optimum_pipeline
 
         model = ORTModelForImageClassification.from_pretrained(exported)
         processor = _processor(exported)
-        same(pipeline("image-classification", model=model, image_processor=processor)(picture), answers)
+        same(pipeline("image-classification", model=model, image_processor=processor)(image), answers)
         classify = optimum_pipeline("image-classification", model=model, image_processor=processor, accelerator="ort")
-        same(classify(picture), answers)
+        same(classify(image), answers)
 
-    def test_main_export_writes_a_folder_that_both_open(self, optimum, checkpoint, picture, answers, tmp_path):
+    def test_main_export_writes_a_folder_that_both_open(self, optimum, checkpoint, image, answers, tmp_path):
         from optimum.exporters.onnx import main_export
         from optimum.onnxruntime import ORTModelForImageClassification
 
@@ -115,8 +115,8 @@ class TestOptimum:
 
         main_export(str(checkpoint), output=tmp_path / "out", task="image-classification", do_validation=True)
         model = ORTModelForImageClassification.from_pretrained(tmp_path / "out")
-        same(pipeline("image-classification", model=model, image_processor=_processor(checkpoint))(picture), answers)
-        same(ONNXEfficientNet.from_pretrained(tmp_path / "out").classify(picture), answers)
+        same(pipeline("image-classification", model=model, image_processor=_processor(checkpoint))(image), answers)
+        same(ONNXEfficientNet.from_pretrained(tmp_path / "out").classify(image), answers)
 
     @pytest.mark.slow  # two fresh processes that import torch, transformers and Optimum
     def test_command_line_finds_us_by_itself(self, optimum, checkpoint, tmp_path):

@@ -13,10 +13,10 @@ from effnet_hf.export import options as export_options
 
 
 def test_command_prints_what_it_proved(command, checkpoint, photos, tmp_path):
-    flags = ["--data_dir", photos, "--num_pictures", "6", "--opset", "17"]
-    code, out, err = command("export", "--model", checkpoint, "--output", tmp_path / "out", *flags)
+    flags = ["--data_dir", photos, "--num_images", "6", "--opset", "17"]
+    code, out, err = command("export", "--model", checkpoint, "--output_dir", tmp_path / "out", *flags)
     assert code == 0 and err == ""
-    assert "opset 17, fp32" in out and "6 pictures" in out and "top-1 agreement 100.00 %" in out
+    assert "opset 17, fp32" in out and "6 images" in out and "top-1 agreement 100.00 %" in out
     assert f"wrote    {tmp_path}/out/model.onnx" in out and "top1     " in out
     card = (tmp_path / "out/README.md").read_text()
     assert "--opset 17" in card and "library_name: onnx" in card and "InferenceSession" in card
@@ -31,7 +31,7 @@ def test_upload_goes_through_the_hub_room(command, checkpoint, tmp_path, monkeyp
 
     monkeypatch.setattr("effnet_hf.hub.push_folder", push_folder)
     flags = ["--push_to_hub", "--hub_model_id", "me/x", "--hub_token", "hf_secret"]
-    code, out, _ = command("export", "--model", checkpoint, "--output", tmp_path / "out", *flags)
+    code, out, _ = command("export", "--model", checkpoint, "--output_dir", tmp_path / "out", *flags)
     assert code == 0 and pushed == [("out", "me/x", "hf_secret")] and "pushed   https://hub/me/x" in out
     card = (tmp_path / "out/README.md").read_text()
     assert "hf_secret" not in card and '"me/x"' in card
@@ -52,33 +52,33 @@ def places(checkpoint, tmp_path):
 
 
 WRONG = [  # (arguments, what the line names)
-    ("--model no/such/folder --output {tmp}/out", "no/such/folder"),
-    ("--model {tmp}/empty --output {tmp}/out", "no config.json"),
-    ("--model {tmp}/file --output {tmp}/out", "is a file"),
-    ("--model {tmp}/resnet --output {tmp}/out", "'resnet' model, not one of ours"),
-    ("--model {tmp}/torn --output {tmp}/out", "cannot be loaded"),
-    ("--model {model} --output {tmp}/full", "not empty"),
-    ("--model {model} --output {tmp}/file", "is a file"),
-    ("--model {model} --output {tmp}/file/out", "is a file"),
-    ("--model {model} --output /proc/none/out", "Cannot write /proc/none/out"),
-    ("--model {model} --output {tmp}/out --opset 16", "--opset 16"),
-    ("--model {model} --output {tmp}/out --opset 17 --exporter dynamo", "18 to 23"),
-    ("--model {model} --output {tmp}/out --opset 99", "--opset 99"),
-    ("--model {model} --output {tmp}/out --opset 17 --with_preprocessing", "--opset 18"),
-    ("--model {model} --output {tmp}/out --dtype bf16 --opset 18", "--opset 22"),
-    ("--model {model} --output {tmp}/out --dtype fp8", "fp32, fp16, bf16"),
-    ("--model {model} --output {tmp}/out --format tflite", "onnx, openvino, pt2"),
-    ("--model {model} --output {tmp}/out --exporter magic", "torchscript, dynamo"),
-    ("--model {model} --output {tmp}/out --int8 cuda", "tensorrt, ort-cpu"),
-    ("--model {model} --output {tmp}/out --int8 tensorrt", "quantize it first"),
-    ("--model {model} --output {tmp}/out --int8 tensorrt --dtype fp16", "--dtype fp32"),
-    ("--model {model} --output {tmp}/out --with_preprocessing --dynamic_image_size", "--dynamic_image_size"),
-    ("--model {model} --output {tmp}/out --format pt2 --with_preprocessing", "--format onnx"),
-    ("--model {model} --output {tmp}/out --data_dir no/pictures", "no/pictures"),
-    ("--model {model} --output {tmp}/out --num_pictures 1", "at least two"),
-    ("--model {model} --output {tmp}/out --push_to_hub", "--hub_model_id"),
-    ("--model {model} --output {tmp}/out --formt onnx", "did you mean --format?"),
-    ("--model {model}", "--output"),
+    ("--model no/such/folder --output_dir {tmp}/out", "no/such/folder"),
+    ("--model {tmp}/empty --output_dir {tmp}/out", "no config.json"),
+    ("--model {tmp}/file --output_dir {tmp}/out", "is a file"),
+    ("--model {tmp}/resnet --output_dir {tmp}/out", "'resnet' model, not one of ours"),
+    ("--model {tmp}/torn --output_dir {tmp}/out", "cannot be loaded"),
+    ("--model {model} --output_dir {tmp}/full", "not empty"),
+    ("--model {model} --output_dir {tmp}/file", "is a file"),
+    ("--model {model} --output_dir {tmp}/file/out", "is a file"),
+    ("--model {model} --output_dir /proc/none/out", "Cannot write /proc/none/out"),
+    ("--model {model} --output_dir {tmp}/out --opset 16", "--opset 16"),
+    ("--model {model} --output_dir {tmp}/out --opset 17 --exporter dynamo", "18 to 23"),
+    ("--model {model} --output_dir {tmp}/out --opset 99", "--opset 99"),
+    ("--model {model} --output_dir {tmp}/out --opset 17 --with_preprocessing", "--opset 18"),
+    ("--model {model} --output_dir {tmp}/out --dtype bf16 --opset 18", "--opset 22"),
+    ("--model {model} --output_dir {tmp}/out --dtype fp8", "fp32, fp16, bf16"),
+    ("--model {model} --output_dir {tmp}/out --format tflite", "onnx, openvino, pt2"),
+    ("--model {model} --output_dir {tmp}/out --exporter magic", "torchscript, dynamo"),
+    ("--model {model} --output_dir {tmp}/out --int8 cuda", "tensorrt, ort-cpu"),
+    ("--model {model} --output_dir {tmp}/out --int8 tensorrt", "quantize it first"),
+    ("--model {model} --output_dir {tmp}/out --int8 tensorrt --dtype fp16", "--dtype fp32"),
+    ("--model {model} --output_dir {tmp}/out --with_preprocessing --dynamic_image_size", "--dynamic_image_size"),
+    ("--model {model} --output_dir {tmp}/out --format pt2 --with_preprocessing", "--format onnx"),
+    ("--model {model} --output_dir {tmp}/out --data_dir no/images", "no/images"),
+    ("--model {model} --output_dir {tmp}/out --num_images 1", "at least two"),
+    ("--model {model} --output_dir {tmp}/out --push_to_hub", "--hub_model_id"),
+    ("--model {model} --output_dir {tmp}/out --formt onnx", "did you mean --format?"),
+    ("--model {model}", "--output_dir"),
 ]
 
 
@@ -93,7 +93,7 @@ def test_mistake_is_one_line_exit_code_2_and_leaves_nothing(command, places, lin
 @pytest.mark.parametrize("package", ["onnx", "onnxruntime", "openvino"])
 def test_missing_package_is_named(command, checkpoint, tmp_path, monkeypatch, package):
     monkeypatch.setattr(export_options, "installed", lambda name: name != package)
-    code, _, err = command("export", "--model", checkpoint, "--output", tmp_path / "out", "--format", "openvino")
+    code, _, err = command("export", "--model", checkpoint, "--output_dir", tmp_path / "out", "--format", "openvino")
     assert code == 2 and f"pip install {package}" in err and len(err.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -103,7 +103,7 @@ def test_no_write_permission_is_one_line(command, checkpoint, tmp_path, monkeypa
         raise PermissionError(errno.EACCES, "Permission denied", path)
 
     monkeypatch.setattr("effnet_hf.files.os.mkdir", refuse)
-    code, _, err = command("export", "--model", checkpoint, "--output", tmp_path / "out")
+    code, _, err = command("export", "--model", checkpoint, "--output_dir", tmp_path / "out")
     assert code == 2 and "Permission denied" in err and len(err.splitlines()) == 1
 
 
@@ -124,7 +124,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(command, checkpoint, tmp_path,
                 raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
             monkeypatch.setattr(Path, "write_bytes", full)
-        code, _, err = command("export", "--model", checkpoint, "--output", disk / "new/out")
+        code, _, err = command("export", "--model", checkpoint, "--output_dir", disk / "new/out")
         assert code == 2 and "No space left on device" in err and len(err.splitlines()) == 1, err
         assert list(disk.iterdir()) == []
     finally:
@@ -132,15 +132,15 @@ def test_full_disk_is_one_line_and_leaves_nothing(command, checkpoint, tmp_path,
             subprocess.run(["umount", disk], check=True)
 
 
-def test_pictures_of_other_classes_are_still_good_for_the_proof(command, checkpoint, photos, tmp_path):
+def test_images_of_other_classes_are_still_good_for_the_proof(command, checkpoint, photos, tmp_path):
     config = json.loads((checkpoint / "config.json").read_text())
     assert set(config["id2label"].values()) == {"bird", "cat", "dog"}
     for split in ("train", "val"):
         for number, folder in enumerate(sorted((photos / split).iterdir())[:2]):
             target = tmp_path / "other" / split / f"other{number}"
             target.mkdir(parents=True)
-            for picture in folder.iterdir():
-                (target / picture.name).write_bytes(picture.read_bytes())
-    flags = ["--data_dir", tmp_path / "other", "--num_pictures", "4"]
-    code, out, _ = command("export", "--model", checkpoint, "--output", tmp_path / "out", *flags)
-    assert code == 0 and "4 pictures of other" in out and "top1 " not in out
+            for image in folder.iterdir():
+                (target / image.name).write_bytes(image.read_bytes())
+    flags = ["--data_dir", tmp_path / "other", "--num_images", "4"]
+    code, out, _ = command("export", "--model", checkpoint, "--output_dir", tmp_path / "out", *flags)
+    assert code == 0 and "4 images of other" in out and "top1 " not in out

@@ -12,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import pipeline
 
-from effnet_hf.export import ONNXEfficientNet
+from effnet_hf import EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
+from effnet_hf.export import ONNXEfficientNet, export_model
 
 
 pytest.importorskip("fastapi", reason="needs the serve extra")
@@ -36,6 +38,10 @@ def app(serve, exported):
 
 @pytest.fixture
 def client(app):
+    return open_client(app)
+
+
+def open_client(app):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it would rather have httpx2
         from fastapi.testclient import TestClient
@@ -43,54 +49,68 @@ def client(app):
     return TestClient(app)
 
 
-def as_bytes(picture, kind="JPEG") -> bytes:
+def as_bytes(image, kind="JPEG") -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, kind)
+    image.save(buffer, kind)
     return buffer.getvalue()
 
 
-def send(client, data: bytes, name="picture.jpg"):
-    return client.post("/classify", files={"picture": (name, data)})
+def send(client, data: bytes, name="image.jpg"):
+    return client.post("/classify", files={"image": (name, data)})
 
 
-def test_picture_gives_its_classes_best_first(client, exported, picture):
-    answer = send(client, as_bytes(picture, "PNG"))
+def test_image_gives_its_classes_best_first(client, exported, image):
+    answer = send(client, as_bytes(image, "PNG"))
     assert answer.status_code == 200
     body = answer.json()
-    assert (body["width"], body["height"]) == picture.size
-    assert body["predictions"] == ONNXEfficientNet.from_pretrained(exported).classify(picture)
+    assert (body["width"], body["height"]) == image.size
+    assert body["predictions"] == ONNXEfficientNet.from_pretrained(exported).classify(image)
     scores = [entry["score"] for entry in body["predictions"]]
     assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("setting", [{"crop_size": {"height": 64, "width": 96}}, {"do_normalize": False}], ids=str)
+def test_images_are_prepared_as_the_folder_says(serve, checkpoint, image, tmp_path, setting):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    processor = EfficientNetNVImageProcessor(**{"size": 96, "crop_size": 64, **setting})
+    processor.save_pretrained(tmp_path / "model")
+    export_model(tmp_path / "model", tmp_path / "onnx")
+    client = open_client(serve.make_app(ONNXEfficientNet.from_pretrained(tmp_path / "onnx")))
+    found = send(client, as_bytes(image, "PNG")).json()["predictions"]
+    model = EfficientNetNVForImageClassification.from_pretrained(tmp_path / "model")
+    classify = pipeline("image-classification", model=model, image_processor=processor, device="cpu")
+    expected = {entry["label"]: entry["score"] for entry in classify(image)}
+    assert {entry["label"]: entry["score"] for entry in found} == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["grey", "palette", "alpha", "turned", "WEBP"])
-def test_every_kind_of_picture_is_read(client, picture, kind):
+def test_every_kind_of_image_is_read(client, image, kind):
     modes = {"grey": "L", "palette": "P", "alpha": "RGBA"}
-    data = as_bytes(picture.convert(modes.get(kind, "RGB")), "WEBP" if kind == "WEBP" else "PNG")
+    data = as_bytes(image.convert(modes.get(kind, "RGB")), "WEBP" if kind == "WEBP" else "PNG")
     if kind == "turned":
         exif = Image.Exif()
         exif[0x0112] = 6
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", exif=exif)
+        image.save(buffer, "JPEG", exif=exif)
         data = buffer.getvalue()
     answer = send(client, data)
     assert answer.status_code == 200
-    size = picture.size[::-1] if kind == "turned" else picture.size
+    size = image.size[::-1] if kind == "turned" else image.size
     assert (answer.json()["width"], answer.json()["height"]) == size
 
 
-def test_what_cannot_be_classified_gets_a_sentence(client, picture, serve, monkeypatch):
+def test_what_cannot_be_classified_gets_a_sentence(client, image, serve, monkeypatch):
     for data, status, named in (
-        (b"no picture at all", 415, "not a picture"),
-        (b"", 415, "not a picture"),
-        (as_bytes(picture)[:900], 415, "damaged"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "not a picture"),
+        (b"no image at all", 415, "not an image"),
+        (b"", 415, "not an image"),
+        (as_bytes(image)[:900], 415, "damaged"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", 415, "not an image"),
     ):
         answer = send(client, data)
         assert answer.status_code == status and named in answer.json()["detail"], answer.text
     assert client.post("/classify").status_code == 422
     monkeypatch.setattr(serve, "MAX_PIXELS", 1000)
-    answer = send(client, as_bytes(picture))
+    answer = send(client, as_bytes(image))
     assert answer.status_code == 413 and "megapixels" in answer.json()["detail"]
 
 
@@ -103,7 +123,7 @@ def test_size_is_limited_with_and_without_a_length(client, serve, monkeypatch):
     assert answer.status_code == 413 and "larger than" in answer.json()["detail"]
 
     def chunks():
-        yield b'--x\r\nContent-Disposition: form-data; name="picture"; filename="a.png"\r\n\r\n'
+        yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'
         yield large
         yield b"\r\n--x--\r\n"
 
@@ -141,14 +161,14 @@ DROP = """([bytes, name]) => {
 
 
 @pytest.mark.slow  # starts a browser
-def test_page_in_a_real_browser(address, exported, picture, tmp_path):
+def test_page_in_a_real_browser(address, exported, image, tmp_path):
     browsers = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright`")
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("needs a Chromium or Chrome on the PATH")
-    best = ONNXEfficientNet.from_pretrained(exported).classify(picture)
-    picture.save(tmp_path / "picture.png")
-    (tmp_path / "notes.txt").write_text("no picture")
+    best = ONNXEfficientNet.from_pretrained(exported).classify(image)
+    image.save(tmp_path / "image.png")
+    (tmp_path / "notes.txt").write_text("no image")
     with browsers.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 800, "height": 900})
@@ -156,7 +176,7 @@ def test_page_in_a_real_browser(address, exported, picture, tmp_path):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto(address)
 
-        page.set_input_files("#file", tmp_path / "picture.png")
+        page.set_input_files("#file", tmp_path / "image.png")
         page.wait_for_selector("#result li:nth-child(3)")
         assert page.locator(".name").all_inner_texts() == [entry["label"] for entry in best]
         assert page.locator(".share").first.inner_text() == f"{100 * best[0]['score']:.1f} %"
@@ -168,10 +188,10 @@ def test_page_in_a_real_browser(address, exported, picture, tmp_path):
 
         page.evaluate(DROP, [list((tmp_path / "notes.txt").read_bytes()), "notes.txt"])
         page.wait_for_function("document.getElementById('problem').textContent")
-        assert "not a picture" in page.locator("#problem").inner_text()
+        assert "not an image" in page.locator("#problem").inner_text()
         assert page.locator("#result li").count() == 0 and page.locator("#drop img").count() == 0
 
-        page.evaluate(DROP, [list((tmp_path / "picture.png").read_bytes()), "picture.png"])
+        page.evaluate(DROP, [list((tmp_path / "image.png").read_bytes()), "image.png"])
         page.wait_for_selector("#result li:nth-child(3)")
         assert page.locator("#problem").inner_text() == ""
         assert complaints == []

@@ -1,37 +1,32 @@
-"""From the network to an ONNX model in memory: traced, simplified, named, and labelled with what a user needs."""
+"""The network as an ONNX graph: traced, simplified, named, labelled with what a user needs, checked."""
 
-import contextlib
 import io
 import json
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
 import torch
 
 from ..__about__ import __version__
-from ..errors import UserError
-from .network import ExportedNetwork
+from ..errors import UserError, first_line
+from .network import ExportedNetwork, free_axes, quiet_exporter
 from .options import ExportOptions
 
 
-def draw_graph(network: ExportedNetwork, image_size: int, options: ExportOptions) -> onnx.ModelProto:
+def draw_graph(network: ExportedNetwork, size: tuple[int, int], options: ExportOptions) -> onnx.ModelProto:
     """The network as one ONNX graph, weights inside, `batch` the first axis of its input and output.
 
     Args:
-        image_size: height and width of `pixel_values`; an example only when `options.dynamic_image_size`.
+        size: (height, width) of `pixel_values`; only an example when `options.dynamic_image_size`.
     """
-    example = torch.zeros(2, network.model.config.num_channels, image_size, image_size)
     draw = _with_dynamo if options.exporter == "dynamo" else _with_torchscript
     with quiet_exporter():
         try:
-            drawn = draw(network, example, options)
+            drawn = draw(network, network.example(size), options)
         except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"--exporter {options.exporter} cannot draw this network: {reason}") from error
+            raise UserError(f"--exporter {options.exporter} cannot draw this network: {first_line(error)}") from error
         model = simplify(drawn)
     name_axes(model, options)
     model.graph.name = "efficientnet_nv"
@@ -73,14 +68,6 @@ def _with_dynamo(network: ExportedNetwork, example: torch.Tensor, options: Expor
         return onnx.load(path)
 
 
-def free_axes(options: ExportOptions) -> dict[int, torch.export.Dim]:
-    """For `torch.export`; from 64 pixels on, because a last map of a single pixel is a case of its own."""
-    axes = {0: torch.export.Dim("batch")}
-    if options.dynamic_image_size:
-        axes |= {2: torch.export.Dim("height", min=64), 3: torch.export.Dim("width", min=64)}
-    return axes
-
-
 def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
     """Without identities, foldable constants and unused nodes."""
     from onnxscript import optimizer
@@ -89,7 +76,7 @@ def simplify(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def name_axes(model: onnx.ModelProto, options: ExportOptions) -> None:
-    """Every free axis by its own name; the exporters' notes about inner shapes go, shape inference makes them anew."""
+    """Every free axis by its own name; inner shapes go, since shape inference finds them anew."""
     del model.graph.value_info[:]
     _dims(model.graph.output[0])[0].dim_param = "batch"
     dims = _dims(model.graph.input[0])
@@ -115,17 +102,34 @@ def write_properties(model: onnx.ModelProto, properties: Mapping[str, object]) -
     onnx.helper.set_model_props(model, known)
 
 
-@contextlib.contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Without torch.onnx's advice to its developers: which exporter is newer, which check was traced as a constant."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels):
-                logger.setLevel(level)
+def write_openvino(model: onnx.ModelProto, path: Path, options: ExportOptions) -> None:
+    """OpenVINO IR, `path` and its weights beside it (`.bin`); float16 and bfloat16 weights stay that small."""
+    import openvino
+
+    converted = openvino.convert_model(io.BytesIO(model.SerializeToString()))
+    openvino.save_model(converted, path, compress_to_fp16=options.dtype == "fp16")
+
+
+def check_structure(
+    path: Path, options: ExportOptions, num_channels: int, size: tuple[int, int], num_labels: int
+) -> None:
+    """The ONNX checker, strict shape inference, and inputs and outputs as promised.
+
+    Raises:
+        UserError: the file is not what was asked for; nothing a user did wrong, but nothing to rely on either.
+    """
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        model = onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UserError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
+    sides = ["height", "width"] if options.dynamic_image_size or options.with_preprocessing else list(size)
+    wanted_in = ["batch", *sides, 3] if options.with_preprocessing else ["batch", num_channels, *sides]
+    for value, name, shape in (
+        (model.graph.input[0], options.input_name, wanted_in),
+        (model.graph.output[0], options.output_name, ["batch", num_labels]),
+    ):
+        if value.name != name or shape_of(value) != shape:
+            raise UserError(f"the exported graph has {value.name} {shape_of(value)} instead of {name} {shape}.")
+    if len(model.graph.input) != 1 or len(model.graph.output) != 1:
+        raise UserError("the exported graph has more than one input or output.")

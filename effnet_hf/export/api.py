@@ -1,0 +1,190 @@
+"""The whole way: open a checkpoint, write the file, prove it, describe it, put the folder in place.
+
+What needs the onnx package is imported where it is used: `--format pt2` does without it, and where it is missing
+`ExportOptions` says so.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..cli import invocation
+from ..data import DataSource
+from ..errors import UserError
+from ..files import atomic_folder
+from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from .check import (
+    CheckImages,
+    Feed,
+    FolderImages,
+    GeneratedImages,
+    MirroredPairs,
+    arrays_of,
+    compare,
+    pixels_of,
+    require_equal,
+    run_all,
+    size_of,
+    top1,
+)
+from .describe import Exported, properties, write_card, write_configuration
+from .network import ExportedNetwork, write_pt2
+from .options import INT8_TARGETS, ExportOptions
+from .runners import Runner, runner_for, torch_runner
+
+
+GENERATED, FROM_FOLDER = 16, 64
+
+
+def export_model(
+    model: str | Path | Checkpoint,
+    output_dir: str | Path,
+    *,
+    data_dir: str | None = None,
+    val_fraction: float = 0.0,
+    num_images: int | None = None,
+    overwrite: bool = False,
+    command: str | None = None,
+    model_id: str | None = None,
+    **settings,
+) -> Exported:
+    """Writes a checkpoint as a folder that runs elsewhere, after proving that it computes the same.
+
+    Args:
+        model: folder, Hub id, or a [`Checkpoint`] that is open already.
+        output_dir: the folder: `model.onnx` (or another format's file), config.json, preprocessor_config.json,
+            README.md.
+        data_dir: images to check on, `DIR/val/<class>/…`; generated ones without it.
+        val_fraction: the share that training held out of a `data_dir` without `val/`.
+        num_images: how many; 64 of a folder (all of it for INT8), or 16 generated ones.
+        overwrite: replace an existing folder.
+        command, model_id: for the model card.
+        settings: fields of [`ExportOptions`].
+
+    Raises:
+        UserError: the options or the checkpoint cannot be used, the file does not compute what the checkpoint does,
+            or the folder cannot be written. Nothing is left behind.
+    """
+    options = ExportOptions(**settings)
+    checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(str(model))
+    _refuse(checkpoint, options, data_dir)
+    images = check_images(checkpoint, data_dir, val_fraction, num_images, options)
+    network = checkpoint.load().float().eval()
+    with _disk_errors(output_dir), atomic_folder(output_dir, overwrite) as folder:
+        file = folder / options.file_name
+        if options.int8:
+            from .int8 import write_int8
+
+            calibration = None
+            if options.int8 == "ort-cpu" and data_dir is not None:
+                calibration = DataSource.from_folder(data_dir, val_fraction).train
+            exported = write_int8(checkpoint, network, file, options, images, calibration)
+        else:
+            write_float(checkpoint, network, file, options)
+            exported = verify_float(checkpoint, network, file, options, images)
+        write_configuration(checkpoint, folder)
+        write_card(checkpoint, exported, command=command, model_id=model_id)
+    return replace(exported, folder=Path(output_dir), file=Path(output_dir) / file.name)
+
+
+def _refuse(checkpoint: Checkpoint, options: ExportOptions, data_dir: str | None) -> None:
+    name = f"{checkpoint.flag} {checkpoint.name}"
+    if not checkpoint.config.num_labels:
+        raise UserError(f"{name} has no classes; export needs a classifier.")
+    if options.int8 and not checkpoint.quantized:
+        raise UserError(
+            f"--int8 {options.int8}: {name} is a float checkpoint; quantize it first: {invocation('qat')} --help"
+        )
+    if checkpoint.quantized and not options.int8:
+        raise UserError(f"{name} is a quantized checkpoint; add --int8 {' or --int8 '.join(INT8_TARGETS)}.")
+    if options.int8 == "ort-cpu" and data_dir is None:
+        raise UserError("--int8 ort-cpu needs --data_dir DIR: it takes ranges of activations from DIR/train.")
+    if options.dynamic_image_size and checkpoint.config.padding == "same":
+        raise UserError("--dynamic_image_size: this network pads by the image's size (padding: same); leave it out.")
+
+
+def check_images(
+    checkpoint: Checkpoint, data_dir: str | None, val_fraction: float, count: int | None, options: ExportOptions
+) -> CheckImages:
+    if count is not None and count < 2:
+        raise UserError(f"--num_images {count}: at least two, for a batch of one and another.")
+    if data_dir is None:
+        processor = checkpoint.processor
+        edge = processor.size["shortest_edge"] if processor.do_resize else 0
+        side = max(edge, *size_of(processor)) + 16  # larger, so that resizing is part of the proof
+        return GeneratedImages(count or GENERATED, side)
+    return FolderImages(
+        data_dir, checkpoint.class_names, count or (None if options.int8 else FROM_FOLDER), val_fraction
+    )
+
+
+def write_float(
+    checkpoint: Checkpoint, model: EfficientNetNVForImageClassification, file: Path, options: ExportOptions
+) -> None:
+    """Writes the one file of a float export, unchecked."""
+    network, size = ExportedNetwork(model, options), size_of(checkpoint.processor)
+    if options.format == "pt2":
+        write_pt2(network, file, size, options)
+        return
+    from .graph import draw_graph, write_openvino, write_properties
+    from .preprocessing import preprocessing_graph, put_in_front
+
+    front = preprocessing_graph(checkpoint.processor, options.opset) if options.with_preprocessing else None
+    graph = draw_graph(network, size, options)
+    if front is not None:
+        graph = put_in_front(front, graph)
+    write_properties(graph, properties(checkpoint, options))
+    if options.format == "openvino":
+        write_openvino(graph, file, options)
+    else:
+        file.write_bytes(graph.SerializeToString())
+
+
+def verify_float(
+    checkpoint: Checkpoint,
+    model: EfficientNetNVForImageClassification,
+    file: Path,
+    options: ExportOptions,
+    images: CheckImages,
+) -> Exported:
+    """Proves the one file of a float export against PyTorch, on what the checkpoint's own processor makes of `images`.
+
+    Raises:
+        UserError: it is not what was asked for, or computes something else.
+    """
+    height, width = size_of(checkpoint.processor)
+    if options.format == "onnx":
+        from .graph import check_structure
+
+        check_structure(file, options, model.config.num_channels, (height, width), model.config.num_labels)
+    runtime, run = runner_for(file, options)
+    reference, pixels = torch_runner(model, options.softmax), pixels_of(checkpoint.processor)
+    runners: dict[str, tuple[Runner, Feed]] = {"file": (run, pixels), "torch": (reference, pixels)}
+    if options.with_preprocessing:
+        runners["file"] = run, arrays_of
+        outputs = run_all(runners, MirroredPairs(images), (1, 2))
+    else:
+        outputs = run_all(runners, images)
+    comparison = compare(outputs["torch"], outputs["file"])
+    require_equal(comparison, options, runtime)
+    if options.dynamic_image_size:
+        larger = {"height": height + 32, "width": width + 32}
+        edge = checkpoint.processor.size["shortest_edge"] + 32
+        array = pixels_of(checkpoint.processor, size=edge, crop_size=larger)([images.open(0), images.open(1)])
+        where = f"{runtime} at {height + 32} x {width + 32} pixels"
+        require_equal(compare(reference(array), run(array)), options, where)
+    accuracy = None
+    if images.labels is not None and not options.with_preprocessing:
+        accuracy = top1(outputs["file"], images.labels), top1(outputs["torch"], images.labels)
+    size = sum(path.stat().st_size for path in file.parent.iterdir())
+    return Exported(file.parent, file, size, options, runtime, images.description, comparison, accuracy)
+
+
+@contextmanager
+def _disk_errors(output_dir) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {output_dir}: {error.strerror or error}; nothing was left there.") from error

@@ -1,0 +1,242 @@
+"""What an exported file says of itself: the summary that is printed, the file's properties, the folder's card."""
+
+import json
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from ..checkpoint import Checkpoint
+from ..hub import CardFacts, describe_preprocessing, render_card, software_versions
+from ..tables import text_table
+from .check import LEAST_SNR, Comparison, size_of
+from .options import ExportOptions
+
+
+TABLE_HEADER = ("", "top-1, %", "agreement, %", "MB", "ms at batch 1", "ms at batch 8", "times float")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One file in one runtime, of the table that puts INT8 beside float.
+
+    Attributes:
+        top1: percent; None without labelled images.
+        agreement: with the fake-quantized checkpoint in PyTorch, percent.
+        latency: milliseconds per call at batch 1 and 8, one thread, median.
+        times_float: speed relative to the float file in the same runtime, at batch 1 and 8.
+    """
+
+    name: str
+    top1: float | None
+    agreement: float
+    megabytes: float | None
+    latency: tuple[float, float]
+    times_float: tuple[float, float] | None
+
+    def cells(self) -> list[str]:
+        return [
+            self.name,
+            "–" if self.top1 is None else f"{self.top1:.2f}",
+            f"{self.agreement:.2f}",
+            "–" if self.megabytes is None else f"{self.megabytes:.1f}",
+            *(f"{value:.1f}" for value in self.latency),
+            "–" if self.times_float is None else " / ".join(f"{value:.2f}" for value in self.times_float),
+        ]
+
+    def warning(self) -> str | None:
+        """A sentence when it is slower than its float row."""
+        if self.times_float is None or min(self.times_float) >= 1:
+            return None
+        return f"{self.name} is slower than float on this machine, {min(self.times_float):.2f} times its speed."
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how it was checked.
+
+    Attributes:
+        folder, file: where it is; `file` lies in `folder`.
+        size: of the file (and its weights beside it), bytes.
+        runtime: what ran it.
+        images: how many of what, for a sentence.
+        comparison: against PyTorch.
+        top1: of the file and of the checkpoint in PyTorch, percent; None without labelled images.
+        rows: an INT8 file beside float.
+    """
+
+    folder: Path
+    file: Path
+    size: int
+    options: ExportOptions
+    runtime: str
+    images: str
+    comparison: Comparison
+    top1: tuple[float, float] | None = None
+    rows: tuple[Row, ...] = ()
+
+    def summary(self) -> str:
+        """What the command prints."""
+        options, checked = self.options, self.comparison
+        graph = f"opset {options.opset}, " if options.format == "onnx" else ""
+        lines = [
+            f"wrote    {self.file}   {self.size / 1e6:.1f} MB, {graph}{options.int8 or options.dtype}",
+            f"graph    {options.input_name} -> {options.output_name}",
+            f"checked  {self.runtime} against PyTorch on {self.images}:"
+            f" largest difference {checked.difference:.2g}, top-1 agreement {checked.agreement:.2f} %",
+        ]
+        if options.int8:
+            wanted = LEAST_SNR[options.int8]
+            lines.append(
+                f"         signal to noise {checked.snr:.1f} dB, {wanted:g} wanted: int8 differs by its rounding"
+            )
+        if self.top1:
+            lines.append(f"top1     {self.top1[0]:.2f} % on these, the checkpoint in PyTorch {self.top1[1]:.2f} %")
+        if self.rows:
+            lines += ["", text_table(TABLE_HEADER, [row.cells() for row in self.rows])]
+            lines += [f"warning: {row.warning()}" for row in self.rows if row.warning()]
+        return "\n".join(lines)
+
+
+def properties(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, object]:
+    """What somebody needs who has nothing but the file."""
+    processor = checkpoint.processor
+    height, width = size_of(processor)
+    facts: dict[str, object] = {
+        "labels": checkpoint.class_names,
+        "variant": checkpoint.config.variant or "custom",
+        "image_size": height if height == width else [height, width],
+        "do_resize": processor.do_resize,
+        "resize_shortest_edge": processor.size["shortest_edge"],
+        "resample": Image.Resampling(processor.resample).name.lower(),
+        "do_rescale": processor.do_rescale,
+        "rescale_factor": processor.rescale_factor,
+        "do_normalize": processor.do_normalize,
+        "image_mean": processor.image_mean,
+        "image_std": processor.image_std,
+        "dtype": options.dtype,
+    }
+    if checkpoint.recipe:
+        facts["recipe"] = checkpoint.recipe
+    return facts
+
+
+def write_configuration(checkpoint: Checkpoint, folder: Path) -> None:
+    """config.json and preprocessor_config.json, each with the code that opens it where this package is missing."""
+    checkpoint.config.save_pretrained(folder)
+    checkpoint.processor.save_pretrained(folder)
+    # The file replaces the weights that a model class would look for.
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    automatic = {name: place for name, place in config.get("auto_map", {}).items() if name == "AutoConfig"}
+    config["auto_map"] = automatic or {"AutoConfig": "configuration.EfficientNetNVConfig"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+_LIBRARY = {"onnx": "onnx", "openvino": "openvino", "pt2": "pytorch"}
+
+_USE = {
+    "onnx": """Without PyTorch's model code, through ONNX Runtime:
+
+```python
+import onnxruntime
+from PIL import Image
+from transformers import AutoImageProcessor
+
+processor = AutoImageProcessor.from_pretrained("{model}", trust_remote_code=True)
+session = onnxruntime.InferenceSession("{model}/model.onnx")
+pixel_values = processor(Image.open("image.jpg"), return_tensors="np")["pixel_values"]
+({output},) = session.run(None, {{"pixel_values": pixel_values}})
+```
+
+As a pipeline, with the `effnet_hf` package:
+
+```python
+from effnet_hf.export import ONNXEfficientNet
+
+classify = ONNXEfficientNet.from_pretrained("{model}").pipeline()
+classify("image.jpg")
+```
+""",
+    "image": """The graph takes the image as it is, of any size, and gives probabilities:
+
+```python
+import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession("{model}/model.onnx")
+labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
+image = np.asarray(ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB"))[None]
+(probabilities,) = session.run(None, {{"image": image}})
+for i in probabilities[0].argsort()[::-1][:5]:
+    print(labels[i], probabilities[0, i])
+```
+""",
+    "openvino": """```python
+import openvino
+from PIL import Image
+from transformers import AutoImageProcessor
+
+processor = AutoImageProcessor.from_pretrained("{model}", trust_remote_code=True)
+model = openvino.Core().compile_model("{model}/openvino_model.xml", "CPU")
+pixel_values = processor(Image.open("image.jpg"), return_tensors="np")["pixel_values"]
+{output} = model(pixel_values)[0]
+```
+""",
+    "pt2": """```python
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor
+
+processor = AutoImageProcessor.from_pretrained("{model}", trust_remote_code=True)
+model = torch.export.load("{model}/model.pt2").module()
+pixel_values = processor(Image.open("image.jpg"), return_tensors="pt")["pixel_values"]
+{output} = model(pixel_values)
+```
+""",
+}
+
+
+def write_card(checkpoint: Checkpoint, exported: Exported, command: str | None, model_id: str | None) -> None:
+    """Writes README.md into the folder that `exported` lies in: how to run it, how it was checked, where it is from."""
+    (exported.folder / "README.md").write_text(render_card(_facts(checkpoint, exported, command, model_id)), "utf-8")
+
+
+def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, model_id: str | None) -> CardFacts:
+    options, config, checked = exported.options, checkpoint.config, exported.comparison
+    use = "image" if options.with_preprocessing else options.format
+    kind = f"{options.int8} INT8" if options.int8 else options.dtype
+    how = {"onnx": f"ONNX, opset {options.opset}", "openvino": "OpenVINO IR", "pt2": "torch.export program"}
+    notes = [
+        f"Exported as {how[options.format]}, {kind}. Checked on {exported.images} before it was written:"
+        f" {exported.runtime} against PyTorch, largest difference {checked.difference:.2g},"
+        f" top-1 agreement {checked.agreement:.2f} %."
+    ]
+    tables: list[tuple] = []
+    if exported.rows:
+        title = f"INT8 beside float on {exported.images}, one thread of this machine"
+        tables.append((title, TABLE_HEADER, [row.cells() for row in exported.rows]))
+    elif exported.top1:
+        header = ("this file", "the checkpoint in PyTorch")
+        tables.append((f"Top-1 on {exported.images}, %", header, [[f"{value:.2f}" for value in exported.top1]]))
+    return CardFacts(
+        name=f"EfficientNet {config.variant or 'of a custom shape'}, {kind}, for {exported.runtime.split()[0]}",
+        model_id=model_id,
+        variant=config.variant or "custom",
+        num_labels=config.num_labels,
+        image_size=size_of(checkpoint.processor),
+        preprocessing=describe_preprocessing(checkpoint.processor),
+        base_model=checkpoint.name,
+        library=_LIBRARY[options.format],
+        usage=_USE[use].format(model=model_id or "path/to/this/folder", output=options.output_name),
+        command=command,
+        hardware=f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
+        versions=software_versions("onnx", "onnxruntime", "openvino", "effnet-hf"),
+        notes=notes,
+        tables=tables,
+        tags=[options.format, *(["int8"] if options.int8 else [])],
+    )
