@@ -1,59 +1,7 @@
-"""Measure a checkpoint on a folder of pictures: top-1, top-5, loss.
+"""Measure a checkpoint: `effnet-hf validate` from the root of a clone; see effnet_hf/commands/validate.py."""
 
-python validate.py --model runs/b0 --data_dir DIR             DIR/val/<class>/… or DIR/<class>/…
-python validate.py --model runs/b0 --dataset_name user/name
-"""
-
-import json
-
-from effnet_hf.cli import ArgumentParser, run
-
-
-def main() -> None:
-    parser = ArgumentParser(description="Measure a checkpoint on a folder of labelled pictures.")
-    parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--data_dir", help="folder with val/<class>/… or <class>/…")
-    parser.add_argument("--dataset_name", help="a `datasets` source instead of a folder, e.g. user/name")
-    parser.add_argument("--dataset_config", help="configuration name of that dataset")
-    parser.add_argument("--val_fraction", type=float, default=0.0, help="share that training held out, without a val/")
-    parser.add_argument(
-        "--precision", choices=["fp32", "tf32", "fp16", "bf16"], default=None, help="arithmetic; fp32 if not given"
-    )
-    parser.add_argument("--per_device_batch_size", type=int, default=64, help="pictures at once")
-    parser.add_argument("--num_workers", type=int, default=None, help="loader processes; from the machine by default")
-    parser.add_argument(
-        "--loader", choices=["imagefolder", "dali-cpu", "dali-gpu"], default="imagefolder", help="input pipeline"
-    )
-    parser.add_argument("--topk", type=int, default=5, help="k of the second accuracy")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
-    from effnet_hf.training import validate_checkpoint
-
-    figures = validate_checkpoint(
-        arguments.model,
-        arguments.data_dir,
-        dataset_name=arguments.dataset_name,
-        dataset_config=arguments.dataset_config,
-        val_fraction=arguments.val_fraction,
-        precision=arguments.precision,
-        per_device_batch_size=arguments.per_device_batch_size,
-        num_workers=arguments.num_workers,
-        loader=arguments.loader,
-        topk=arguments.topk,
-    )
-    show(figures, arguments.topk, arguments.json)
-
-
-def show(figures: dict | None, topk: int, as_json: bool = False) -> None:
-    """Prints what a validation found; nothing on all processes but the first."""
-    if figures is None:
-        return
-    if as_json:
-        print(json.dumps(figures))
-        return
-    print(f"top1 {figures['top1']:.2f} %   top{topk} {figures[f'top{topk}']:.2f} %   loss {figures['loss']:.4f}")
-    print(f"on {figures['n']:,} pictures, {figures['total_ips']:.1f} pictures/s")
+from effnet_hf.commands import run_command
 
 
 if __name__ == "__main__":
-    run(main)
+    run_command("validate")

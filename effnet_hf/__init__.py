@@ -32,7 +32,7 @@ AutoBackbone.register(EfficientNetNVConfig, EfficientNetNVBackbone)
 if "image_processor_classes" in signature(AutoImageProcessor.register).parameters:  # transformers >= 5
     # The same class whichever backend is asked for: evaluation matches training to the pixel, which leaves no choice.
     backends = dict.fromkeys(("pil", "torchvision"), EfficientNetNVImageProcessor)
-    AutoImageProcessor.register(EfficientNetNVConfig, image_processor_classes=backends)
+    AutoImageProcessor.register(EfficientNetNVConfig, image_processor_classes=backends)  # type: ignore[call-arg]
 else:
     AutoImageProcessor.register(EfficientNetNVConfig, slow_image_processor_class=EfficientNetNVImageProcessor)
 # That there is none is worth saying: `pipeline` of transformers 5 looks for one, and otherwise asks whether to run the

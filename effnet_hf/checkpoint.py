@@ -54,10 +54,9 @@ class Checkpoint:
         try:
             processor = EfficientNetNVImageProcessor.from_pretrained(self.name)
         except (OSError, ValueError, TypeError) as error:
-            reason = f"has an unusable one: {first_line(error)}" if self.has_processor else "holds none"
-            raise UserError(
-                f"{self.flag} {self.name} does not say how to prepare images in a preprocessor_config.json: it {reason}"
-            ) from None
+            missing = "holds no preprocessor_config.json"
+            reason = f"has an unusable one: {first_line(error).rstrip('.')}" if self.has_processor else missing
+            raise UserError(f"{self.flag} {self.name} {reason}, so it does not say how to prepare images.") from None
         require_one_size(processor, f"{self.flag} {self.name}")
         return processor
 
@@ -144,6 +143,6 @@ def require_one_size(processor: EfficientNetNVImageProcessor, where: str) -> Non
     """Raises `UserError` for a processor without a centre crop: its images have many sizes and make no batch."""
     if not processor.do_center_crop:
         raise UserError(
-            f"{where}: its preprocessor_config.json says do_center_crop false, so its images have many sizes and make no"
-            " batch; set do_center_crop true there, and crop_size to the size that the network was trained on."
+            f"{where}: its preprocessor_config.json says do_center_crop false, so its images have many sizes and"
+            " make no batch; set do_center_crop true there, and crop_size to the size that the network was trained on."
         )

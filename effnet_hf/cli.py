@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import errno
 import math
 import os
 import re
@@ -10,22 +9,27 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
-from .errors import UserError
+from .errors import OneProcessError, UserError, sentence_of
 
 
 _SCRIPTS = {f"{name}.py" for name in ("train", "validate", "classify", "convert", "qat", "export")}  # of a clone
 
 
 class OneLineErrors(argparse.ArgumentParser):
-    """`argparse.ArgumentParser` with one clear line and exit code 2 instead of a usage dump."""
+    """`argparse.ArgumentParser` with one clear line and exit code 2 instead of a usage dump.
+
+    `old_spellings` names flags as they were once called: they are taken for the new ones, with a line that says so.
+    """
+
+    old_spellings: dict[str, str] = {}
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message}\n" if _speaks() else None)
 
     def parse_args(self, args=None, namespace=None):
-        words = sys.argv[1:] if args is None else list(args)
+        words = self._as_spelled_now(sys.argv[1:] if args is None else list(args))
         for word in words[: words.index("--")] if "--" in words else words:
             # Before argparse looks: it would miss the flag that is meant sooner than find the one that is mistyped.
             if word.startswith("--") and word.split("=", 1)[0] not in self._option_string_actions:
@@ -34,6 +38,20 @@ class OneLineErrors(argparse.ArgumentParser):
         if leftovers:
             self._unknown(leftovers[0])
         return namespace
+
+    def _as_spelled_now(self, words: list[str]) -> list[str]:
+        spelled: list[str] = []
+        for word in words:
+            flag, equals, value = word.partition("=")
+            new = self.old_spellings.get("--" + flag[2:].replace("-", "_")) if flag.startswith("--") else None
+            if new is not None:
+                say_new_spelling(flag, new, self.prog)
+            # Scripts once differed in whether this flag takes a word; now none needs one, and all understand it.
+            if spelled[-1:] == ["--overwrite"] and word.lower() in ("true", "false"):
+                spelled = spelled if word.lower() == "true" else spelled[:-1]
+            else:
+                spelled.append((new or flag) + equals + value)
+        return spelled
 
     def _unknown(self, word: str):
         flag = word.split("=", 1)[0]
@@ -46,9 +64,31 @@ class ArgumentParser(OneLineErrors):
     """One-line errors, defaults in `--help`, and no abbreviated flags."""
 
     def __init__(self, *args, **kwargs):
+        kwargs.setdefault("prog", program_name())
         kwargs.setdefault("allow_abbrev", False)
         kwargs.setdefault("formatter_class", HelpFormatter)
         super().__init__(*args, **kwargs)
+
+
+def say_new_spelling(old: str, new: str, prog: str | None = None) -> None:
+    """One line on the console about a name that still works."""
+    if _speaks():
+        print(f"{prog or program_name()}: {old} is now called {new}", file=sys.stderr)
+
+
+def program_name() -> str:
+    """What the user calls this program, for the beginning of a line: `train.py`, or `effnet-hf train`."""
+    return _typed()[0]
+
+
+def _typed() -> tuple[str, list[str]]:
+    """The program's name and its arguments, whichever way it was started."""
+    script, arguments = Path(sys.argv[0]), sys.argv[1:]
+    if script.stem in ("effnet-hf", "__main__"):
+        return " ".join(["effnet-hf", *arguments[:1]]), arguments[1:]
+    if script.parent.name == "commands":  # python -m effnet_hf.commands.train
+        return f"effnet-hf {script.stem}", arguments
+    return script.name, arguments
 
 
 def above_zero(text: str) -> float:
@@ -106,15 +146,19 @@ def check_upload_flags(args: argparse.Namespace) -> None:
 
 def invocation(command: str) -> str:
     """How the user calls one of our commands: `python train.py` from a clone's root, else `effnet-hf train`."""
-    script = os.path.basename(sys.argv[0])
-    return f"python {command}.py" if script in _SCRIPTS else f"effnet-hf {command}"
+    return f"python {command}.py" if program_name() in _SCRIPTS else f"effnet-hf {command}"
 
 
-def command_line(args: Any) -> str:
-    """The command as it was typed, for logs and model cards: without `args.hub_token`."""
-    flag = re.compile("--hub[-_]token(=.*)?")
-    words = [word for word in sys.argv[1:] if word != args.hub_token and not flag.fullmatch(word)]
-    return shlex.join(["python", os.path.basename(sys.argv[0]), *words])
+def command_line() -> str:
+    """The command as it was typed, for logs and model cards, without a Hub token."""
+    program, words = _typed()
+    secret = re.compile("--hub[-_]token(=.*)?")
+    kept = [
+        word
+        for before, word in zip(["", *words], words)
+        if not secret.fullmatch(word) and not (secret.fullmatch(before) and "=" not in before)
+    ]
+    return shlex.join([*(["python"] if program.endswith(".py") else []), *program.split(), *kept])
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -136,7 +180,7 @@ def run(main: Callable[[], int | None], prog: str | None = None) -> None:
     """Runs a script's `main` and turns what a user can mend into one line and exit code 2.
 
     `main` may return an exit code. Ctrl-C exits with 130, quietly. Of several processes only the first one speaks, but
-    for errors with a true `of_one_process`, which the others need not have met.
+    for a `OneProcessError`.
 
     Args:
         prog: how the user called it; the script's name by default.
@@ -150,27 +194,15 @@ def run(main: Callable[[], int | None], prog: str | None = None) -> None:
         code = 0
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-    except (UserError, OSError, RuntimeError) as error:
-        sentence = _sentence(error)
+    except Exception as error:
+        sentence = sentence_of(error)
         if sentence is None:
             raise
-        if _speaks() or getattr(error, "of_one_process", False):
+        if _speaks() or isinstance(error, OneProcessError):
             rank = "" if _speaks() else f"process {os.environ.get('RANK', os.environ['LOCAL_RANK'])}: "
-            print(f"{prog or os.path.basename(sys.argv[0])}: error: {rank}{sentence}", file=sys.stderr)
+            print(f"{prog or program_name()}: error: {rank}{sentence}", file=sys.stderr)
         code = 2
     sys.exit(code)
-
-
-def _sentence(error: Exception) -> str | None:
-    """What a user can do about it, in one line; None for a bug, which deserves its traceback."""
-    if isinstance(error, UserError):
-        return " ".join(str(error).split())
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        return f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}."
-    if "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
-        first = str(error).strip().splitlines()[0].rstrip(".")
-        return f"out of memory ({first}); lower the batch per device (--help has its flag) or --image_size."
-    return None
 
 
 def _leave_group() -> None:

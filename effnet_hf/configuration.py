@@ -14,7 +14,7 @@ import math
 import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PretrainedConfig
@@ -87,7 +87,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
     The defaults are B0. Named architectures come from [`EfficientNetNVConfig.from_variant`].
 
     Args:
-        image_size (`int`): side of the square picture the model is trained and evaluated at, in pixels.
+        image_size (`int`): side of the square image the model is trained and evaluated at, in pixels.
         num_channels (`int`): input channels.
         width_coefficient, depth_coefficient (`float`): scale every width / every stage's number of blocks.
         depth_divisor (`int`): widths are rounded to multiples of this, never down by more than 10 %.
@@ -102,15 +102,13 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         dropout_rate (`float`): dropout before the classifier.
         survival_prob (`float`): stochastic depth. Block i of N survives with `1 - (1 - survival_prob) * i / N`;
             1.0 switches it off. Only residual blocks can be dropped.
-        stochastic_depth_mode (`str`): `"batch"` draws once per block for the whole batch (NVIDIA), `"row"` once per
-            picture (paper, timm).
+        stochastic_depth_mode (`str`): a block is drawn once per `"batch"` (NVIDIA) or once per `"row"` (paper, timm).
         batch_norm_eps (`float`), batch_norm_momentum (`float`): PyTorch's meaning of both; 0.01 is TensorFlow's 0.99.
         conv_init (`str`): Kaiming normal with `"fan_in"` (NVIDIA's default) or `"fan_out"`.
         hidden_act (`str`): activation, a key of `transformers.activations.ACT2FN`.
         padding (`str`): `"symmetric"` pads `(k - 1) // 2` on both sides (NVIDIA, timm `efficientnet_*`, torchvision);
             `"same"` pads like TensorFlow (timm `tf_efficientnet_*`, Lite).
-        quantization (`dict`, *optional*): the model carries quantizers; the keys and their values are in
-            `QUANTIZATION`. `None` is a float model.
+        quantization (`dict`, *optional*): the quantizers it carries, with the keys of `QUANTIZATION`; `None` if float.
         variant (`str`, *optional*): the name this configuration was made from; a label, nothing is derived from it.
         out_features, out_indices (`list`, *optional*): stages that [`EfficientNetNVBackbone`] returns.
 
@@ -120,6 +118,8 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
 
     model_type = "efficientnet_nv"
     _auto_class = "AutoConfig"  # this file is saved along, so that the folder opens where the package is not installed
+    if TYPE_CHECKING:  # never None; outside of this block transformers 5 would make a dataclass field of it
+        id2label: dict[int, str]
 
     def __init__(
         self,
@@ -181,7 +181,6 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         self.quantization = _completed(quantization)
         self.variant = variant
         self.check()
-
         self.stage_names = ["stem", *(f"stage{i + 1}" for i in range(len(self.out_channels)))]
         if out_indices is not None:
             count, out_indices = len(self.stage_names), _as_list(out_indices)
@@ -197,7 +196,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         elif out_indices is not None:
             self.out_indices = out_indices
         else:
-            self.out_features = out_features
+            self.out_features = out_features  # type: ignore[assignment]  # a property, whose setter takes None
 
     @classmethod
     def from_variant(cls, name: str, **overrides) -> "EfficientNetNVConfig":

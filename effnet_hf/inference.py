@@ -1,4 +1,4 @@
-"""Pictures in, class names and probabilities out, through transformers' image-classification pipeline."""
+"""Images in, class names and probabilities out, through transformers' image-classification pipeline."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from transformers import pipeline
 
+from .checkpoint import open_checkpoint
 from .errors import UserError
 from .files import atomic_write
 from .image_processing_efficientnet_nv import to_rgb
 from .quiet import only_errors
-from .training import check_checkpoint, load_model, load_processor
 
 
-PLOT_FORMATS = (".png", ".pdf", ".svg")
+PLOT_FORMATS = (".png", ".pdf", ".svg", ".webp")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """`predictions` as the pipeline gives them, best first: `{"label", "score"}`; or why the picture has none."""
+    """`predictions` as the pipeline gives them, best first: `{"label", "score"}`; or why the image has none."""
 
     path: Path
     predictions: list[dict]
@@ -41,19 +41,19 @@ class Classifier:
     """
 
     def __init__(self, model: str, device: str | None = None, precision: str = "fp32"):
-        check_checkpoint(model)
+        checkpoint = open_checkpoint(model)
         place = find_device(device)
         if place.type == "cpu" and precision == "fp16":
             raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16.")
         # Handed over ready-made: given a name, transformers 5 asks whether to run the code saved with the weights.
         # Its weights stay fp32: halved, batch norm's statistics lose digits, and those above 65,504 become infinite.
-        network, processor = load_model(model), load_processor(model)
+        network, processor = checkpoint.load(), checkpoint.processor
         self.autocast = torch.autocast(place.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
         with only_errors():
             self.pipeline = pipeline("image-classification", model=network, image_processor=processor, device=place)
 
     def __call__(self, paths: list[Path], top_k: int = 5, batch_size: int = 16) -> Iterator[Prediction]:
-        """Predictions in the order of `paths`; a picture that cannot be read gets an `error` instead."""
+        """Predictions in the order of `paths`; an image that cannot be read gets an `error` instead."""
         for start in range(0, len(paths), batch_size):
             batch = [(path, *_open(path)) for path in paths[start : start + batch_size]]
             pictures = [picture for _, picture, _ in batch if picture is not None]
@@ -90,7 +90,7 @@ def _open(path: Path) -> tuple[Image.Image | None, str | None]:
         with Image.open(path) as picture:
             return to_rgb(picture), None
     except UnidentifiedImageError:
-        return None, "not a picture"
+        return None, "not an image"
     except Image.DecompressionBombError:
         return None, "too many pixels"
     except (OSError, ValueError, SyntaxError) as error:
@@ -98,7 +98,7 @@ def _open(path: Path) -> tuple[Image.Image | None, str | None]:
 
 
 def draw_predictions(results: list[Prediction], path: str, most: int = 12) -> None:
-    """Draws up to `most` pictures, each beside the bars of its classes, into a file of one of `PLOT_FORMATS`."""
+    """Draws up to `most` images, each beside the bars of its classes, into a file of one of `PLOT_FORMATS`."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -106,7 +106,7 @@ def draw_predictions(results: list[Prediction], path: str, most: int = 12) -> No
 
     shown = [result for result in results if result.predictions][:most]
     if not shown:
-        raise UserError("--save_plot: no picture could be classified, so there is nothing to draw.")
+        raise UserError("--save_plot: no image could be classified, so there is nothing to draw.")
     figure, axes = plt.subplots(len(shown), 2, figsize=(7, 1.9 * len(shown)), squeeze=False, layout="constrained")
     for (left, right), result in zip(axes, shown):
         left.imshow(_open(result.path)[0])

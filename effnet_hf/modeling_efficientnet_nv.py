@@ -63,7 +63,7 @@ class SamePad2d(nn.Module):
 
 
 class SiLU(nn.SiLU):
-    """x sigmoid(x), in place where no gradient needs x, which spares a round trip to memory."""
+    """x * sigmoid(x). Works in place when gradients are off, which saves memory traffic."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         return nn.functional.silu(input, inplace=not torch.is_grad_enabled())
@@ -122,7 +122,7 @@ class SqueezeExcite(nn.Module):
 class StochasticDepth(nn.Module):
     """Drops a residual branch in training with probability `1 - survival_prob` and scales a kept one by its inverse.
 
-    `mode="batch"` draws once for the whole batch (NVIDIA), `"row"` once per picture (paper, section 4 of
+    `mode="batch"` draws once for the whole batch (NVIDIA), `"row"` once per image (paper, section 4 of
     arXiv:1603.09382).
     """
 
@@ -202,7 +202,7 @@ class EfficientNetNVStage(nn.Module):
 
 
 class EfficientNetNVEncoder(nn.Module):
-    """Stem and stages: pictures (N, 3, S, S) to the list of feature maps [stem, stage1, …, stage7]."""
+    """Stem and stages: images (N, 3, S, S) to the list of feature maps [stem, stage1, …, stage7]."""
 
     def __init__(self, config: EfficientNetNVConfig):
         super().__init__()
@@ -248,9 +248,9 @@ class EfficientNetNVPreTrainedModel(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, nn.BatchNorm2d):
             for tensor in (module.weight, module.running_var):
-                nn.init.ones_(tensor)
+                nn.init.ones_(tensor)  # type: ignore[arg-type]  # every batch norm here has all five
             for tensor in (module.bias, module.running_mean, module.num_batches_tracked):
-                nn.init.zeros_(tensor)
+                nn.init.zeros_(tensor)  # type: ignore[arg-type]
         elif hasattr(module, "_amax"):
             nn.init.constant_(module._amax, float("nan"))
 
@@ -323,7 +323,7 @@ class EfficientNetNVModel(EfficientNetNVPreTrainedModel):
     ) -> BaseModelOutputWithPoolingAndNoAttention:
         """
         Args:
-            pixel_values: normalised pictures, (N, num_channels, height, width).
+            pixel_values: normalised images, (N, num_channels, height, width).
             output_hidden_states: also return `hidden_states`: the stem's and every stage's feature map.
         """
         _check_pixels(pixel_values, self.config)
@@ -360,8 +360,8 @@ class EfficientNetNVForImageClassification(EfficientNetNVPreTrainedModel):
     ) -> ImageClassifierOutputWithNoAttention:
         """
         Args:
-            pixel_values: normalised pictures, (N, num_channels, height, width).
-            labels: class indices (N,) for one label per picture, floats (N, num_labels) for several, floats (N,) for
+            pixel_values: normalised images, (N, num_channels, height, width).
+            labels: class indices (N,) for one label per image, floats (N, num_labels) for several, floats (N,) for
                 regression; `config.problem_type` decides, or their type does.
         """
         outputs = self.efficientnet(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)

@@ -1,4 +1,4 @@
-"""Without what libraries say in the middle of our own lines, which say what matters."""
+"""Silences messages of libraries that would interrupt our own output."""
 
 import os
 import warnings
@@ -10,7 +10,7 @@ from transformers.utils import logging
 
 @contextmanager
 def no_progress_bars() -> Iterator[None]:
-    """Shows none inside the block; transformers 5 draws one for a single file, in the middle of our own output."""
+    """No progress bars inside the block; transformers 5 draws one even for a single file."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -32,9 +32,8 @@ def only_errors() -> Iterator[None]:
 
 
 def quiet_profiler() -> None:
-    """Called before torch's profiler is: else it announces itself, that it found no GPU, and that it forgets a cycle.
-
-    torch 2.11 warns of the last even in the first cycle, where there is nothing to forget.
+    """Call this before torch's profiler starts. It silences three messages: its banner, that there is no GPU, and
+    (torch 2.11) that it clears events after each cycle.
     """
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     warnings.filterwarnings("ignore", message="Warning: Profiler clears events at the end of each cycle")

@@ -1,4 +1,8 @@
+import functools
+import gc
 import os
+import re
+from pathlib import Path
 
 
 # Nothing here may reach for the network; both libraries read this when they are imported.
@@ -23,9 +27,51 @@ _TRANSFORMERS_MARKERS = (
 )
 
 
+# `make quick` leaves out files that say one of these words: they start processes, train, quantize, or export.
+_TAKES_TIME = re.compile(
+    r"\b(subprocess|multiprocessing|DataLoader|workbench|export_model|hypothesis)\b|num_workers=[1-9]"
+    r"|\b(run|train|calibrate|build_run|backward)\("
+)
+# And these rooms and files, which do it elsewhere, or open many whole networks.
+_TAKE_TIME_TOO = (
+    "benchmark",
+    "conversion",
+    "errors",
+    "export",
+    "test_batches",
+    "test_common",
+    "test_dali",
+    "test_loaders",
+    "test_processor_settings",
+    "test_timm_parity",
+)
+
+
 def pytest_configure(config):
     for marker in _TRANSFORMERS_MARKERS:
         config.addinivalue_line("markers", f"{marker}: of transformers' own tests")
+
+
+@functools.cache
+def _is_quick(path: Path) -> bool:
+    named = {path.stem, path.parent.name}.intersection(_TAKE_TIME_TOO)
+    return not named and not _TAKES_TIME.search(path.read_text("utf-8"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks as `quick` what neither trains nor starts processes."""
+    for item in items:
+        if _is_quick(item.path) and not any(item.iter_markers("slow")) and not any(item.iter_markers("gpu")):
+            item.add_marker(pytest.mark.quick)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pipeline_left(request):
+    """Ends DALI's pipelines here: one that a forked loader process collects waits for ever for threads it has not."""
+    yield
+    if "dali" in request.path.read_text("utf-8"):
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)

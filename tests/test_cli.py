@@ -3,35 +3,31 @@
 import pytest
 
 from effnet_hf.cli import run
-from effnet_hf.errors import UserError
+from effnet_hf.errors import OneProcessError, UserError
 
 
-def failing(of_one_process: bool):
-    error = UserError("a.png is broken.")
-    if of_one_process:
-        error.of_one_process = True
-
+def failing(kind: type):
     def main():
-        raise error
+        raise kind("a.png is broken.")
 
     return main
 
 
 @pytest.mark.parametrize(
-    "rank, of_one_process, said",
+    "rank, kind, said",
     [
-        (None, False, "train.py: error: a.png is broken.\n"),
-        ("0", True, "train.py: error: a.png is broken.\n"),
-        ("1", False, ""),
-        ("1", True, "train.py: error: process 9: a.png is broken.\n"),
+        (None, UserError, "train.py: error: a.png is broken.\n"),
+        ("0", OneProcessError, "train.py: error: a.png is broken.\n"),
+        ("1", UserError, ""),
+        ("1", OneProcessError, "train.py: error: process 9: a.png is broken.\n"),
     ],
     ids=["alone", "the first", "another, of what all meet", "another, of what it met alone"],
 )
-def test_an_error_is_said_once_and_never_lost(rank, of_one_process, said, monkeypatch, capsys):
+def test_an_error_is_said_once_and_never_lost(rank, kind, said, monkeypatch, capsys):
     for name, value in (("LOCAL_RANK", rank), ("RANK", rank and "9")):
         monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit, match="2"):
-        run(failing(of_one_process), prog="train.py")
+        run(failing(kind), prog="train.py")
     assert capsys.readouterr().err == said
 
 

@@ -1,6 +1,5 @@
 """convert.py as it is typed: what it writes, prints and refuses."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -13,6 +12,7 @@ from huggingface_hub import ModelCard
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.cli import run
+from effnet_hf.commands.convert import main
 from effnet_hf.conversion.dialect import expected_shapes
 from effnet_hf.conversion.nvidia import NVIDIA
 
@@ -20,23 +20,15 @@ from effnet_hf.conversion.nvidia import NVIDIA
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("convert_cli", ROOT / "convert.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def convert(script, capsys, monkeypatch, tmp_path):
+def convert(capsys, monkeypatch, tmp_path):
     """Runs the script with a command line; returns exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
 
     def call(line: str):
         monkeypatch.setattr(sys, "argv", ["convert.py", *line.split()])
         with pytest.raises(SystemExit) as stop:
-            run(script.main)
+            run(main)
         return (stop.value.code, *capsys.readouterr())
 
     return call
@@ -61,7 +53,7 @@ def checkpoint(ours, tmp_path):
 
 
 def test_from_auto_to_folder(convert, checkpoint, ours, tmp_path):
-    code, out, error = convert("--from auto checkpoint.pth.tar --to made/folder --hub_token hf_secret")
+    code, out, error = convert("--from auto checkpoint.pth.tar --output_dir made/folder --hub_token hf_secret")
     assert (code, error) == (0, "")
     assert out.splitlines()[0] == (
         "checkpoint.pth.tar: nvidia names, b0, 1000 classes, 224 x 224 pixels, the same function"
@@ -94,7 +86,7 @@ def test_from_auto_to_folder(convert, checkpoint, ours, tmp_path):
     for words in (
         "Converted from NVIDIA's names; the same function as the original.",
         "weights from checkpoint.pth.tar (sha256 ",
-        "python convert.py --from auto checkpoint.pth.tar --to made/folder\n",
+        "python convert.py --from auto checkpoint.pth.tar --output_dir made/folder\n",
         "Nothing was measured on these weights",
     ):
         assert words in card, words
@@ -103,27 +95,27 @@ def test_from_auto_to_folder(convert, checkpoint, ours, tmp_path):
 
 
 def test_there_and_back(convert, checkpoint, ours, tmp_path):
-    assert convert("checkpoint.pth.tar --to ours")[0] == 0
-    code, out, _ = convert("ours --to nvidia --output back.pth")
+    assert convert("checkpoint.pth.tar --output_dir ours")[0] == 0
+    code, out, _ = convert("ours --to nvidia --output_dir back.pth")
     assert code == 0 and "open   python main.py --arch efficientnet-b0 --pretrained-from-file back.pth\n" in out
     back = torch.load(tmp_path / "back.pth", weights_only=True)
     there = torch.load(tmp_path / "checkpoint.pth.tar", weights_only=True)["state_dict"]
     assert {f"module.{key}" for key in back} == set(there)
     assert all(torch.equal(tensor, there[f"module.{key}"]) for key, tensor in back.items())
-    code, out, _ = convert("ours --to timm --output timm_folder")
+    code, out, _ = convert("ours --to timm --output_dir timm_folder")
     assert code == 0 and 'timm.create_model("local-dir:timm_folder", pretrained=True)' in out
     assert json.loads((tmp_path / "timm_folder" / "config.json").read_text())["model_args"] == {"bn_eps": 0.001}
 
 
 def test_what_is_another_function_is_refused_and_forced(convert, checkpoint, tmp_path):
-    convert("checkpoint.pth.tar --to ours")
-    code, _, error = convert("ours --to transformers --output stock")
+    convert("checkpoint.pth.tar --output_dir ours")
+    code, _, error = convert("ours --to transformers --output_dir stock")
     assert code == 2 and error == (
         "convert.py: error: ours refused: differs by padding (symmetric here, TensorFlow's SAME there). --force writes "
         "it all the same.\n"
     )
     assert not (tmp_path / "stock").exists()
-    code, out, _ = convert("ours --to transformers --output stock --force")
+    code, out, _ = convert("ours --to transformers --output_dir stock --force")
     assert (
         code == 0 and "no transformers model is this function" in out and (tmp_path / "stock" / "config.json").exists()
     )
@@ -137,17 +129,20 @@ def test_stock_model_that_pads_otherwise_is_refused_and_its_card_says_so(convert
         width_coefficient=1.0, depth_coefficient=1.0, hidden_dim=1280, image_size=224, depthwise_padding=[1, 3, 5, 11]
     )
     EfficientNetForImageClassification(config).save_pretrained(tmp_path / "stock")
-    code, _, error = convert("stock --to ours")
+    code, _, error = convert("stock --output_dir ours")
     words = "differs by padding of blocks 1, 3, 5, 11 at 224 pixels"
     assert code == 2 and f"stock refused: {words}. --force" in error and not (tmp_path / "ours").exists()
-    code, out, _ = convert("stock --to ours --force")
+    code, out, _ = convert("stock --output_dir ours --force")
     assert code == 0 and f"NOT the same function: {words}" in out
     assert f"NOT the same function: {words}." in (tmp_path / "ours" / "README.md").read_text()
 
 
 def test_nothing_is_overwritten_unasked(convert, checkpoint, tmp_path):
-    convert("checkpoint.pth.tar --to ours")
-    for line, written in (("checkpoint.pth.tar --to ours", "ours"), ("ours --to timm --output x.pth", "x.pth")):
+    convert("checkpoint.pth.tar --output_dir ours")
+    for line, written in (
+        ("checkpoint.pth.tar --output_dir ours", "ours"),
+        ("ours --to timm --output_dir x.pth", "x.pth"),
+    ):
         convert(f"{line} --overwrite")
         code, _, error = convert(line)
         assert code == 2 and f"{written} already exists" in error
@@ -158,20 +153,20 @@ def test_nothing_is_overwritten_unasked(convert, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     "line, words",
     [
-        ("x.pth", "the following arguments are required: --to"),
-        ("--to y", "the following arguments are required: SRC"),
-        ("x.pth --to timm", "--to timm needs --output PATH; for a folder called timm write --to ./timm"),
-        ("x.pth --to y --output z", "--to y is itself the folder to write"),
-        ("x.pth --too y", "--to"),
-        ("x.pth --to y --batch_norm_epsilon 1", "did you mean --batch_norm_eps?"),
-        ("x.pth --to y --from keras", "invalid choice: 'keras'"),
-        ("x.pth --to y --push_to_hub", "--push_to_hub needs --hub_model_id ME/X"),
-        ("x.pth --to timm --output z --push_to_hub --hub_model_id a/b", "--push_to_hub needs a folder of ours"),
-        ("x.pth --to y --hub_model_id a/b", "does nothing without --push_to_hub"),
-        ("x.pth --to y --warm_start b0", "--warm_start needs --images DIR"),
-        ("x.pth --to y --images .", "--images does nothing without --warm_start"),
-        ("checkpoint.pth.tar --to nvidia --output z", "end its name in .pth or .safetensors"),
-        ("some/where --to y", "There is no local some/where. Cannot fetch some/where from the Hub: "),
+        ("x.pth", "--output_dir PATH says where to write"),
+        ("--output_dir y", "the following arguments are required: SRC"),
+        ("x.pth --to timm", "--output_dir PATH says where to write"),
+        ("x.pth --output_dir y --output_dir z", "--output_dir y is itself the folder to write"),
+        ("x.pth --too y", "did you mean --to?"),
+        ("x.pth --output_dir y --batch_norm_epsilon 1", "did you mean --batch_norm_eps?"),
+        ("x.pth --output_dir y --from keras", "invalid choice: 'keras'"),
+        ("x.pth --output_dir y --push_to_hub", "--push_to_hub needs --hub_model_id ME/X"),
+        ("x.pth --to timm --output_dir z --push_to_hub --hub_model_id a/b", "--push_to_hub needs a folder of ours"),
+        ("x.pth --output_dir y --hub_model_id a/b", "does nothing without --push_to_hub"),
+        ("x.pth --output_dir y --warm_start b0", "--warm_start needs --images DIR"),
+        ("x.pth --output_dir y --images .", "--images does nothing without --warm_start"),
+        ("checkpoint.pth.tar --to nvidia --output_dir z", "end its name in .pth or .safetensors"),
+        ("some/where --output_dir y", "There is no local some/where. Cannot fetch some/where from the Hub: "),
     ],
 )
 def test_one_line_for_what_was_mistyped(convert, checkpoint, tmp_path, line, words):
@@ -181,8 +176,15 @@ def test_one_line_for_what_was_mistyped(convert, checkpoint, tmp_path, line, wor
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_flags_as_they_were_once_called_still_work_with_a_line(convert, checkpoint):
+    code, out, error = convert("checkpoint.pth.tar --to ours")
+    assert code == 0 and "wrote  ours" in out and error == "convert.py: --to DIR is now called --output_dir DIR\n"
+    code, out, error = convert("ours --to timm --output x.pth")
+    assert code == 0 and "wrote  x.pth" in out and error == "convert.py: --output is now called --output_dir\n"
+
+
 def test_failed_upload_keeps_the_folder(convert, checkpoint, tmp_path):
-    code, out, error = convert("checkpoint.pth.tar --to ours --push_to_hub --hub_model_id me/x --hub_private")
+    code, out, error = convert("checkpoint.pth.tar --output_dir ours --push_to_hub --hub_model_id me/x --hub_private")
     assert code == 2 and "wrote  ours" in out
     assert error.startswith(
         "convert.py: error: Upload to me/x failed: HF_HUB_OFFLINE is set. The result is safe in ours;"
@@ -194,7 +196,7 @@ def test_as_a_process(tmp_path):
     (tmp_path / "x.pth").write_bytes(b"")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
     done = subprocess.run(
-        [sys.executable, str(ROOT / "convert.py"), "x.pth", "--to", "y"],
+        [sys.executable, str(ROOT / "convert.py"), "x.pth", "--output_dir", "y"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

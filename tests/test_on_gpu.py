@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from effnet_hf import EfficientNetNVForImageClassification
-from effnet_hf.data.mixup import BatchMixer
+from effnet_hf.data import BatchMixer
 from effnet_hf.data.sampler import BatchRequest
 from effnet_hf.training.ema import ModelEMA
 from effnet_hf.tuning import fold_batchnorm

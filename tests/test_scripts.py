@@ -29,7 +29,7 @@ def call(script: str, *arguments, stdin: str = "", monkeypatch, capsys) -> tuple
     monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
     monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
     with pytest.raises(SystemExit) as exit_:
-        run(importlib.import_module(script).main)
+        run(importlib.import_module(f"effnet_hf.commands.{script}").main)
     captured = capsys.readouterr()
     return exit_.value.code, captured.out, captured.err
 
@@ -66,7 +66,7 @@ def test_train_benchmark_reports_percentiles_and_leaves_no_run(command, tmp_path
         code, out, _ = command("train", "--benchmark", mode, "--steps", "3", *flags)
         assert code == 0 and "p95" in out
         figures = json.loads((tmp_path / "out/benchmark.json").read_text())
-        assert figures["steps"] == 3 and figures["pictures_per_step"] == (4 if mode == "train" else 2)
+        assert figures["steps"] == 3 and figures["images_per_step"] == (4 if mode == "train" else 2)
         assert figures["latency_p50"] <= figures["latency_p99"]
         assert figures["total_ips"] <= figures["compute_ips"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["benchmark.json"]
@@ -83,7 +83,7 @@ def test_profile_writes_a_trace_and_a_table(command, workplace, tmp_path):
 def test_validate_prints_figures_or_json(command, workplace):
     arguments = ["--model", workplace / "model", "--data_dir", workplace / "data", "--num_workers", "0"]
     code, out, _ = command("validate", *arguments)
-    assert code == 0 and out.startswith("top1 ") and "12 pictures" in out
+    assert code == 0 and out.startswith("top1 ") and "12 images" in out
     code, out, _ = command("validate", *arguments, "--json")
     assert json.loads(out)["n"] == 12
 

@@ -148,7 +148,7 @@ def load_foreign(
         ema: take the averaged weights of a training checkpoint.
         arch: settles what names and shapes leave open: a timm architecture, with its tag where the preprocessing
             depends on it (`"tf_efficientnet_b0.ap_in1k"`), or one of our variants.
-        image_size: side of the picture in pixels, instead of the checkpoint's own or the variant's.
+        image_size: side of the image in pixels, instead of the checkpoint's own or the variant's.
         batch_norm_eps: instead of the dialect's; the weights do not tell it.
         revision, token: for the Hub.
 
@@ -243,7 +243,7 @@ def _labels(source: Source, num_labels: int) -> dict:
     generic = not names or list(names) == [f"LABEL_{i}" for i in range(len(names))]
     if generic and num_labels == 1000:
         names, generic = imagenet_names(), False
-    if generic or len(names) != num_labels:
+    if not names or generic or len(names) != num_labels:
         return {"num_labels": num_labels}
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 

@@ -1,7 +1,7 @@
 """lukemelas' EfficientNet-PyTorch (`efficientnet_pytorch`), and the Lite models that took its names.
 
 TensorFlow's weights and TensorFlow's "SAME" padding, worked out once for the image size a model is built with; ours is
-worked out for every picture. At that size they are the same function.
+worked out for every image. At that size they are the same function.
 """
 
 from ..configuration import EfficientNetNVConfig
@@ -52,7 +52,7 @@ class Lukemelas(Dialect):
     def notes(self, config: EfficientNetNVConfig, source: Source) -> list[str]:
         size = config.image_size
         notes = [
-            f"The same function as EfficientNet-PyTorch's for pictures of {size} x {size} pixels, the size that its "
+            f"The same function as EfficientNet-PyTorch's for images of {size} x {size} pixels, the size that its "
             "padding is worked out for."
         ]
         if not str(config.variant).startswith("lite"):

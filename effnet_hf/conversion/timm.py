@@ -75,11 +75,11 @@ class Timm(Dialect):
         }
 
     def processor(self, config: EfficientNetNVConfig, source: Source, arch: str | None) -> EfficientNetNVImageProcessor:
-        pretrained = _architecture(config.variant, source, arch)[1]
+        pretrained = _architecture(str(config.variant), source, arch)[1]
         return EfficientNetNVImageProcessor(
             size=math.floor(config.image_size / pretrained.get("crop_pct", 0.875)),
             crop_size=config.image_size,
-            resample=_FILTERS.get(pretrained.get("interpolation"), Image.Resampling.BICUBIC),
+            resample=_FILTERS.get(str(pretrained.get("interpolation")), Image.Resampling.BICUBIC),
             image_mean=pretrained.get("mean"),
             image_std=pretrained.get("std"),
         )

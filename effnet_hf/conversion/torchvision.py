@@ -59,7 +59,7 @@ class Torchvision(Dialect):
         }
 
     def processor(self, config: EfficientNetNVConfig, source: Source, arch: str | None) -> EfficientNetNVImageProcessor:
-        transforms = _transforms(config.variant)
+        transforms = _transforms(str(config.variant))
         bilinear = transforms.interpolation.value == "bilinear"
         margin = transforms.resize_size[0] - transforms.crop_size[0]
         return EfficientNetNVImageProcessor(

@@ -8,6 +8,7 @@ eight checkpoints do), and never the same as one with symmetric padding.
 """
 
 import numpy as np
+from PIL import Image
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
 
 from ..configuration import EfficientNetNVConfig
@@ -92,9 +93,9 @@ class Transformers(Dialect):
     def notes(self, config: EfficientNetNVConfig, source: Source) -> list[str]:
         size = config.image_size
         return [
-            f"The same function as the stock model for pictures of {size} x {size} pixels; at other sizes its fixed "
+            f"The same function as the stock model for images of {size} x {size} pixels; at other sizes its fixed "
             "padding differs from TensorFlow's.",
-            "The stock processor squashes a picture to a square; this one resizes the short side and crops the centre.",
+            "The stock processor squashes an image to a square; this one resizes the short side and crops the centre.",
         ]
 
     def difference(self, config: EfficientNetNVConfig) -> str | None:
@@ -141,7 +142,7 @@ class Transformers(Dialect):
         )
 
     def folder_processor(self, processor: EfficientNetNVImageProcessor):
-        """The stock processor nearest to ours: the same for square pictures, others it squashes before it crops."""
+        """The stock processor nearest to ours: the same for square images, others it squashes before it crops."""
         from transformers import EfficientNetImageProcessor
 
         edge, crop = processor.size["shortest_edge"], processor.crop_size
@@ -149,7 +150,7 @@ class Transformers(Dialect):
             size={"height": edge, "width": edge},
             do_center_crop=processor.do_center_crop,
             crop_size=crop,
-            resample=processor.resample,
+            resample=Image.Resampling(processor.resample),
             rescale_factor=processor.rescale_factor,
             image_mean=processor.image_mean,
             image_std=processor.image_std,

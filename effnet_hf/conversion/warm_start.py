@@ -2,7 +2,7 @@
 
 Lite0's convolutions, batch norms and classifier have exactly B0's shapes. What B0 has besides starts neutral: the gate
 of every squeeze-excite is sigmoid(4) = 0.982 for any input. SiLU for ReLU6 moves every feature map's mean and variance,
-so batch norm's running statistics are measured again on a few hundred pictures. The result is a start for fine-tuning,
+so batch norm's running statistics are measured again on a few hundred images. The result is a start for fine-tuning,
 "B0 warm-started from Lite0", and no ImageNet B0.
 """
 
@@ -39,11 +39,11 @@ def warm_start(
     Args:
         lite: a Lite model, e.g. `load_foreign("lite0")`.
         variant: one whose layers have the same shapes, for Lite0 `"b0"` or `"widese-b0"`.
-        images: a folder of pictures, searched with everything below it; `num_images` of them are drawn with `seed`.
+        images: a folder of images, searched with everything below it; `num_images` of them are drawn with `seed`.
         padding: the new model's.
 
     Raises:
-        UserError: the shapes do not fit, or the folder does not hold enough pictures.
+        UserError: the shapes do not fit, or the folder does not hold enough images.
     """
     if not str(lite.config.variant).startswith("lite"):
         raise UserError(f"--warm_start begins from a Lite model, {lite.source} is a {lite.config.variant}.")
@@ -73,7 +73,7 @@ def warm_start(
     _measure_batch_norm(model, processor, paths)
     notes = (
         f"{variant.upper()} with {padding} padding, warm-started from {lite.config.variant} ({lite.path.name}).",
-        f"Squeeze-excite gates start at sigmoid({GATE_BIAS:g}); batch norm's statistics are of {len(paths)} pictures.",
+        f"Squeeze-excite gates start at sigmoid({GATE_BIAS:g}); batch norm's statistics are of {len(paths)} images.",
         "A start for fine-tuning, not an ImageNet model.",
     )
     return dataclasses.replace(
@@ -88,15 +88,15 @@ def _draw(folder: str | Path, count: int, seed: int) -> list[Path]:
     readable = Image.registered_extensions()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in readable)
     if count < 1:
-        raise UserError(f"--num_images {count}: batch norm statistics need at least one picture.")
+        raise UserError(f"--num_images {count}: batch norm statistics need at least one image.")
     if len(paths) < count:
-        raise UserError(f"--images {folder} holds {len(paths)} pictures, {count} are needed; lower --num_images.")
+        raise UserError(f"--images {folder} holds {len(paths)} images, {count} are needed; lower --num_images.")
     return random.Random(seed).sample(paths, count)
 
 
 @torch.no_grad()
 def _measure_batch_norm(model: nn.Module, processor: EfficientNetNVImageProcessor, paths: list[Path]) -> None:
-    """Replaces every running mean and variance by the average over batches of the pictures."""
+    """Replaces every running mean and variance by the average over batches of the images."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momentum = norms[0].momentum
     model.eval()
@@ -105,8 +105,8 @@ def _measure_batch_norm(model: nn.Module, processor: EfficientNetNVImageProcesso
         norm.momentum = None  # PyTorch's cumulative average
         norm.train()
     for start in range(0, len(paths), _BATCH):
-        pictures = [_open(path) for path in paths[start : start + _BATCH]]
-        model(**processor(pictures, return_tensors="pt"))
+        images = [_open(path) for path in paths[start : start + _BATCH]]
+        model(**processor(images, return_tensors="pt"))
     for norm in norms:
         norm.momentum = momentum
         norm.eval()
@@ -114,7 +114,7 @@ def _measure_batch_norm(model: nn.Module, processor: EfficientNetNVImageProcesso
 
 def _open(path: Path) -> Image.Image:
     try:
-        with Image.open(path) as picture:
-            return picture.convert("RGB")
+        with Image.open(path) as image:
+            return image.convert("RGB")
     except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise UserError(f"{path} is no picture that can be read: {error}") from error
+        raise UserError(f"{path} is not an image that can be read: {error}") from error

@@ -18,6 +18,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 
+from ..tables import markdown_table
+
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
@@ -37,13 +39,14 @@ class CardFacts:
     Args:
         name: the title, e.g. `"EfficientNet B0, fine-tuned on Imagenette"`.
         variant: `"b0"`, `"widese-b4"`, …; becomes a tag.
-        num_labels, image_size: classes, and side of the evaluated picture in pixels.
+        num_labels: classes.
+        image_size: of the evaluated image, its side or (height, width), pixels.
         preprocessing: the evaluation preprocessing in words, see [`describe_preprocessing`].
         model_id: what `from_pretrained` is given in the examples; a placeholder without it.
         base_model: where the weights come from: a Hub id (then also metadata), or any words.
         license: a Hub licence id; `None` leaves it unstated.
         dataset: the data's name, as it should be read; `dataset_id`: its Hub id, for the metadata.
-        n_eval: number of pictures behind `metrics`.
+        n_eval: number of images behind `metrics`.
         metrics: measured values, `top1` and `top5` in percent, `loss`; other keys are printed by their own name.
         recipe: every setting of the run.
         command: the command that made this folder.
@@ -60,7 +63,7 @@ class CardFacts:
     name: str
     variant: str
     num_labels: int
-    image_size: int
+    image_size: int | tuple[int, int]
     preprocessing: str
     model_id: str | None = None
     base_model: str | None = None
@@ -96,6 +99,7 @@ def render_card(facts: CardFacts) -> str:
         model=facts.model_id or "path/to/this/folder",
         metrics=[(_METRICS.get(key, (key, key))[0], _number(value)) for key, value in facts.metrics.items()],
         metrics_table=_table,
+        pixels="{} x {}".format(*((facts.image_size,) * 2 if isinstance(facts.image_size, int) else facts.image_size)),
         recipe=yaml.safe_dump(_plain(facts.recipe), sort_keys=False, allow_unicode=True).strip(),
     )
     return str(card).rstrip() + "\n"
@@ -139,7 +143,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         EvalResult(
             task_type="image-classification",
             dataset_type=facts.dataset_id or "imagefolder",
-            dataset_name=facts.dataset,
+            dataset_name=str(facts.dataset),
             dataset_split="validation",
             metric_type=_METRICS.get(key, (key, key))[1],
             metric_name=_METRICS.get(key, (key, key))[0],
@@ -166,8 +170,7 @@ def _number(value: Any) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_number(cell).replace("|", r"\|") for cell in line) + " |" for line in lines)
+    return markdown_table(header, [[_number(cell) for cell in row] for row in rows])
 
 
 def _plain(value: Any) -> Any:

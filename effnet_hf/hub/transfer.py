@@ -20,7 +20,7 @@ from ..errors import UserError
 # Not for the Hub: hidden files, and what only a resumed training needs (optimizer, random states).
 _LOCAL_ONLY = [".*", "*/.*", "checkpoints/*"]
 # HfHubHTTPError derives from the HTTP library's own root error: requests' before huggingface_hub 1.0, httpx' since.
-_FAILURES = (OSError, HFValidationError, HfHubHTTPError.__mro__[1])
+_FAILURES: tuple[type[Exception], ...] = (OSError, HFValidationError, HfHubHTTPError.__mro__[1])
 
 
 def download(

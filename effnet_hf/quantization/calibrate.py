@@ -12,15 +12,15 @@ from ..quantization_efficientnet_nv import quantizers
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibration did: `pictures` of all processes, `seconds`, and the quantizers that saw only zeros."""
+    """What a calibration did: `images` of all processes, `seconds`, and the quantizers that saw only zeros."""
 
-    pictures: int
+    images: int
     seconds: float
     silent: tuple[str, ...] = ()
 
     @property
-    def pictures_per_second(self) -> float:
-        return self.pictures / self.seconds
+    def images_per_second(self) -> float:
+        return self.images / self.seconds
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def calibrate(model, batches: Iterable[torch.Tensor]) -> Calibration:
     brings its own batches, as many as the others; the statistics are added, so all get the same ranges.
 
     Args:
-        batches: normalised pictures, (N, 3, S, S), on the model's device.
+        batches: normalised images, (N, 3, S, S), on the model's device.
 
     Raises:
         UserError: no batch, or a range that is not finite (the network has diverged).
@@ -49,15 +49,15 @@ def calibrate(model, batches: Iterable[torch.Tensor]) -> Calibration:
         quantizer.enable_calib()
     for quantizer in found.values():
         quantizer.disable_quant()
-    was_training, pictures, started = model.training, 0, time.perf_counter()
+    was_training, images, started = model.training, 0, time.perf_counter()
     model.eval()
     try:
         for batch in batches:
             model(pixel_values=batch)
-            pictures += len(batch)
-        if not pictures:
-            raise UserError("there is no picture to calibrate on; give --calibration_batches at least 1.")
-        pictures = _sum_over_processes(pictures, batch.device)
+            images += len(batch)
+        if not images:
+            raise UserError("there is no image to calibrate on; give --calibration_batches at least 1.")
+        images = _sum_over_processes(images, batch.device)
         merge_over_processes(statistics)
         for quantizer, entry in zip(activations.values(), statistics):
             _set(quantizer, entry.amax(method, settings["calibration_percentile"]))
@@ -71,9 +71,9 @@ def calibrate(model, batches: Iterable[torch.Tensor]) -> Calibration:
     bad = [name for name, quantizer in found.items() if not quantizer._amax.isfinite().all()]
     if bad:
         raise UserError(f"{len(bad)} quantizers saw NaN or infinity, e.g. {bad[0]}: the model has diverged.")
-    settings["calibration_pictures"] = pictures
+    settings["calibration_pictures"] = images
     silent = tuple(name for name, quantizer in activations.items() if quantizer._amax == 0)
-    return Calibration(pictures, time.perf_counter() - started, silent)
+    return Calibration(images, time.perf_counter() - started, silent)
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
-"""What `qat.py` puts in front of the training loop: measure in float, insert quantizers, calibrate, measure again.
+"""What `qat` puts in front of the training loop: measure in float, insert quantizers, calibrate, measure again.
 
-quantization = Quantization(recipe)
-train(recipe, prepare_model=quantization.prepare, describe=quantization.describe)
+train(recipe, quantization=Quantization(recipe))
 """
 
 from itertools import islice
@@ -10,10 +9,12 @@ import torch
 
 from ..errors import UserError
 from ..recipes import Recipe
+from ..run_folder import RunFolder
+from ..tables import text_table
 from ..training import validate
 from .calibrate import calibrate
 from .insert import check_settings, quantize, set_quantizers
-from .report import FIGURES_FILE, figures_of, load_figures, model_bytes, rows, save_figures, text_table
+from .report import figures_of, load_figures, model_bytes, rows, save_figures
 from .sensitivity import sensitivity, short_name, take, write_report
 
 
@@ -30,7 +31,7 @@ class Quantization:
                 f"the recipe {recipe.name} quantizes nothing; add --placement nvidia, or start from quant-b0."
             )
         if recipe.model is None:
-            raise UserError("qat.py starts from a trained model; give --model FOLDER.")
+            raise UserError("quantization starts from a trained model; give --model FOLDER.")
         if recipe.sync_batch_norm and (recipe.placement == "cpu" or recipe.qat_batch_norm != "train"):
             raise UserError("--sync_batch_norm goes with --placement nvidia and --qat_batch_norm train only.")
         self.recipe = recipe
@@ -47,7 +48,7 @@ class Quantization:
         already = model.config.quantization is not None
         if already:
             set_quantizers(model, False)
-        results = validate(model, loaders.val, accelerator, recipe.topk)
+        results = validate(model, loaders.val, accelerator, recipe.top_k)
         self.figures["float"] = figures_of(results, model_bytes(model, quantized=False))
         report.line(f"float    top1 {results['top1']:.2f} %, loss {results['loss']:.4f}")
         if already:
@@ -56,12 +57,12 @@ class Quantization:
             quantize(model, **self.settings())
         if not recipe.skip_calibration:
             self.calibrate(model, loaders.train, accelerator, report)
-        results = validate(model, loaders.val, accelerator, recipe.topk)
+        results = validate(model, loaders.val, accelerator, recipe.top_k)
         self.figures["ptq"] = figures_of(results, model_bytes(model))
         title = "as is  " if recipe.skip_calibration else "PTQ    "
         report.line(f"{title}  top1 {results['top1']:.2f} %, loss {results['loss']:.4f}")
         if accelerator.is_main_process:
-            save_figures(recipe.output_dir, self.figures)
+            save_figures(RunFolder(recipe.output_dir), self.figures)
         if recipe.sensitivity != "none":
             self.report_sensitivity(model, loaders.val, accelerator, report)
         return model
@@ -106,8 +107,8 @@ class Quantization:
         batches = (batch["pixel_values"] for batch in islice(loader.epoch(0), self.recipe.calibration_batches))
         done = calibrate(model, batches)
         report.line(
-            f"ranges   of {done.pictures:,} training pictures, {self.recipe.calibration_method},"
-            f" {done.pictures_per_second:.0f} pictures/s"
+            f"ranges   of {done.images:,} training images, {self.recipe.calibration_method},"
+            f" {done.images_per_second:.0f} images/s"
         )
         if done.silent:
             report.line(f"         {len(done.silent)} quantizers saw only zeros, e.g. {done.silent[0]}")
@@ -122,26 +123,27 @@ class Quantization:
         found = sensitivity(model, batches, measure, reduce)
         if not accelerator.is_main_process:
             return
-        paths = write_report(found, measure, self.recipe.output_dir)
+        paths = write_report(found, measure, RunFolder(self.recipe.output_dir))
         unit = "dB" if measure == "sqnr" else "% top-1"
-        report.line(f"cost     of one layer's quantizers alone, on {found[0]['n']:,} pictures, the worst first:")
+        report.line(f"cost     of one layer's quantizers alone, on {found[0]['n']:,} images, the worst first:")
         for row in found[:10]:
             report.line(f"         {row[measure]:7.2f} {unit}  {short_name(row['layer'])}")
         report.line(f"         all: {paths[0]}, {paths[1]}")
 
     def describe(self, summary: dict, report) -> list:
         """Prints the table of float, PTQ and QAT, keeps its figures beside the model, and returns it for the card."""
-        topk = self.recipe.topk
-        self.figures = self.figures or load_figures(self.recipe.output_dir)  # an earlier launch measured them
+        top_k, folder = self.recipe.top_k, RunFolder(self.recipe.output_dir)
+        self.figures = self.figures or load_figures(folder)  # an earlier launch measured them
         if summary["n"]:
             size = self.figures.get("ptq", {}).get("bytes", 0)
             self.figures["qat"] = figures_of(summary, size)
-            save_figures(self.recipe.output_dir, self.figures)
+            save_figures(folder, self.figures)
         if not self.figures:
             return []
-        header, lines = rows(self.figures, topk)
+        header, lines = rows(self.figures, top_k)
         report.line()
-        for line in text_table(header, lines):
-            report.line(line)
-        report.line(f"         MB: int8 weights with a float scale per channel, fp32 rest; figures: {FIGURES_FILE}")
+        report.line(text_table(header, lines))
+        report.line(
+            f"         MB: int8 weights with a float scale per channel, fp32 rest; figures: {folder.quantization.name}"
+        )
         return [("Quantization", header, lines)]

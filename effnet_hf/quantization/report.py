@@ -2,13 +2,12 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 
 from ..files import atomic_write
 from ..quantization_efficientnet_nv import quantizers
+from ..run_folder import RunFolder
 
 
-FIGURES_FILE = "quantization.json"
 STAGES = {"float": "float", "ptq": "PTQ, calibrated only", "qat": "QAT, fine-tuned"}
 
 
@@ -34,41 +33,32 @@ def figures_of(results: Mapping, size: int) -> dict:
     }
 
 
-def save_figures(folder: str | Path, figures: Mapping) -> None:
-    with atomic_write(Path(folder, FIGURES_FILE)) as file:
+def save_figures(folder: RunFolder, figures: Mapping) -> None:
+    with atomic_write(folder.quantization) as file:
         json.dump(figures, file, indent=1)
 
 
-def load_figures(folder: str | Path) -> dict:
+def load_figures(folder: RunFolder) -> dict:
     """Those of an earlier launch of the same run; empty if there are none."""
     try:
-        return json.loads(Path(folder, FIGURES_FILE).read_text(encoding="utf-8"))
+        return json.loads(folder.quantization.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
 
-def rows(figures: Mapping, topk: int) -> tuple[list[str], list[list[str]]]:
+def rows(figures: Mapping, top_k: int) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one per stage that was measured."""
     known = [(title, figures[stage]) for stage, title in STAGES.items() if stage in figures]
     n = next((entry["n"] for _, entry in known), 0)
-    header = ["", f"top-1, % (n = {n:,})", f"top-{topk}, %", "loss", "MB"]
+    header = ["", f"top-1, % (n = {n:,})", f"top-{top_k}, %", "loss", "MB"]
     lines = [
         [
             title,
             f"{entry['top1']:.2f}",
-            f"{entry[f'top{topk}']:.2f}",
+            f"{entry[f'top{top_k}']:.2f}",
             f"{entry['loss']:.4f}",
             f"{entry['bytes'] / 1e6:.2f}",
         ]
         for title, entry in known
     ]
     return header, lines
-
-
-def text_table(header: list[str], lines: list[list[str]]) -> list[str]:
-    """The same as lines of text with aligned columns."""
-    widths = [max(len(line[i]) for line in (header, *lines)) for i in range(len(header))]
-    return [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))])
-        for line in (header, *lines)
-    ]

@@ -9,6 +9,7 @@ import torch
 
 from ..files import atomic_write
 from ..quantization_efficientnet_nv import quantizers
+from ..run_folder import RunFolder
 from .insert import set_quantizers
 
 
@@ -49,7 +50,7 @@ def sensitivity(model, batches, measure: str, reduce=lambda sums: sums) -> list[
 
 
 def _measure(found: list, reference: list, batches, reduce) -> dict:
-    sums = torch.zeros(4, dtype=torch.float64)  # signal, noise, right, pictures
+    sums = torch.zeros(4, dtype=torch.float64)  # signal, noise, right, images
     for logits, wanted, batch in zip(found, reference, batches):
         right = (logits.argmax(-1) == batch["labels"]).sum()
         sums += torch.stack([wanted.double().square().sum(), (logits - wanted).double().square().sum(),
@@ -64,14 +65,14 @@ def take(loader, count: int):
     return lambda: itertools.islice(loader.epoch(0), count or None)
 
 
-def write_report(rows: list[dict], measure: str, folder: str | Path) -> list[Path]:
-    """Writes `sensitivity.json` and `sensitivity.png` (the thirty most sensitive layers) and returns both paths."""
+def write_report(rows: list[dict], measure: str, folder: RunFolder) -> list[Path]:
+    """Writes the rows and a plot of them (the thirty most sensitive layers) and returns both paths."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    document, picture = Path(folder, "sensitivity.json"), Path(folder, "sensitivity.png")
+    document, plot = folder.sensitivity, folder.sensitivity_plot
     with atomic_write(document) as file:
         json.dump([{k: v if v != math.inf else None for k, v in row.items()} for row in rows], file, indent=1)
     shown = [row for row in rows if row[measure] != math.inf][:31][::-1]
@@ -80,14 +81,14 @@ def write_report(rows: list[dict], measure: str, folder: str | Path) -> list[Pat
     axis.barh([short_name(row["layer"]) for row in shown], [row[measure] for row in shown], color=colours)
     axis.tick_params(axis="y", labelsize=7)
     unit = "signal to noise of the logits, dB (less is worse)" if measure == "sqnr" else "top-1, %"
-    axis.set_xlabel(f"{unit}; only this layer quantized; {rows[0]['n']:,} pictures")
+    axis.set_xlabel(f"{unit}; only this layer quantized; {rows[0]['n']:,} images")
     if measure == "accuracy" and shown:
         values = [row[measure] for row in shown]
         axis.set_xlim(max(0.0, min(values) - 1), max(values) + 0.2)
-    with atomic_write(picture, "wb") as file:
+    with atomic_write(plot, "wb") as file:
         figure.savefig(file, dpi=110, format="png")
     plt.close(figure)
-    return [document, picture]
+    return [document, plot]
 
 
 def short_name(layer: str) -> str:

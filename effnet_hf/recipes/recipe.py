@@ -1,9 +1,9 @@
 """The typed recipe: reads YAML, takes flags on top, refuses what cannot be meant."""
 
+import copy
 import dataclasses
 import json
 import math
-import sys
 import types
 import typing
 from argparse import SUPPRESS, Namespace
@@ -13,13 +13,16 @@ from pathlib import Path
 import yaml
 from transformers import HfArgumentParser
 
-from ..cli import HelpFormatter, OneLineErrors
+from ..cli import HelpFormatter, OneLineErrors, program_name, say_new_spelling
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError, did_you_mean
 from . import options
 
 
 FOLDER = Path(__file__).parent
+# What a checkpoint says of itself. With --model a recipe's file does not replace it, a flag does.
+OF_A_CHECKPOINT = ("image_size", "resize_margin", "interpolation", "batch_norm_eps")
+OLD_SPELLINGS = {"--topk": "--top_k"}
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,11 @@ class Recipe(
         for field in dataclasses.fields(self):
             value = _coerce(field.name, getattr(self, field.name), _HINTS[field.name])
             object.__setattr__(self, field.name, value)
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            for entry in value if isinstance(value, list) else [value]:
-                if entry is not None and not low <= entry <= high:
-                    bound = f"at least {low}" if high == _INFINITY else f"between {low} and {high}"
-                    raise UserError(f"--{name} must be {bound}, got {entry}.")
+            low, high = field.metadata.get("low"), field.metadata.get("high", math.inf)
+            for entry in value if isinstance(value, list) and low is not None else [value]:
+                if low is not None and entry is not None and not low <= entry <= high:
+                    bound = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+                    raise UserError(f"--{field.name} must be {bound}, got {entry}.")
         if len(self.adam_betas) != 2:
             raise UserError(f"--adam_betas takes two numbers, e.g. 0.9 0.999; got {self.adam_betas}.")
         if self.epochs < self.warmup_epochs:
@@ -82,9 +84,9 @@ class Recipe(
         return dataclasses.replace(self, **changes)
 
     def to_yaml(self) -> str:
-        """The whole recipe as a document that `load_recipe` reads back; without secrets, and without how one launch
-        began: read again, it must not overwrite the run it describes."""
-        left_out = ("hub_token", "overwrite", "resume")
+        """The whole recipe as a document that `load_recipe` reads back, without how one launch began: read again, it
+        must not overwrite the run it describes."""
+        left_out = ("overwrite", "resume")
         lines = [f"name: {self.name}"]
         for group in options.GROUPS:
             names = [field.name for field in dataclasses.fields(group) if field.name not in left_out]
@@ -93,51 +95,6 @@ class Recipe(
         return "\n".join(lines) + "\n"
 
 
-_INFINITY = float("inf")
-_RANGES = {
-    "num_labels": (1, _INFINITY),
-    "val_fraction": (0, 0.9),
-    "num_workers": (0, 512),
-    "prefetch_factor": (1, 64),
-    "resize_margin": (0, _INFINITY),
-    "crop_scale": (1e-4, 1),
-    "horizontal_flip": (0, 1),
-    "mixup": (0, _INFINITY),
-    "cutmix": (0, _INFINITY),
-    "max_bad_files": (0, 1),
-    "epochs": (0, _INFINITY),
-    "global_batch_size": (1, _INFINITY),
-    "per_device_batch_size": (1, _INFINITY),
-    "learning_rate": (0, _INFINITY),
-    "lr_batch_size": (1, _INFINITY),
-    "warmup_epochs": (0, _INFINITY),
-    "end_lr": (0, _INFINITY),
-    "lr_step_epochs": (0, _INFINITY),
-    "lr_step_gamma": (0, _INFINITY),
-    "momentum": (0, 1),
-    "weight_decay": (0, _INFINITY),
-    "rmsprop_alpha": (0, 1),
-    "rmsprop_eps": (0, _INFINITY),
-    "adam_betas": (0, 1 - 1e-6),
-    "label_smoothing": (0, 1),
-    "gradient_clip": (0, _INFINITY),
-    "distillation_weight": (0, 1),
-    "distillation_temperature": (0.01, _INFINITY),
-    "ema_decay": (0, 1),
-    "early_stopping_patience": (0, _INFINITY),
-    "loss_scale": (1, _INFINITY),
-    "seed": (0, 2**32 - 1),
-    "run_epochs": (0, _INFINITY),
-    "topk": (1, _INFINITY),
-    "log_every": (1, _INFINITY),
-    "checkpoint_every_epochs": (0, _INFINITY),
-    "checkpoint_every_steps": (0, _INFINITY),
-    "checkpoint_every_minutes": (0, _INFINITY),
-    "keep_checkpoints": (1, _INFINITY),
-    "calibration_percentile": (1, 100),
-    "calibration_batches": (1, _INFINITY),
-    "sensitivity_batches": (0, _INFINITY),
-}
 _HINTS = typing.get_type_hints(Recipe)
 _NAMES = [field.name for field in dataclasses.fields(Recipe)]
 
@@ -148,12 +105,15 @@ def available_recipes() -> list[str]:
 
 
 def load_recipe(name_or_path: str, **overrides) -> Recipe:
-    """Reads a built-in recipe (`"b4"`) or a YAML file, with `overrides` on top; see `_with_preset` for `hardware`.
+    """Reads a built-in recipe (`"b4"`) or a YAML file, with `overrides` on top.
+
+    With `hardware` its preset lies between the two. With `model`, what that checkpoint says of itself
+    (`OF_A_CHECKPOINT`) is no longer the file's matter, only that of `overrides`.
 
     Raises:
         UserError: no such recipe, not YAML, an unknown key (the nearest valid one is named), a wrong value.
     """
-    return Recipe(**_with_preset(_read_values(name_or_path), overrides))
+    return Recipe(**_merged(_read_values(name_or_path), overrides))
 
 
 def parse_recipe(
@@ -167,20 +127,23 @@ def parse_recipe(
 
     Args:
         argv: the arguments, `sys.argv[1:]` by default.
-        extra_flags: called with the parser to add a script's own flags.
+        extra_flags: called with the parser to add a command's own flags.
         groups: the options that become flags; `config`: the recipe without `--config`.
 
     Returns:
-        The recipe and a namespace with `config`, `print_config` and the script's own flags.
+        The recipe and a namespace with `config`, `print_config` and the command's own flags.
     """
     parser: typing.Any = _RecipeParser(
         (),
+        prog=program_name(),
         usage="%(prog)s [--config RECIPE] --data_dir DIR [any option below]",
         description=description,
         formatter_class=HelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
     own = parser.add_argument_group("recipe")
+    own.add_argument("-h", "--help", action="store_true", help="print this, with the values of --config, and stop")
     own.add_argument(
         "--config",
         default=config,
@@ -192,47 +155,38 @@ def parse_recipe(
         extra_flags(own)
     for group in groups:
         parser._add_dataclass_arguments(group)
-    config = parser.peek(argv, "config")
-    values = _read_values(config)
-    parser.set_defaults(
-        **{name: value for name, value in dataclasses.asdict(Recipe(**values)).items() if name != "name"}
-    )
-    given, arguments = parser.parse(argv)
+    options_ = [action for action in parser._actions if action.dest in _NAMES]
+    for action in options_:
+        action.default = SUPPRESS  # what the namespace has of a recipe was typed
+    arguments = parser.parse_args(argv)
+    values = _read_values(arguments.config)
+    if arguments.help:
+        recipe = Recipe(**values)
+        for action in options_:
+            action.default = getattr(recipe, action.dest)
+        parser.print_help()
+        parser.exit()
+    given = {name: vars(arguments).pop(name) for name in _NAMES if name in arguments}
     if "learning_rate" in given and "lr_scaling" not in given:
         given["lr_scaling"] = "none"  # a rate typed by hand is meant as typed
-    if "epochs" in given and "warmup_epochs" not in given:
-        recipe = Recipe(**values)  # a shorter run keeps the recipe's share of warm-up
-        given["warmup_epochs"] = recipe.warmup_epochs * given["epochs"] / max(recipe.epochs, 1)
-    return Recipe(**_with_preset(values, given)), arguments
+    if "epochs" in given and "warmup_epochs" not in given:  # a shorter run keeps the recipe's share of warm-up
+        warmup, epochs = (
+            _coerce(name, values.get(name, getattr(Recipe, name)), _HINTS[name]) for name in ("warmup_epochs", "epochs")
+        )
+        given["warmup_epochs"] = warmup * given["epochs"] / max(epochs, 1)
+    return Recipe(**_merged(values, given)), arguments
 
 
 class _RecipeParser(OneLineErrors, HfArgumentParser):
+    old_spellings = OLD_SPELLINGS
     if typing.TYPE_CHECKING:
         __init__ = HfArgumentParser.__init__
 
-    def peek(self, argv, name: str) -> str:
-        """One flag's value before the others are known, so that `--help` can show the recipe's defaults."""
-        argv = sys.argv[1:] if argv is None else argv
-        value = self.get_default(name)
-        for i, word in enumerate(argv):
-            if word == f"--{name}" and i + 1 < len(argv):
-                value = argv[i + 1]
-            elif word.startswith(f"--{name}="):
-                value = word.split("=", 1)[1]
-        return value
-
-    def parse(self, argv):
-        """Recipe fields that were typed, and the namespace of everything else."""
-        namespace = self.parse_args(argv)
-        defaults = {action: action.default for action in self._actions}
-        for action in self._actions:
-            action.default = SUPPRESS
-        saved, self._defaults = self._defaults, {}
-        typed = vars(self.parse_args(argv))
-        self._defaults = saved
-        for action, default in defaults.items():
-            action.default = default
-        return {name: value for name, value in typed.items() if name in _NAMES}, namespace
+    @staticmethod
+    def _parse_dataclass_field(parser, field):
+        field = copy.copy(field)
+        field.metadata = {"help": field.metadata["help"]}  # the bounds are the recipe's to check, not argparse's
+        HfArgumentParser._parse_dataclass_field(parser, field)
 
 
 def _read_values(name_or_path: str) -> dict:
@@ -252,16 +206,25 @@ def _read_values(name_or_path: str) -> dict:
         raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `option: value` lines, one per option.")
-    for key in values:
-        if key not in _NAMES:
+    for key in list(values):
+        if f"--{key}" in OLD_SPELLINGS:
+            new = OLD_SPELLINGS[f"--{key}"].removeprefix("--")
+            values[new] = values.pop(key)
+            say_new_spelling(f"{path}: {key}", new)
+        elif key not in _NAMES:
             raise UserError(f"{path}: unknown option {key!r}.{did_you_mean(key, _NAMES)}")
     values.setdefault("name", path.stem)
     return values
 
 
-def _with_preset(values: dict, given: dict) -> dict:
-    """A file's `values` and what was `given` over them, with the preset of `hardware`: over the file when it is given,
-    under it when the file names it itself, as one does that `to_yaml` wrote."""
+def _merged(values: dict, given: dict) -> dict:
+    """A file's `values` and what was `given` over them.
+
+    The preset of `hardware` goes over the file when it is given, and under it when the file names it itself, as one
+    does that `to_yaml` wrote.
+    """
+    if given.get("model") not in (None, values.get("model")):
+        values = {name: value for name, value in values.items() if name not in OF_A_CHECKPOINT}
     merged = {**values, **given}
     preset = _hardware_preset(merged) if merged.get("hardware") else {}
     return {**values, **preset, **given} if given.get("hardware") else {**preset, **merged}

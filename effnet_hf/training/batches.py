@@ -2,40 +2,52 @@
 
 import math
 
+from accelerate import Accelerator
+
 from ..data import BatchPlan
 from ..errors import UserError
 from ..recipes import Recipe
-from .memory import MIB, training_need
+from .memory import MIB, Need, training_need, usable_memory
+from .model import Start
 
 
-LEAST = 8  # pictures at once that batch norm's statistics may be of, when the division is ours to choose
+LEAST = 8  # images at once that batch norm's statistics may be of, when the division is ours to choose
 # NVIDIA's largest batch per device: batch norm's statistics are per device, and beyond it nobody published an accuracy.
 MOST = 256
 MOST_ON_CPU = 32
 _INDEXABLE = 2**31  # elements of a tensor that every CUDA kernel can count
 
 
+def plan_for(recipe: Recipe, start: Start, accelerator: Accelerator) -> BatchPlan:
+    """How this launch divides a step's images; the Accelerator is told, too. A collective call.
+
+    Raises:
+        UserError: see [`plan_batches`].
+    """
+    memory, need = usable_memory(accelerator), None
+    if memory is not None and recipe.per_device_batch_size is None:
+        teacher = start.teacher.config if start.teacher is not None else None
+        need = training_need(recipe, start.config, start.image_size, recipe.precision or "fp32", teacher)
+    plan = plan_batches(recipe, accelerator.num_processes, accelerator.process_index, memory, need)
+    accelerator.gradient_accumulation_steps = plan.accumulation_steps
+    return plan
+
+
 def plan_batches(
-    recipe: Recipe,
-    world_size: int,
-    image_size: int,
-    precision: str = "fp32",
-    memory: int | None = None,
-    rank: int = 0,
+    recipe: Recipe, world_size: int, rank: int = 0, memory: int | None = None, need: Need | None = None
 ) -> BatchPlan:
-    """How a step's pictures are divided.
+    """How a step's images are divided.
 
     Without `per_device_batch_size` the largest even division is taken that fits into the device's memory, of at most
-    256 pictures; without a known memory (a CPU), of at most 32.
+    256 images; without a known memory (a CPU), of at most 32.
 
     Args:
-        image_size: side of the square picture, pixels.
-        precision: fp32, tf32, fp16 or bf16.
         memory: bytes that training may take on each device, see [`usable_memory`]; the same on every process.
+        need: what training takes of it, see [`training_need`].
 
     Raises:
         UserError: the numbers do not divide, or into tiny batches only (the sentence names the nearest global batch
-            that does better), or the memory does not hold a single picture.
+            that does better), or the memory does not hold a single image.
     """
     total = recipe.global_batch_size
     if total % world_size:
@@ -47,8 +59,8 @@ def plan_batches(
     per_device, reason = recipe.per_device_batch_size, ""
     if per_device is None:
         most = MOST_ON_CPU
-        if memory is not None:
-            most, reason = _fitting(recipe, image_size, precision, memory, min(share, MOST))
+        if memory is not None and need is not None:
+            most, reason = _fitting(need, memory, min(share, MOST))
         per_device = max(size for size in range(1, min(share, most) + 1) if share % size == 0)
         least = min(LEAST, 2 ** (most.bit_length() - 1))  # a power of two is enough where the memory holds fewer
         if per_device < min(share, LEAST):
@@ -57,7 +69,7 @@ def plan_batches(
             better = _nearest_multiple(total, least * world_size)
             raise UserError(
                 f"--global_batch_size {total} divides into batches of {per_device} per device only, and batch norm"
-                f" wants more pictures at once; {better} divides better."
+                f" wants more images at once; {better} divides better."
             )
     if share % per_device:
         raise UserError(
@@ -68,11 +80,10 @@ def plan_batches(
     return BatchPlan(per_device, world_size, share // per_device, rank, reason)
 
 
-def _fitting(recipe: Recipe, image_size: int, precision: str, memory: int, wanted: int) -> tuple[int, str]:
-    """The pictures that fit, at most `wanted`, and what limits them if they are fewer."""
-    need = training_need(recipe, image_size, precision)
-    fitting = int((memory - need.fixed) / need.per_picture)
-    what = f"{need.name} at {image_size} px: {need.per_picture / MIB:,.0f} MiB a picture in {precision}"
+def _fitting(need: Need, memory: int, wanted: int) -> tuple[int, str]:
+    """The images that fit, at most `wanted`, and what limits them if they are fewer."""
+    fitting = int((memory - need.fixed) / need.per_image)
+    what = f"{need.what}: {need.per_image / MIB:,.0f} MiB an image in {need.precision}"
     limit = f"{memory / MIB / 1024:.0f} GiB to use"
     if fitting < 1:
         raise UserError(
@@ -83,7 +94,7 @@ def _fitting(recipe: Recipe, image_size: int, precision: str, memory: int, wante
     if min(fitting, countable) >= wanted:
         return wanted, ""
     if countable < fitting:
-        return countable, f"a larger batch of {need.name} at {image_size} px has maps of over 2^31 elements"
+        return countable, f"a larger batch of {need.what} has maps of over 2^31 elements"
     return fitting, f"{what}, {limit}"
 
 

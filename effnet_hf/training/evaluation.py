@@ -1,12 +1,12 @@
-"""A checkpoint on a folder of labelled pictures, through the loaders and arithmetic of training."""
+"""A checkpoint on a folder of labelled images, through the loaders and arithmetic of training."""
 
 from typing import Literal
 
-from ..data import build_loaders
+from ..checkpoint import open_checkpoint
+from ..data import BatchPlan, build_loaders
 from ..recipes import Recipe
 from .loop import validate
-from .model import FILTERS, check_checkpoint, load_model, load_processor
-from .precision import make_accelerator, settle_precision, wants_channels_last
+from .precision import start_accelerator, wants_channels_last
 
 
 def validate_checkpoint(
@@ -16,7 +16,7 @@ def validate_checkpoint(
     per_device_batch_size: int = 64,
     num_workers: int | None = None,
     loader: Literal["imagefolder", "dali-cpu", "dali-gpu"] = "imagefolder",
-    topk: int = 5,
+    top_k: int = 5,
     dataset_name: str | None = None,
     dataset_config: str | None = None,
     val_fraction: float = 0.0,
@@ -31,9 +31,7 @@ def validate_checkpoint(
     Raises:
         UserError: no such checkpoint or folder, or the classes cannot be matched.
     """
-    config = check_checkpoint(model)
-    processor = load_processor(model)
-    crop = processor.crop_size["height"]
+    checkpoint = open_checkpoint(model)
     recipe = Recipe(
         model=model,
         data_dir=data_dir,
@@ -44,29 +42,21 @@ def validate_checkpoint(
         per_device_batch_size=per_device_batch_size,
         num_workers=num_workers,
         loader=loader,
-        topk=topk,
-        interpolation={value: name for name, value in FILTERS.items()}.get(processor.resample, "bicubic"),
+        top_k=top_k,
     )
-    recipe, _ = settle_precision(recipe, default="fp32")
-    accelerator = make_accelerator(recipe)
+    recipe, accelerator, _ = start_accelerator(recipe, default="fp32")
     loaders = build_loaders(
         recipe,
-        image_size=crop,
-        device=accelerator.device,
-        rank=accelerator.process_index,
-        world_size=accelerator.num_processes,
-        per_device_batch_size=per_device_batch_size,
-        steps_per_update=1,
+        checkpoint.processor,
+        BatchPlan(per_device_batch_size, accelerator.num_processes, rank=accelerator.process_index),
+        accelerator.device,
         train=False,
-        mean=processor.image_mean,
-        std=processor.image_std,
-        resize_margin=processor.size["shortest_edge"] - crop,
+        class_names=checkpoint.class_names,
         channels_last=wants_channels_last(recipe, accelerator),
-        class_names=[config.id2label[i] for i in range(config.num_labels)],
     )
     try:
-        network = load_model(model).to(accelerator.device)
-        figures = validate(network, loaders.val, accelerator, topk)
+        network = checkpoint.load().to(accelerator.device)
+        figures = validate(network, loaders.val, accelerator, top_k)
     finally:
         loaders.close()
     return figures if accelerator.is_main_process else None

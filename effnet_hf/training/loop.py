@@ -1,48 +1,40 @@
 """The training story: epochs, steps, validation. Read it top to bottom.
 
-recipe -> accelerator -> loaders -> model -> for every epoch: steps, validation, checkpoint -> best model + card
+recipe -> accelerator -> build_run -> restore_run -> for every epoch: steps, validation, checkpoint -> best model + card
 """
 
 import math
 import time
-from collections.abc import Callable
 
 import torch
 
-from ..errors import UserError
+from ..errors import OneProcessError, UserError, sentence_of
 from ..recipes import Recipe
-from .checkpoint import precision_of_resumed
 from .metrics import LatencyMeter, LossMeter, Speed, percentiles, topk_correct
 from .optim import distillation_loss, learning_rate, set_learning_rate, training_loss
-from .precision import make_accelerator, settle_precision
+from .precision import start_accelerator
 from .publish import finish
-from .setup import Run, set_up
+from .run import Quantizing, Run
+from .setup import build_run, introduce, restore_run
 from .signals import EXIT_INTERRUPTED
 
 
-def train(
-    recipe: Recipe,
-    prepare_model: Callable | None = None,
-    check_model: Callable | None = None,
-    describe: Callable | None = None,
-) -> int:
+def train(recipe: Recipe, quantization: Quantizing | None = None) -> int:
     """Trains as the recipe says and leaves a `save_pretrained` folder in `recipe.output_dir`.
 
     Args:
-        prepare_model: called with (model, loaders, accelerator, report, resuming) before the optimizer exists; `qat.py`
-            inserts its quantizers there, and calibrates them unless a checkpoint's are about to be restored.
-        check_model: called with the fresh model before anything is written; raises what a user can mend.
-        describe: called with (summary, report) by the first process when the model is published; returns tables for the
-            model card.
+        quantization: makes it quantization-aware training, see `effnet_hf.quantization.Quantization`.
 
     Returns:
         0 when the run is complete, `EXIT_INTERRUPTED` after a signal: `--resume auto` goes on from there.
+
+    Raises:
+        UserError: what the caller can mend, in one sentence.
     """
-    recipe, chosen = settle_precision(recipe, resumed=precision_of_resumed(recipe))
-    accelerator = make_accelerator(recipe)
-    run = set_up(recipe, accelerator, prepare_model, check_model)
-    if chosen:
-        run.report.line(f"         {chosen}")
+    recipe, accelerator, chosen = start_accelerator(recipe)
+    run = build_run(recipe, accelerator, quantization)
+    restore_run(run)
+    introduce(run, chosen)
     try:
         with run.interruption, run.profiler:
             last_epoch = min(recipe.epochs, run.progress.epoch + (recipe.run_epochs or recipe.epochs))
@@ -50,10 +42,12 @@ def train(
                 if not train_epoch(run) or not end_epoch(run, last_epoch):
                     run.report.line(f"{run.interruption.received or 'stopped'}: saved; go on with --resume auto")
                     return EXIT_INTERRUPTED
-        return finish(run, describe)
-    except Exception as error:
-        error.of_one_process = True  # type: ignore[attr-defined]  # a bad file, a full memory: cli.run lets it speak
-        raise
+        return finish(run)
+    except Exception as error:  # a bad file, a full memory: the other processes need not have met it
+        sentence = sentence_of(error)
+        if sentence is None:
+            raise
+        raise OneProcessError(sentence) from error
     finally:
         run.loaders.close()
         run.report.close()
@@ -62,7 +56,7 @@ def train(
 def train_epoch(run: Run) -> bool:
     """Runs the optimizer steps left in this epoch; False if a signal ended it early, with everything saved."""
     recipe, accelerator, progress, report = run.recipe, run.accelerator, run.progress, run.report
-    loader = run.loaders.train
+    loader = run.train_loader
     losses = LossMeter(accelerator, progress.loss_sum, progress.loss_count, progress.logged)
     speed = Speed(recipe.global_batch_size, accelerator.device)
     first = progress.update
@@ -161,20 +155,20 @@ def end_epoch(run: Run, last_epoch: int) -> bool:
     recipe, progress = run.recipe, run.progress
     run.share_statistics()
     # Without DDP, whose forward pass is a collective: the processes may have different numbers of batches.
-    results = {"val": validate(run.bare_model, run.loaders.val, run.accelerator, recipe.topk)}
+    results = {"val": validate(run.bare_model, run.loaders.val, run.accelerator, recipe.top_k)}
     if run.ema is not None:
-        results["val_ema"] = validate(run.ema.model, run.loaders.val, run.accelerator, recipe.topk)
+        results["val_ema"] = validate(run.ema.model, run.loaders.val, run.accelerator, recipe.top_k)
 
     kind, figures = max(results.items(), key=lambda item: (item[1]["top1"], -item[1]["loss"]))
     progress.epochs_since_best += 1
     # Small validation sets often tie on top-1; the loss then says which model is surer of it.
     if (figures["top1"], -figures["loss"]) > (progress.best_top1, -progress.best_loss):
         progress.best_top1, progress.best_loss, progress.best_topk = (
-            figures[name] for name in ("top1", "loss", f"top{recipe.topk}")
+            figures[name] for name in ("top1", "loss", f"top{recipe.top_k}")
         )
         progress.best_epoch, progress.best_is_ema, progress.epochs_since_best = progress.epoch, kind == "val_ema", 0
         progress.num_validated = int(figures["n"])
-        run.checkpoints.save_best(run.ema.model if progress.best_is_ema else run.bare_model)
+        run.checkpoints.save_best(run.ema.model if run.ema is not None and progress.best_is_ema else run.bare_model)
     run.log_epoch(progress.loss_sum / max(progress.loss_count, 1), results)
 
     progress.start_epoch(progress.epoch + 1)
@@ -187,16 +181,16 @@ def end_epoch(run: Run, last_epoch: int) -> bool:
 
 
 @torch.inference_mode()
-def validate(model, loader, accelerator, topk: int = 5) -> dict[str, float]:
-    """Top-1, top-k (percent) and cross entropy over every picture exactly once, on any number of processes.
+def validate(model, loader, accelerator, top_k: int = 5) -> dict[str, float]:
+    """Top-1, top-k (percent) and cross entropy over every image exactly once, on any number of processes.
 
-    Also `total_ips` and `compute_ips` (pictures per second of all processes together, with and without waiting for
+    Also `total_ips` and `compute_ips` (images per second of all processes together, with and without waiting for
     data), `data_time` (seconds per batch) and `compute_latency_*` (milliseconds per batch on this process); the first
     batches count in no speed.
     """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)  # top-1, top-k, loss, pictures
+    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)  # top-1, top-k, loss, images
     meter, sizes, started = LatencyMeter(accelerator.device), [], []
     for batch in loader.epoch(0):
         started.append(time.perf_counter())
@@ -204,15 +198,15 @@ def validate(model, loader, accelerator, topk: int = 5) -> dict[str, float]:
             logits = model(pixel_values=batch["pixel_values"]).logits.float()
         labels = batch["labels"]
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        sums[:2] += topk_correct(logits, labels, (1, topk))
+        sums[:2] += topk_correct(logits, labels, (1, top_k))
         sums[2] += loss
         sums[3] += len(labels)
         sizes.append(len(labels))
     sums = accelerator.reduce(sums, reduction="sum").tolist()
     model.train(was_training)
     if not sums[3]:
-        raise UserError("there is no picture to validate on: give a val/ folder or --val_fraction.")
-    figures = {"top1": 100 * sums[0] / sums[3], f"top{topk}": 100 * sums[1] / sums[3], "loss": sums[2] / sums[3]}
+        raise UserError("there is no image to validate on: give a val/ folder or --val_fraction.")
+    figures = {"top1": 100 * sums[0] / sums[3], f"top{top_k}": 100 * sums[1] / sums[3], "loss": sums[2] / sums[3]}
     figures["n"] = int(sums[3])
     warmup = min(3, len(sizes) // 3)
     latencies = meter.milliseconds(warmup)

@@ -1,4 +1,4 @@
-"""What a training step takes of a device's memory: so much a picture, and so much for the weights.
+"""What a training step takes of a device's memory: so much a image, and so much for the weights.
 
 `recipes/memory.yaml` holds the first figure for every named architecture; `benchmarks/activation_memory.py` counts it
 with what is here, and any other architecture is counted when a run starts.
@@ -20,7 +20,6 @@ from torch.utils._pytree import tree_leaves
 from ..configuration import EfficientNetNVConfig
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..recipes import Recipe
-from .model import check_checkpoint
 from .optim import training_loss
 
 
@@ -29,7 +28,7 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}  # fp32 and tf32 keep t
 # Weights and gradients are two copies of 4 bytes a parameter; a third is for autocast's casts and DDP's first buckets.
 COPIES = 3
 OPTIMIZER_COPIES = {"rmsprop": 2, "sgd": 1, "adamw": 2}
-# The loader's stage mixes the next batch meanwhile: four float pictures and one of bytes (data/mixup.py).
+# The loader's stage mixes the next batch meanwhile: four float images and one of bytes (data/mixup.py).
 STAGED = 4.25
 # A forward pass without gradients holds at most three of its largest maps: an operation's input, output and residual.
 MAPS_WITHOUT_GRADIENT = 3
@@ -42,15 +41,16 @@ _SHAPING = """num_channels width_coefficient depth_coefficient depth_divisor ker
 
 @dataclasses.dataclass(frozen=True)
 class Need:
-    """What training takes: `fixed` bytes, and `per_picture` more for every picture at once.
+    """What training takes: `fixed` bytes, and `per_image` more for every image at once.
 
-    `largest_map` counts elements of one picture's largest tensor.
+    `largest_map` counts elements of one image's largest tensor; `what` is trained, for sentences.
     """
 
     fixed: float
-    per_picture: float
+    per_image: float
     largest_map: int
-    name: str
+    what: str
+    precision: str
 
 
 def usable_memory(accelerator: accelerate.Accelerator) -> int | None:
@@ -68,30 +68,36 @@ def usable_memory(accelerator: accelerate.Accelerator) -> int | None:
     return min(accelerate.utils.gather_object([int(min(0.85 * total, 0.95 * free))]))
 
 
-def training_need(recipe: Recipe, image_size: int, precision: str) -> Need:
-    """What the recipe's training takes at `image_size` pixels in `precision` (fp32, tf32, fp16 or bf16).
+def training_need(
+    recipe: Recipe,
+    config: EfficientNetNVConfig,
+    image_size: int,
+    precision: str,
+    teacher: EfficientNetNVConfig | None = None,
+) -> Need:
+    """What training takes of a device's memory.
 
-    Raises:
-        UserError: `model` or `teacher` is no checkpoint of ours.
+    Args:
+        recipe: its optimizer, average, checkpointing and quantization count.
+        config: of the network to train; `teacher`: of the one to distil from.
+        image_size: side of the square image, pixels.
+        precision: fp32, tf32, fp16 or bf16.
     """
-    config = check_checkpoint(recipe.model) if recipe.model else recipe.model_config()
     parameters, at_own_size, name = _row(config, precision, recipe.gradient_checkpointing)
-    per_picture = MIB * at_own_size * (image_size / config.image_size) ** 2  # maps are rounded up: up to 8 % more
+    per_image = MIB * at_own_size * (image_size / config.image_size) ** 2  # maps are rounded up: up to 8 % more
     if config.quantization is not None or recipe.placement != "none":
-        per_picture *= QUANTIZED
+        per_image *= QUANTIZED
     copies = COPIES + OPTIMIZER_COPIES[recipe.optimizer] + (recipe.ema_decay > 0)
     fixed = 4.0 * parameters * copies
-    teacher = recipe.teacher or recipe.model
-    if recipe.distillation_weight and teacher:
-        config_of_teacher = check_checkpoint(teacher)
-        map_bytes = largest_map(config_of_teacher, image_size) * (2 if precision in DTYPES else 4)
-        per_picture += MAPS_WITHOUT_GRADIENT * map_bytes
-        fixed += 4 * parameter_count(config_of_teacher) * 1.5  # autocast's casts are the half
-    return Need(fixed, per_picture, largest_map(config, image_size), name)
+    if teacher is not None:
+        map_bytes = largest_map(teacher, image_size) * (2 if precision in DTYPES else 4)
+        per_image += MAPS_WITHOUT_GRADIENT * map_bytes
+        fixed += 4 * parameter_count(teacher) * 1.5  # autocast's casts are the half
+    return Need(fixed, per_image, largest_map(config, image_size), f"{name} at {image_size} px", precision)
 
 
 def largest_map(config: EfficientNetNVConfig, image_size: int) -> int:
-    """Elements of the largest tensor that one picture makes on its way through the network."""
+    """Elements of the largest tensor that one image makes on its way through the network."""
     most = 0
 
     def look(module, inputs, output):
@@ -107,7 +113,7 @@ def largest_map(config: EfficientNetNVConfig, image_size: int) -> int:
 
 @cache
 def memory_table() -> dict[str, dict]:
-    """`recipes/memory.yaml`: by variant its `image_size`, `parameters` and MiB a picture, see [`column`]."""
+    """`recipes/memory.yaml`: by variant its `image_size`, `parameters` and MiB a image, see [`column`]."""
     return yaml.safe_load(importlib.resources.files("effnet_hf.recipes").joinpath("memory.yaml").read_text("utf-8"))
 
 
@@ -117,7 +123,7 @@ def column(precision: str, gradient_checkpointing: bool) -> str:
 
 
 def _row(config: EfficientNetNVConfig, precision: str, gradient_checkpointing: bool) -> tuple[int, float, str]:
-    """Parameters and MiB a picture at the configuration's own size, from the table or counted; and where from."""
+    """Parameters and MiB a image at the configuration's own size, from the table or counted; and where from."""
     variant = _variant(config)
     if variant is None:
         counted = count_step(config, precision, gradient_checkpointing)
@@ -152,7 +158,7 @@ def take_step(
     config: EfficientNetNVConfig,
     precision: str,
     gradient_checkpointing: bool,
-    pictures: int,
+    images: int,
     device: torch.device,
     begin: Callable[[], None],
 ) -> None:
@@ -164,26 +170,26 @@ def take_step(
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         begin()
-        shape = (pictures, config.num_channels, config.image_size, config.image_size)
+        shape = (images, config.num_channels, config.image_size, config.image_size)
         pixels = torch.zeros(shape).contiguous(memory_format=torch.channels_last)
-        labels = torch.zeros(pictures, dtype=torch.int64)
+        labels = torch.zeros(images, dtype=torch.int64)
     with torch.autocast(device.type, DTYPES.get(precision), enabled=precision in DTYPES):
         logits = model(pixel_values=pixels).logits
     training_loss(logits, labels, 0.1).backward()
 
 
 def count_step(config: EfficientNetNVConfig, precision: str, gradient_checkpointing: bool = False) -> float:
-    """MiB that each picture adds to the peak of a training step at the configuration's own size, in seconds.
+    """MiB that each image adds to the peak of a training step at the configuration's own size, in seconds.
 
     Counted on tensors without storage: pixels, what forward keeps, autocast's casts of the weights (a 64th of them),
     the gradients in flight, and what the loader holds of the next batch. The tensors pose as the CPU's, because torch
     runs no backward pass of a pretended GPU; the model's operations keep the same there.
     """
-    pictures = 64
+    images = 64
     with FakeTensorMode(), LiveBytes() as live:
-        take_step(config, precision, gradient_checkpointing, pictures, torch.device("cpu"), live.begin)
+        take_step(config, precision, gradient_checkpointing, images, torch.device("cpu"), live.begin)
     staged = STAGED * 4 * config.num_channels * config.image_size**2
-    return ((live.peak - live.began) / pictures + staged) / MIB
+    return ((live.peak - live.began) / images + staged) / MIB
 
 
 class LiveBytes(TorchDispatchMode):

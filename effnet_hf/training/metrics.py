@@ -102,7 +102,7 @@ class LossMeter:
 
 
 class Speed:
-    """Pictures per second and where the time goes, without stopping the device; the first steps are not counted.
+    """Images per second and where the time goes, without stopping the device; the first steps are not counted.
 
     The wait for data is the device's: from the end of one step's work to the arrival of the next batch. The host would
     be no witness on CUDA: it runs ahead of the device and waits for every batch of a loader that is fast enough.
@@ -110,8 +110,8 @@ class Speed:
 
     WARMUP = 2
 
-    def __init__(self, pictures_per_update: int, device: torch.device):
-        self.pictures = pictures_per_update
+    def __init__(self, images_per_update: int, device: torch.device):
+        self.images = images_per_update
         self.waits = LatencyMeter(device)
         self.updates, self.started = -self.WARMUP, time.perf_counter()
         self.epoch_waited, self.epoch_elapsed = 0.0, 0.0
@@ -139,8 +139,8 @@ class Speed:
         elapsed = time.perf_counter() - self.started
         computing = max(elapsed - waited, 1e-9)
         figures = {
-            "train.total_ips": self.pictures * self.updates / elapsed,
-            "train.compute_ips": self.pictures * self.updates / computing,
+            "train.total_ips": self.images * self.updates / elapsed,
+            "train.compute_ips": self.images * self.updates / computing,
             "train.data_time": waited / self.updates,
             "train.compute_time": computing / self.updates,
         }

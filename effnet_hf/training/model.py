@@ -1,151 +1,144 @@
-"""The model and the image processor that a recipe asks for, fresh or from a checkpoint."""
+"""The networks and the image processor that a recipe asks for, fresh or from checkpoints."""
 
-import importlib.util
-import os
+import copy
 import re
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from PIL import Image
-from safetensors import SafetensorError
-from transformers import AutoConfig
 
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..cli import invocation
 from ..configuration import EfficientNetNVConfig
-from ..errors import UserError, first_line
-from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..errors import UserError
+from ..image_processing_efficientnet_nv import RESIZE_MARGIN, EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
-from ..quiet import no_progress_bars, only_errors
 from ..recipes import Recipe
+from ..tuning import tune_for_cpu_training
+from .precision import refuse_unwritten_gradients
 
 
-FILTERS: dict[Literal["bilinear", "bicubic"], int] = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC}
+FILTERS: dict[Literal["bilinear", "bicubic"], int] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 
 
-def check_checkpoint(name_or_path: str) -> EfficientNetNVConfig:
-    """The configuration of one of our checkpoints, a folder or a Hub id.
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with.
+
+    Attributes:
+        checkpoint: the weights of `--model`; None for fresh ones.
+        teacher: the checkpoint to distil from.
+        config: the architecture, before the data's classes are known.
+        processor: how images are prepared.
+    """
+
+    checkpoint: Checkpoint | None
+    teacher: Checkpoint | None
+    config: EfficientNetNVConfig
+    processor: EfficientNetNVImageProcessor
+
+    @property
+    def image_size(self) -> int:
+        """The longer side of the prepared image, pixels."""
+        return max(self.processor.crop_size.values())
+
+
+def open_start(recipe: Recipe) -> Start:
+    """Opens the checkpoints that a recipe names, each once.
 
     Raises:
-        UserError: it is not there, cannot be read, or belongs to another architecture.
+        UserError: one cannot be used, or the recipe distils and names no teacher.
     """
-    looks_local = (
-        os.path.exists(name_or_path) or name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
-    )
-    if looks_local and not Path(name_or_path).is_dir():
-        reason = "is a file; name the folder that holds it" if Path(name_or_path).is_file() else "does not exist"
-        raise UserError(f"--model {name_or_path} {reason}.")
-    if looks_local and not Path(name_or_path, "config.json").is_file():
-        raise UserError(f"--model {name_or_path} holds no config.json, so it is not a saved model.")
-    try:
-        config = AutoConfig.from_pretrained(name_or_path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--model {name_or_path} cannot be opened: {first_line(error)}") from None
-    except (TypeError, AttributeError):
-        raise UserError(f"--model {name_or_path} cannot be opened: its config.json is no JSON object.") from None
-    if not isinstance(config, EfficientNetNVConfig):
-        raise UserError(
-            f"--model {name_or_path} is a {config.model_type!r} model, not one of ours;"
-            " if it is an EfficientNet, convert it first: python convert.py --help"
-        )
-    if config.quantization and importlib.util.find_spec("modelopt") is None:
-        raise UserError(
-            f"--model {name_or_path} is quantized and needs NVIDIA's Model Optimizer:"
-            " pip install nvidia-modelopt requests"
-        )
-    return config
+    checkpoint = open_checkpoint(recipe.model) if recipe.model else None
+    teacher = None
+    if recipe.distillation_weight:
+        teacher = checkpoint
+        if recipe.teacher is not None and recipe.teacher != recipe.model:
+            teacher = open_checkpoint(recipe.teacher, "--teacher")
+        if teacher is None:
+            raise UserError("--distillation_weight needs a --teacher, or a --model to start from.")
+    config = checkpoint.config if checkpoint is not None else recipe.model_config()
+    return Start(checkpoint, teacher, config, build_processor(recipe, config, checkpoint))
 
 
-def load_processor(name_or_path: str) -> EfficientNetNVImageProcessor:
-    """How a checkpoint's pictures are prepared.
+def build_processor(
+    recipe: Recipe, config: EfficientNetNVConfig, checkpoint: Checkpoint | None = None
+) -> EfficientNetNVImageProcessor:
+    """How images are prepared: as the checkpoint does, or by the published evaluation.
+
+    The recipe's `image_size`, `resize_margin` and `interpolation` change that where they say something.
 
     Raises:
-        UserError: it does not say, or not in a way that can be read.
+        UserError: the checkpoint does not say how, in a way that can be done.
     """
-    try:
-        return EfficientNetNVImageProcessor.from_pretrained(name_or_path)
-    except (OSError, ValueError, TypeError) as error:
-        missing = os.path.isdir(name_or_path) and not Path(name_or_path, "preprocessor_config.json").is_file()
-        reason = "holds no preprocessor_config.json" if missing else f"has an unusable one: {first_line(error)}"
-        raise UserError(f"--model {name_or_path} {reason}, so it does not say how to prepare pictures.") from None
+    if checkpoint is None or not checkpoint.has_processor:
+        margin = RESIZE_MARGIN if recipe.resize_margin is None else recipe.resize_margin
+        resample = FILTERS[recipe.interpolation or "bicubic"]
+        size = recipe.image_size or config.image_size
+        return EfficientNetNVImageProcessor.for_image_size(size, margin, resample=resample)
+    settings = checkpoint.processor.to_dict()
+    height, width = checkpoint.processor.crop_size["height"], checkpoint.processor.crop_size["width"]
+    margin = checkpoint.processor.size["shortest_edge"] - min(height, width)
+    if recipe.resize_margin is not None:
+        margin = recipe.resize_margin
+    if recipe.image_size is not None:
+        height = width = recipe.image_size
+    if recipe.interpolation is not None:
+        settings["resample"] = FILTERS[recipe.interpolation]
+    settings |= {"crop_size": {"height": height, "width": width}, "size": min(height, width) + margin}
+    return EfficientNetNVImageProcessor.from_dict(settings)
 
 
-def load_model(name_or_path: str, new_classifier: bool = False, **settings) -> EfficientNetNVForImageClassification:
-    """A checkpoint's network with every one of its weights.
-
-    Args:
-        new_classifier: where the shapes differ (`settings` name other classes), a freshly initialised one will do.
-        settings: for `from_pretrained`.
-
-    Raises:
-        UserError: the weights are missing, damaged or of other shapes than `config.json` says.
-    """
-    folder = Path(name_or_path)
-    if folder.is_dir() and not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
-        exported = any(folder.glob("*.onnx")) or any(folder.glob("*.xml")) or any(folder.glob("*.pt2"))
-        hint = "; it is an export, and its README.md says how to run it" if exported else ""
-        raise UserError(f"--model {name_or_path} cannot be loaded: it holds no model.safetensors{hint}.")
-    try:
-        with no_progress_bars(), only_errors():
-            model, report = EfficientNetNVForImageClassification.from_pretrained(
-                name_or_path, output_loading_info=True, ignore_mismatched_sizes=True, **settings
-            )
-    except SafetensorError as error:
-        raise UserError(f"--model {name_or_path} cannot be loaded: its weights are damaged ({error}).") from None
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:  # the last: modelopt is missing
-        raise UserError(f"--model {name_or_path} cannot be loaded: {first_line(error)}") from None
-    for problem, entries in (("lacks", report["missing_keys"]), ("has another shape of", report["mismatched_keys"])):
-        names = sorted(entry if isinstance(entry, str) else entry[0] for entry in entries)
-        names = [name for name in names if not (new_classifier and name.startswith("classifier."))]
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"--model {name_or_path} cannot be loaded: its weights file {problem} {names[0]}{more}.")
-    return model
-
-
-def build_processor(recipe: Recipe, image_size: int) -> EfficientNetNVImageProcessor:
-    """Evaluation preprocessing: a checkpoint's own mean and standard deviation, the recipe's size and filter."""
-    processor = EfficientNetNVImageProcessor()
-    if recipe.model:
-        try:
-            processor = EfficientNetNVImageProcessor.from_pretrained(recipe.model)
-        except (OSError, ValueError):  # weights without a preprocessor file: ImageNet's statistics
-            pass
-    return EfficientNetNVImageProcessor.for_image_size(
-        image_size,
-        margin=recipe.resize_margin,
-        resample=FILTERS[recipe.interpolation],
-        image_mean=processor.image_mean,
-        image_std=processor.image_std,
-    )
-
-
-def changed_preparation(processor: EfficientNetNVImageProcessor, name_or_path: str) -> str | None:
-    """What `processor` does to pictures that a checkpoint's own does otherwise, with the flags that would keep it."""
-    try:
-        own = load_processor(name_or_path)
-    except UserError:  # it does not say
-        return None
-    names = {value: name for name, value in FILTERS.items()}
-    ways = []
-    for each in (processor, own):
-        size = each.crop_size["height"]
-        margin = each.size["shortest_edge"] - size
-        ways.append({"image_size": size, "resize_margin": margin, "interpolation": names.get(each.resample)})
-    changed = [name for name in ways[0] if ways[0][name] != ways[1][name] and ways[1][name] is not None]
+def changed_preparation(processor: EfficientNetNVImageProcessor, checkpoint: Checkpoint) -> str | None:
+    """What `processor` does to images that a checkpoint's own does otherwise, for a sentence."""
+    if not checkpoint.has_processor:
+        return f"{checkpoint.name} does not say how to prepare images; ImageNet's mean and standard deviation are used"
+    here, there = processor.to_dict(), checkpoint.processor.to_dict()
+    changed = [name for name in here if here[name] != there.get(name)]
     if not changed:
         return None
-    here, there = (", ".join(f"{name} {way[name]}" for name in changed) for way in ways)
-    flags = " ".join(f"--{name} {ways[1][name]}" for name in changed)
-    return f"{here}, where --model was evaluated with {there}; {flags} keeps that"
+    ways = (", ".join(f"{name} {_in_words(name, way[name])}" for name in changed) for way in (here, there))
+    return "images are prepared with {}, where --model was evaluated with {}".format(*ways)
 
 
-def image_size_of(recipe: Recipe) -> int:
-    """The recipe's size, else the checkpoint's, else the variant's."""
-    if recipe.image_size:
-        return recipe.image_size
-    return check_checkpoint(recipe.model).image_size if recipe.model else recipe.model_config().image_size
+def _in_words(name: str, value: Any) -> str:
+    if name == "resample":
+        return Image.Resampling(value).name.lower()
+    return " x ".join(str(side) for side in value.values()) if isinstance(value, dict) else str(value)
 
 
-def build_model(recipe: Recipe, class_names: list[str]) -> EfficientNetNVForImageClassification:
+def build_networks(
+    recipe: Recipe, start: Start, class_names: list[str], device: torch.device, channels_last: bool
+) -> tuple[EfficientNetNVForImageClassification, EfficientNetNVForImageClassification | None]:
+    """The network to train and, if there is one, its teacher in evaluation mode: on the device, and tuned for it.
+
+    Raises:
+        UserError: see [`build_model`], or the teacher's classes are not the data's.
+    """
+    networks, teacher = [build_model(recipe, start, class_names)], start.teacher
+    if teacher is not None:
+        if not has_classes(teacher.config, class_names, by_position=recipe.placement != "none"):
+            raise UserError(f"{teacher.flag} {teacher.name} knows other classes than the data.")
+        networks.append(teacher.load().eval().requires_grad_(False))
+    for network in networks:
+        network.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        if device.type == "cpu":
+            tune_for_cpu_training(network, start.image_size)
+    model = networks[0]
+    if device.type == "cpu" and recipe.precision == "bf16":
+        refuse_unwritten_gradients(model.config, start.image_size)
+    if recipe.sync_batch_norm:
+        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if recipe.gradient_checkpointing:
+        model._set_gradient_checkpointing(True)
+    return model, networks[1] if teacher is not None else None
+
+
+def build_model(recipe: Recipe, start: Start, class_names: list[str]) -> EfficientNetNVForImageClassification:
     """A fresh network, or a checkpoint's weights with a new classifier if its classes are not these.
 
     Raises:
@@ -155,20 +148,23 @@ def build_model(recipe: Recipe, class_names: list[str]) -> EfficientNetNVForImag
         raise UserError(f"--num_labels {recipe.num_labels} was asked for, but the data has {len(class_names)} classes.")
     id2label = dict(enumerate(class_names))
     labels: dict[str, Any] = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
-    if not recipe.model:
-        return EfficientNetNVForImageClassification(recipe.model_config(**labels))
-    config = check_checkpoint(recipe.model)
-    quantizes = recipe.placement != "none" or config.quantization is not None
-    if has_classes(config, class_names, by_position=quantizes):
-        if "LABEL_0" not in config.label2id:
+    settings = recipe.architecture_overrides() | {"image_size": start.image_size}
+    checkpoint = start.checkpoint
+    if checkpoint is None:
+        config = copy.deepcopy(start.config)
+        config.id2label, config.label2id = labels["id2label"], labels["label2id"]
+        return EfficientNetNVForImageClassification(config)
+    quantizes = recipe.placement != "none" or checkpoint.quantized
+    if has_classes(checkpoint.config, class_names, by_position=quantizes):
+        if "LABEL_0" not in checkpoint.config.label2id:
             labels = {}  # it keeps the names that it has
-        return load_model(recipe.model, **labels, **recipe.architecture_overrides())
+        return checkpoint.load(**labels, **settings)
     if quantizes:
         raise UserError(
-            f"--model {recipe.model} knows other classes than the data, and quantizing keeps the classifier;"
-            " fine-tune the float model on these first, with train.py."
+            f"--model {checkpoint.name} knows other classes than the data, and quantizing keeps the classifier;"
+            f" fine-tune the float model on these first, with {invocation('train')}."
         )
-    model = load_model(recipe.model, new_classifier=True, **labels, **recipe.architecture_overrides())
+    model = checkpoint.load(new_classifier=True, **labels, **settings)
     model._init_weights(model.classifier)  # perhaps as many classes, but other ones: the old head means nothing
     return model
 
@@ -186,20 +182,3 @@ def has_classes(config: EfficientNetNVConfig, class_names: list[str], by_positio
         return True
     imagenet = len(class_names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in class_names)
     return (by_position or imagenet) and len(known) == len(class_names) and not set(known) & set(class_names)
-
-
-def build_teacher(recipe: Recipe, class_names: list[str]) -> EfficientNetNVForImageClassification | None:
-    """The model to distil from, in evaluation mode, if the recipe distils.
-
-    Raises:
-        UserError: there is none, or its classes are not the data's.
-    """
-    if not recipe.distillation_weight:
-        return None
-    name = recipe.teacher or recipe.model
-    if name is None:
-        raise UserError("--distillation_weight needs a --teacher, or a --model to start from.")
-    config = check_checkpoint(name)
-    if not has_classes(config, class_names, by_position=recipe.placement != "none"):
-        raise UserError(f"--teacher {name} knows other classes than the data.")
-    return load_model(name).eval().requires_grad_(False)

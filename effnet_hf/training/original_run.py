@@ -1,4 +1,4 @@
-"""Going on with a run of NVIDIA's scripts, from the folder that `convert.py` made of its `checkpoint.pth.tar`.
+"""Going on with a run of NVIDIA's scripts, from the folder that `convert` made of its checkpoint.
 
 Weights, their moving average, the optimizer's state and the epoch go on. The checkpoint holds neither random states nor
 a position within an epoch, so the next epoch starts at its first step with this run's own sample order.
@@ -17,8 +17,7 @@ from ..conversion import TRAINER_FILE, TrainerState
 from ..errors import UserError, first_line
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..recipes import Recipe
-from .checkpoint import Progress
-from .ema import ModelEMA
+from .progress import Progress
 
 
 # What names and shapes do not show and yet makes another function of the same weights.
@@ -52,7 +51,7 @@ class OriginalRun:
             return None
         folder = Path(resume)
         if recipe.placement != "none":
-            raise UserError(f"--resume {resume}: qat.py resumes its own checkpoints; start from this with --model.")
+            raise UserError(f"--resume {resume}: qat resumes its own checkpoints; start from this with --model.")
         try:
             state = TrainerState(**torch.load(folder / TRAINER_FILE, map_location="cpu", weights_only=True))
             weights = load_file(folder / "model.safetensors")
@@ -80,7 +79,7 @@ class OriginalRun:
         own = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
         theirs = {name: tuple(tensor.shape) for name, tensor in self.weights.items()}
         if any(name.endswith("_amax") for name in theirs):
-            raise UserError(f"--resume {self.folder} is quantized; start qat.py from it with --model {self.folder}.")
+            raise UserError(f"--resume {self.folder} is quantized; start from it with qat --model {self.folder}.")
         if own != theirs:
             name = min(name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name))
             raise UserError(
@@ -96,25 +95,23 @@ class OriginalRun:
                 )
         model.load_state_dict(self.weights, strict=True)
 
-    def progress(self, num_samples: int, updates_per_epoch: int) -> Progress:
-        """The first step of the next epoch. The best figure starts anew: its weights are not in the checkpoint."""
-        assert self.state.epoch is not None  # see open
-        return Progress(
-            epoch=self.state.epoch, total_updates=self.state.epoch * updates_per_epoch, num_samples=num_samples
-        )
+    def restore(self, run) -> Progress:
+        """Puts weights, optimizer state and moving average into the run's; returns the first step of the next epoch.
 
-    def restore(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, ema: ModelEMA | None, updates: int
-    ) -> None:
-        """Gives every parameter its optimizer state, and the moving average its weights and number of updates."""
+        The best figure starts anew: its weights are not in the checkpoint.
+        """
+        assert self.state.epoch is not None  # see open
+        model, optimizer, train = run.bare_model, run.optimizer, run.train_loader
+        self.load_weights(model)
+        updates = self.state.epoch * train.updates_per_epoch
         if self.state.optimizer_state:
             names = {id(parameter): name for name, parameter in model.named_parameters()}
-            own = optimizer.state_dict()
             order = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
             state = {i: self.state.optimizer_state[name] for i, name in enumerate(order)}
-            optimizer.load_state_dict({"state": state, "param_groups": own["param_groups"]})
-        if ema is not None:
-            ema.load_state_dict({"updates": updates, "model": self.state.averaged or self.weights})
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if run.ema is not None:
+            run.ema.load_state_dict({"updates": updates, "model": self.state.averaged or self.weights})
+        return Progress(epoch=self.state.epoch, total_updates=updates, num_samples=train.num_samples)
 
     def __str__(self) -> str:
         lacking = [] if self.state.optimizer_state else ["optimizer state"]

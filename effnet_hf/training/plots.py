@@ -1,6 +1,6 @@
 """Curves of one or several runs from their metrics.jsonl: loss, top-1, top-5, learning rate, throughput.
 
-python -m effnet_hf.training.plots runs/a runs/b --output plots
+effnet-hf plots runs/a runs/b --output_dir plots
 """
 
 import json
@@ -12,9 +12,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from ..cli import ArgumentParser, run
 from ..errors import UserError
 from ..files import atomic_write
+from ..run_folder import RunFolder
 
 
 PANELS = (  # (title, y label, [(row type, metric, legend)])
@@ -22,9 +22,8 @@ PANELS = (  # (title, y label, [(row type, metric, legend)])
     ("Top-1", "%", [("val", "val.top1", "val"), ("val_ema", "val_ema.top1", "moving average")]),
     ("Top-5", "%", [("val", "val.top5", "val"), ("val_ema", "val_ema.top5", "moving average")]),
     ("Learning rate", "", [("train", "train.lr", "")]),
-    ("Training throughput", "pictures/s", [("train", "train.total_ips", "")]),
+    ("Training throughput", "images/s", [("train", "train.total_ips", "")]),
 )
-PROG = "python -m effnet_hf.training.plots"
 STYLES = ("-", "--", ":")
 
 
@@ -34,11 +33,11 @@ def read_rows(run_dir: Path) -> list[dict]:
     Raises:
         UserError: there is no such file, or a line of it is not JSON.
     """
-    path = Path(run_dir, "metrics.jsonl")
+    path = RunFolder(run_dir).metrics
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:
-        raise UserError(f"{run_dir} holds no metrics.jsonl; name the --output_dir of a run.") from None
+        raise UserError(f"{run_dir} holds no {path.name}; name the --output_dir of a run.") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
@@ -86,7 +85,7 @@ def _points(rows: list[dict], kind: str, metric: str) -> list[tuple[float, float
     return points
 
 
-def _labels(folders: list[str]) -> dict[str, Path]:
+def labels(folders: list[str]) -> dict[str, Path]:
     """A name for every run: its folder's, with as many of the folders above as it takes to tell them apart."""
     paths = list(dict.fromkeys(Path(folder).resolve() for folder in folders))
     for depth in range(1, max(len(path.parts) for path in paths) + 1):
@@ -94,16 +93,3 @@ def _labels(folders: list[str]) -> dict[str, Path]:
         if len(set(labels)) == len(paths):
             break
     return dict(zip(labels, paths))
-
-
-def main() -> None:
-    parser = ArgumentParser(prog=PROG, description="Draw the curves of one or several runs.")
-    parser.add_argument("runs", nargs="+", help="output folders of train.py")
-    parser.add_argument("--output", default="plots", help="folder for curves.png")
-    arguments = parser.parse_args()
-    for path in draw(_labels(arguments.runs), Path(arguments.output)):
-        print(path)
-
-
-if __name__ == "__main__":
-    run(main, PROG)

@@ -20,8 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
 from ..recipes import Recipe
+from ..run_folder import RunFolder
 from .compilation import require_compiler
 from .launcher import launcher_precision
+from .resume import precision_of_resumed
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -62,6 +64,16 @@ def fastest_precision() -> str:
     return "bf16" if oldest >= (8, 0) or torch.version.hip else "fp16" if oldest >= (7, 0) else "fp32"
 
 
+def start_accelerator(recipe: Recipe, default: str | None = None) -> tuple[Recipe, Accelerator, str]:
+    """The recipe with its precision settled, its Accelerator, and a sentence for the console; see the two functions.
+
+    Raises:
+        UserError: see [`make_accelerator`].
+    """
+    recipe, chosen = settle_precision(recipe, default, resumed=precision_of_resumed(recipe))
+    return recipe, make_accelerator(recipe), chosen
+
+
 def make_accelerator(recipe: Recipe) -> Accelerator:
     """Builds the Accelerator of a recipe whose precision is settled.
 
@@ -71,7 +83,6 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         UserError: a precision or compiler that this machine lacks.
     """
-    recipe, _ = settle_precision(recipe)
     _check_trackers(recipe.report_to)
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no":
@@ -93,7 +104,9 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
             mixed_precision=recipe.precision if recipe.precision in ("fp16", "bf16") else "no",
             kwargs_handlers=handlers,
             log_with=recipe.report_to or None,
-            project_config=ProjectConfiguration(project_dir=recipe.output_dir, logging_dir=f"{recipe.output_dir}/logs"),
+            project_config=ProjectConfiguration(
+                project_dir=recipe.output_dir, logging_dir=str(RunFolder(recipe.output_dir).logs)
+            ),
             step_scheduler_with_optimizer=False,
         )
     except (ValueError, ImportError) as error:
@@ -119,7 +132,7 @@ def _ddp_settings() -> DistributedDataParallelKwargs:
     names = signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in names else "broadcast_buffers"  # before torch 2.15
     # Not as a field: Accelerate knows the older name only, at which torch warns.
-    settings.to_kwargs = lambda: {"gradient_as_bucket_view": True, name: False}  # type: ignore[method-assign]
+    settings.to_kwargs = lambda: {"gradient_as_bucket_view": True, name: False}
     return settings
 
 
@@ -136,7 +149,9 @@ def _check_trackers(names: list[str]) -> None:
     installed, known = [tracker.value for tracker in get_available_trackers()], [t.value for t in LoggerType]
     for name in names:
         if name not in known:
-            raise UserError(f"--report_to {name} is no tracker of Accelerate; there are {', '.join(known)}.")
+            raise UserError(
+                f"--report_to {name} is not a tracker that Accelerate knows; choose from {', '.join(known)}."
+            )
         if name not in installed and name != "all":
             raise UserError(f"--report_to {name}: that tracker is not installed; pip install {name}.")
 
@@ -179,15 +194,10 @@ def refuse_unwritten_gradients(config: EfficientNetNVConfig, image_size: int) ->
     for stride in config.strides:
         if stride > 1 and side == 1:
             raise UserError(
-                f"--precision bf16 on a CPU cannot train on pictures of {image_size} px: oneDNN's gradients are wrong"
-                " where a strided convolution sees a single position; use --precision fp32 or larger pictures."
+                f"--precision bf16 on a CPU cannot train on images of {image_size} px: oneDNN's gradients are wrong"
+                " where a strided convolution sees a single position; use --precision fp32 or larger images."
             )
         side = -(-side // stride)
-
-
-def precision_name(recipe: Recipe, accelerator: Accelerator) -> str:
-    """fp32, tf32, fp16 or bf16: what the recipe asks for, or else what the Accelerator was made for."""
-    return recipe.precision or accelerator.mixed_precision.replace("no", "fp32")
 
 
 def wants_channels_last(recipe: Recipe, accelerator: Accelerator) -> bool:

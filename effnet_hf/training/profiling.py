@@ -1,13 +1,12 @@
 """A torch profiler trace of a few optimizer steps, for `--profile`."""
 
-from pathlib import Path
-
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from ..files import atomic_folder
 from ..quiet import quiet_profiler
 from ..recipes import Recipe
+from ..run_folder import RunFolder
 
 
 class Profiler:
@@ -19,7 +18,7 @@ class Profiler:
     WAIT, WARMUP, ACTIVE = 2, 1, 5
 
     def __init__(self, recipe: Recipe, accelerator):
-        self.folder = Path(recipe.output_dir, "profile")
+        self.folder = RunFolder(recipe.output_dir).profile
         self.profile = None
         if recipe.profile and accelerator.is_main_process:
             quiet_profiler()

@@ -1,30 +1,29 @@
 """The end of a run: the best model where `from_pretrained` finds it, plots, a summary, a model card, an upload."""
 
 import json
+import shlex
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-from ..cli import command_line
+from ..cli import command_line, invocation
 from ..files import atomic_folder, atomic_write
 from ..hub import CardFacts, describe_preprocessing, push_folder, render_card, software_versions
 from ..quiet import no_progress_bars
-from .setup import Run, describe_device
+from ..run_folder import RunFolder
+from .plots import draw
+from .run import Run
+from .setup import describe_device
 
 
-def finish(run: Run, describe: Callable | None = None) -> int:
-    """Publishes the run and prints where things are; returns the exit code 0.
-
-    Args:
-        describe: called with (summary, report); returns tables for the model card.
-    """
+def finish(run: Run) -> int:
+    """Publishes the run and prints where things are; returns the exit code 0."""
     recipe, progress, report = run.recipe, run.progress, run.report
     run.checkpoints.publish(run.bare_model)
     if not run.accelerator.is_main_process:
         return 0
-    folder = Path(recipe.output_dir)
+    folder = RunFolder(recipe.output_dir)
     if run.ema is not None:
-        with atomic_folder(folder / "ema", overwrite=True) as average, no_progress_bars():
+        with atomic_folder(folder.ema, overwrite=True) as average, no_progress_bars():
             run.ema.model.save_pretrained(average)
             run.processor.save_pretrained(average)
     seconds = progress.seconds + time.monotonic() - run.started
@@ -36,54 +35,46 @@ def finish(run: Run, describe: Callable | None = None) -> int:
         "best_epoch": progress.best_epoch + 1,
         "best_is_ema": progress.best_is_ema,
         "top1": progress.best_top1,
-        f"top{recipe.topk}": progress.best_topk,
+        f"top{recipe.top_k}": progress.best_topk,
         "loss": progress.best_loss,
         "n": progress.num_validated,
-        "bad_files": run.loaders.train.bad_files.count,
+        "bad_files": run.train_loader.bad_files.count,
         "device": describe_device(run.accelerator.device),
         "versions": software_versions(),
-        "command": command_line(recipe),
+        "command": command_line(),
     }
     report.log("summary", progress.total_updates, summary)
-    with atomic_write(folder / "summary.json") as file:
+    with atomic_write(folder.summary) as file:
         file.write(json.dumps(summary, indent=1) + "\n")
-    from .plots import draw  # `python -m effnet_hf.training.plots` must not find itself imported already
-
-    plots = draw({folder.name: folder}, folder / "plots")
+    plots = draw({folder.path.name: folder.path}, folder.plots)
     _say(run, summary, plots)
-    tables = describe(summary, report) if describe is not None else ()
-    with atomic_write(folder / "README.md") as file:
+    tables = run.quantization.describe(summary, report) if run.quantization is not None else ()
+    with atomic_write(folder.card) as file:
         file.write(render_card(_facts(run, summary, tables)))
-    if recipe.push_to_hub:
-        url = push_folder(
-            folder,
-            recipe.hub_model_id,
-            private=recipe.hub_private,
-            revision=recipe.hub_revision,
-            token=recipe.hub_token,
-        )
+    if recipe.push_to_hub and recipe.hub_model_id:
+        url = push_folder(folder.path, recipe.hub_model_id, private=recipe.hub_private, revision=recipe.hub_revision)
         report.line(f"pushed   {url}")
     return 0
 
 
 def _facts(run: Run, summary: dict, tables) -> CardFacts:
     recipe, config = run.recipe, run.bare_model.config
-    source = recipe.dataset_name or (Path(recipe.data_dir).resolve().name if recipe.data_dir else "synthetic pictures")
-    topk = f"top{recipe.topk}"
+    source = recipe.dataset_name or (Path(recipe.data_dir).resolve().name if recipe.data_dir else "synthetic images")
+    topk = f"top{recipe.top_k}"
     measured = {"top1": summary["top1"], topk: summary[topk], "loss": summary["loss"]} if summary["n"] else {}
     notes = []
     if measured:
         which = ", the moving average of the weights" if summary["best_is_ema"] else ""
-        notes.append(f"Best of {summary['epochs']} epochs by top-1 on the pictures reported below{which}.")
+        notes.append(f"Best of {summary['epochs']} epochs by top-1 on the images reported below{which}.")
     settings = {name: value for name, value in vars(recipe).items() if value not in (None, [], False)}
-    for secret_or_place in ("hub_token", "data_dir", "output_dir", "resume"):
-        settings.pop(secret_or_place, None)
+    for place in ("data_dir", "output_dir", "resume"):
+        settings.pop(place, None)
     return CardFacts(
         name=f"EfficientNet {config.variant or ''} on {source}".replace("  ", " "),
         model_id=recipe.hub_model_id,
         variant=config.variant or "custom",
         num_labels=config.num_labels,
-        image_size=config.image_size,
+        image_size=(run.processor.crop_size["height"], run.processor.crop_size["width"]),
         preprocessing=describe_preprocessing(run.processor),
         dataset=source,
         dataset_id=recipe.dataset_name,
@@ -102,23 +93,24 @@ def _facts(run: Run, summary: dict, tables) -> CardFacts:
 
 
 def _say(run: Run, summary: dict, plots: list[Path]) -> None:
-    report, folder, topk = run.report, run.recipe.output_dir, f"top{run.recipe.topk}"
+    report, folder, topk = run.report, RunFolder(run.recipe.output_dir), f"top{run.recipe.top_k}"
     minutes = summary["seconds"] / 60
     report.line()
     if summary["n"]:
         which = " (moving average)" if summary["best_is_ema"] else ""
         report.line(
             f"best     epoch {summary['best_epoch']}{which}: top1 {summary['top1']:.2f} %,"
-            f" {topk} {summary[topk]:.2f} %, loss {summary['loss']:.4f} on {summary['n']:,} pictures"
+            f" {topk} {summary[topk]:.2f} %, loss {summary['loss']:.4f} on {summary['n']:,} images"
         )
     report.line(f"time     {minutes:.1f} minutes, {summary['updates']:,} optimizer steps")
     if summary["bad_files"]:
-        report.line(f"bad      {summary['bad_files']} unreadable pictures were replaced: {folder}/bad_files.txt")
-    report.line(f"model    {folder}")
-    report.line(f"metrics  {folder}/metrics.jsonl")
+        report.line(f"bad      {summary['bad_files']} unreadable images were replaced: {folder.bad_files}")
+    report.line(f"model    {folder.path}")
+    report.line(f"metrics  {folder.metrics}")
     for path in plots:
         report.line(f"plot     {path}")
     if run.recipe.profile:
-        report.line(f"profile  {folder}/profile/trace.json, top_operators.txt")
-    report.line(f"next     python classify.py --model {folder} PICTURE")
-    report.line(f"         python validate.py --model {folder} --data_dir DIR")
+        report.line(f"profile  {folder.profile}/trace.json, top_operators.txt")
+    model = shlex.quote(str(folder.path))
+    report.line(f"next     {invocation('classify')} --model {model} IMAGE")
+    report.line(f"         {invocation('validate')} --model {model} --data_dir DIR")

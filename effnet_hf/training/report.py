@@ -10,11 +10,12 @@ import math
 import os
 import sys
 import time
-from pathlib import Path
 from typing import IO
 
 from accelerate import Accelerator
 from tqdm.auto import tqdm
+
+from ..run_folder import RunFolder
 
 
 class Report:
@@ -31,14 +32,13 @@ class Report:
         """Starts the log and the trackers. A resumed run keeps the `keep_bytes` that its checkpoint knows of: the steps
         after that will happen again."""
         if self.enabled:
-            path = Path(recipe.output_dir, "metrics.jsonl")
+            path = RunFolder(recipe.output_dir).metrics
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = open(path, "ab")
             self.file.truncate(min(keep_bytes, path.stat().st_size))
             self.file.seek(0, os.SEEK_END)
         if recipe.report_to:
             values = {name: value for name, value in vars(recipe).items() if isinstance(value, (int, float, str))}
-            values.pop("hub_token", None)
             self.accelerator.init_trackers("effnet_hf", config=values)
 
     def line(self, text: str = "") -> None:

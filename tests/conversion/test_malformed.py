@@ -2,7 +2,6 @@
 
 import argparse
 import gzip
-import importlib.util
 import io
 import json
 import pickle
@@ -19,20 +18,13 @@ from safetensors.torch import save, save_file
 
 from effnet_hf import EfficientNetNVConfig
 from effnet_hf.cli import run
+from effnet_hf.commands import convert
 from effnet_hf.conversion.nvidia import NVIDIA
 from effnet_hf.conversion.timm import TIMM
 
 
 ROOT = Path(__file__).parents[2]
 CONFIG = EfficientNetNVConfig.from_variant("b0", num_labels=3)
-
-
-@pytest.fixture(scope="module")
-def convert():
-    spec = importlib.util.spec_from_file_location("convert_script", ROOT / "convert.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -263,11 +255,12 @@ def test_there_are_forty_cases():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_malformed_input(name, convert, state, tmp_path, capsys, monkeypatch):
+def test_malformed_input(name, state, tmp_path, capsys, monkeypatch):
     write, file, flags, words = CASES[name]
     write(tmp_path / file, state)
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(sys, "argv", ["convert.py", str(tmp_path / file), "--to", str(tmp_path / "out"), *flags])
+    words = [str(tmp_path / file), "--output_dir", str(tmp_path / "out"), *flags]
+    monkeypatch.setattr(sys, "argv", ["convert.py", *words])
     with pytest.raises(SystemExit) as stop:
         run(convert.main)
     out, error = capsys.readouterr()
@@ -278,9 +271,9 @@ def test_malformed_input(name, convert, state, tmp_path, capsys, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_good_one_passes(convert, state, tmp_path, capsys, monkeypatch):
+def test_the_good_one_passes(state, tmp_path, capsys, monkeypatch):
     GOOD(tmp_path / "x.pth", state)
-    monkeypatch.setattr(sys, "argv", ["convert.py", str(tmp_path / "x.pth"), "--to", str(tmp_path / "out")])
+    monkeypatch.setattr(sys, "argv", ["convert.py", str(tmp_path / "x.pth"), "--output_dir", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as stop:
         run(convert.main)
     assert stop.value.code == 0 and "the same function" in capsys.readouterr().out

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/*.md")])
-_STARTS = ("python ", "accelerate launch", "torchrun ", "make ", "pip install", "python3 ")
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+_STARTS = ("effnet-hf ", "python ", "accelerate launch", "torchrun ", "make ", "pip install", "python3 ")
+_FOREIGN = ("git ", "docker ")  # their flags are theirs
 _COMPARISON = re.compile(r"^\| (NVIDIA's scripts|the original's?.*?|original) \|.*?(?=\n\n|\Z)", re.S | re.M)
 _SCRIPT = re.compile(r"(train|qat|export|validate|classify|convert|benchmark)\.py ")
 
@@ -37,7 +38,8 @@ def commands() -> list[Found]:
         for block in blocks:
             found += _lines(block)
         for code in _inline(page):
-            names_a_launcher_only = code.text.startswith(("accelerate", "torchrun")) and ".py" not in code.text
+            launches = re.search(r"\.py| -m ", code.text)
+            names_a_launcher_only = code.text.startswith(("accelerate", "torchrun")) and not launches
             if (code.text.startswith(_STARTS) or _SCRIPT.match(code.text)) and not names_a_launcher_only:
                 found.append(code)
     return found + _recipe_heads()
@@ -59,7 +61,7 @@ def flags() -> list[Found]:
     named = {}
     for page in PAGES:
         for code in _inline(page):
-            if not code.text.startswith(_STARTS):
+            if not code.text.startswith((*_STARTS, *_FOREIGN)):
                 for flag in re.findall(r"(?<![\w-])--[a-z][a-z_0-9-]+", code.text):
                     named.setdefault((code.page, flag), Found(code.page, code.line, flag))
     return list(named.values())

@@ -22,7 +22,7 @@ if HAS_MODELOPT:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A folder with what the pages call runs/mine, cat.jpg, pictures, checkpoint.pth.tar, b0-timm, …"""
+    """A folder with what the pages call runs/mine, cat.jpg, images, checkpoint.pth.tar, b0-timm, …"""
     folder = tmp_path_factory.mktemp("docs")
     model = EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant("b0")).eval()
     model.save_pretrained(folder / "runs/mine")
@@ -30,7 +30,7 @@ def world(tmp_path_factory):
     pixels = np.random.default_rng(0).integers(0, 255, (120, 100, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "cat.jpg")
     for number in range(8):
-        place = folder / "pictures" / ("val" if number % 4 == 3 else "train") / ("cat" if number < 4 else "dog")
+        place = folder / "images" / ("val" if number % 4 == 3 else "train") / ("cat" if number < 4 else "dog")
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{number}.jpg")
     if HAS_MODELOPT:

@@ -59,7 +59,7 @@ def test_body_shows_every_fact():
         'pipeline("image-classification", "me/x", trust_remote_code=True)',
         'InferenceSession("model.onnx")',
         "Preprocessing: Resize.",
-        "Imagenette subset, 1000 pictures",
+        "Imagenette subset, 1000 images",
         "| Top-1 accuracy (%) | 95.1 |",
         "| Cross-entropy loss | nan |",
         "![curves.png](curves.png)",

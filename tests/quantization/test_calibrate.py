@@ -17,7 +17,7 @@ def test_two_processes_hold_the_ranges_of_all_their_pictures(tmp_path):
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     alone = build()
     calibrate(alone, [torch.cat(pair) for pair in zip(batches_of(0), batches_of(1))])
-    assert first["pictures"] == second["pictures"] == alone.config.quantization["calibration_pictures"] == 16
+    assert first["images"] == second["images"] == alone.config.quantization["calibration_pictures"] == 16
     for name, quantizer in quantizers(alone).items():
         assert torch.equal(first["amax"][name], second["amax"][name]), name
         # A magnitude at the edge of two bins may be counted in either: one bin of 2,048.
@@ -53,7 +53,7 @@ def test_calibration_sees_the_float_network_and_leaves_training_as_it_was():
 
 
 def test_no_picture_and_a_diverged_model_are_refused():
-    with pytest.raises(UserError, match="no picture to calibrate on"):
+    with pytest.raises(UserError, match="no image to calibrate on"):
         calibrate(build(), [])
     model = build()
     with torch.no_grad():

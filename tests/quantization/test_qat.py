@@ -12,11 +12,12 @@ from transformers import AutoConfig, AutoModelForImageClassification
 from effnet_hf.errors import UserError
 from effnet_hf.quantization import Quantization, model_bytes, quantizers, sensitivity
 from effnet_hf.quantization.sensitivity import write_report
+from effnet_hf.run_folder import RunFolder
 from effnet_hf.training import train, validate_checkpoint
 from effnet_hf.training.signals import EXIT_INTERRUPTED, Interruption
 
 from ..training.conftest import fresh_accelerator  # noqa: F401
-from ..training.workbench import fingerprint, quantized_recipe, run, small_recipe, write_squares
+from ..training.workbench import built, fingerprint, quantized_recipe, run, small_recipe, write_squares
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +99,7 @@ def test_badly_calibrated_model_recovers(squares, float_model, tmp_path):
                 quantizer._amax.mul_(0.3)
 
     quantization = Spoilt(recipe)
-    assert train(recipe, prepare_model=quantization.prepare, describe=quantization.describe) == 0
+    assert train(recipe, quantization) == 0
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     losses = [row["train.loss"] for row in map(json.loads, lines) if row["type"] == "epoch"]
     assert losses[-1] < 0.85 * max(losses[:2])
@@ -135,17 +136,15 @@ def test_what_cannot_work_is_one_sentence(changes, named, squares, float_model, 
     recipe = quantized_recipe(squares, tmp_path / "run", float_model).replace(**changes)
     with pytest.raises(UserError, match=named):
         quantization = Quantization(recipe)
-        train(recipe, prepare_model=quantization.prepare)
+        train(recipe, quantization)
 
 
 def test_quantized_model_of_other_settings_or_classes_is_refused(squares, whole_run, tmp_path):
     with pytest.raises(UserError, match="is quantized with placement 'nvidia', not 'cpu'"):
         run(quantized_recipe(squares, tmp_path / "run", whole_run, placement="cpu"))
-    from effnet_hf.training import build_model
-
     for classes in (["a", "b"], ["blue", "b", "c"]):
         with pytest.raises(UserError, match="knows other classes than the data, and quantizing keeps the classifier"):
-            build_model(small_recipe(squares, tmp_path, model=str(whole_run)), classes)
+            built(small_recipe(squares, tmp_path, model=str(whole_run)), classes)
 
 
 def test_classes_under_other_names_keep_the_classifier_and_its_names(squares, float_model, tmp_path):
@@ -177,7 +176,7 @@ def test_sensitivity_finds_the_layer_that_was_spoilt(whole_run, tmp_path):
     assert all(after[layer] == before[layer] for layer in after if layer not in (spoilt, "all"))
     rows = sensitivity(model, lambda: [batch], "accuracy")
     assert rows[0]["n"] == 4 and {"accuracy", "drop"} <= rows[0].keys()
-    write_report(rows, "accuracy", tmp_path)
+    write_report(rows, "accuracy", RunFolder(tmp_path))
     assert (tmp_path / "sensitivity.png").exists()
     assert all(quantizer.is_enabled for quantizer in quantizers(model).values())
 

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification
 
 from effnet_hf import EfficientNetNVBackbone, EfficientNetNVConfig, EfficientNetNVForImageClassification
+from effnet_hf.checkpoint import open_checkpoint
 from effnet_hf.errors import UserError
 from effnet_hf.quantization import quantizers
-from effnet_hf.training import check_checkpoint
 
 from ..child_path import child_path
 
@@ -94,7 +94,7 @@ def test_without_modelopt_it_says_what_to_install(tiny_quantized, tmp_path, monk
     with pytest.raises(ImportError, match="pip install nvidia-modelopt requests"):
         AutoModelForImageClassification.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="is quantized and needs .* pip install nvidia-modelopt requests"):
-        check_checkpoint(str(tmp_path))
+        open_checkpoint(str(tmp_path))
     EfficientNetNVForImageClassification(EfficientNetNVConfig(num_block_repeats=[1] * 7))  # a float one does not ask
 
 

@@ -31,4 +31,4 @@ def calibrate_here(folder: str) -> None:
     rank, model = PartialState(cpu=True).process_index, build()
     done = calibrate(model, batches_of(rank))
     amax = {name: quantizer._amax for name, quantizer in quantizers(model).items()}
-    torch.save({"amax": amax, "pictures": done.pictures}, f"{folder}/{rank}.pt")
+    torch.save({"amax": amax, "images": done.images}, f"{folder}/{rank}.pt")

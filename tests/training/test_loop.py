@@ -16,11 +16,11 @@ from transformers import AutoModelForImageClassification
 
 from effnet_hf import EfficientNetNVConfig
 from effnet_hf.errors import UserError
-from effnet_hf.training import Run, build_model, loop, train, validate, validate_checkpoint
+from effnet_hf.training import Run, loop, precision, train, validate, validate_checkpoint
 from effnet_hf.training.model import has_classes
 from effnet_hf.training.signals import EXIT_INTERRUPTED, Interruption
 
-from .workbench import fingerprint, small_recipe, write_squares
+from .workbench import built, fingerprint, small_recipe, write_squares
 from .workbench import read_rows as rows
 
 
@@ -42,7 +42,7 @@ def test_validation_is_plain_cross_entropy_over_every_picture():
     batches = [{"pixel_values": logits[i : i + 3], "labels": labels[i : i + 3]} for i in (0, 3, 6)]
     model = torch.nn.Module()
     model.forward = lambda pixel_values: SimpleNamespace(logits=pixel_values)
-    figures = validate(model, SimpleNamespace(epoch=lambda _: iter(batches)), Accelerator(cpu=True), topk=2)
+    figures = validate(model, SimpleNamespace(epoch=lambda _: iter(batches)), Accelerator(cpu=True), top_k=2)
     log_odds, ranks = logits.double().log_softmax(-1), logits.argsort(-1, descending=True)
     assert figures["loss"] == pytest.approx(-log_odds[range(7), labels].mean().item(), rel=1e-6)
     assert figures["top1"] == pytest.approx(100 * (ranks[:, 0] == labels).double().mean().item())
@@ -153,7 +153,7 @@ def test_gradient_is_clipped_once_per_step_over_all_micro_batches(squares, tmp_p
     settings |= {"global_batch_size": 36, "per_device_batch_size": 12, "epochs": 1, "warmup_epochs": 0}
     recipe = small_recipe(squares, tmp_path, **settings)
     set_seed(recipe.seed)
-    before = build_model(recipe, ["blue", "green", "red"])
+    before = built(recipe, ["blue", "green", "red"])
     assert train(recipe) == 0
     after = AutoModelForImageClassification.from_pretrained(tmp_path / "checkpoints/update-00000001")
     moved = [(b - a).norm() for a, b in zip(before.parameters(), after.parameters())]
@@ -187,15 +187,15 @@ def test_a_checkpoint_keeps_its_picture_size_and_says_what_is_prepared_otherwise
     assert "16 px, weights of" in (out := capsys.readouterr().out) and "evaluated with" not in out
     assert "only 4 steps per epoch; a smaller --global_batch_size makes more" in out
     assert train(small_recipe(squares, tmp_path / "b", **settings, interpolation="bilinear", resize_margin=4)) == 0
-    flags = "--resize_margin 0 --interpolation bicubic keeps that"
-    assert f"was evaluated with resize_margin 0, interpolation bicubic; {flags}" in capsys.readouterr().out
+    said = "with size 20, resample bilinear, where --model was evaluated with size 16, resample bicubic"
+    assert f"images are prepared {said}" in capsys.readouterr().out
 
 
 def test_head_of_the_same_size_but_other_classes_is_new(squares, whole_run, tmp_path):
     recipe = small_recipe(squares, tmp_path, model=str(whole_run))
     base = AutoModelForImageClassification.from_pretrained(whole_run)
-    assert torch.equal(build_model(recipe, ["blue", "green", "red"]).classifier.weight, base.classifier.weight)
-    assert not torch.equal(build_model(recipe, ["a", "b", "c"]).classifier.weight, base.classifier.weight)
+    assert torch.equal(built(recipe, ["blue", "green", "red"]).classifier.weight, base.classifier.weight)
+    assert not torch.equal(built(recipe, ["a", "b", "c"]).classifier.weight, base.classifier.weight)
 
 
 def test_imagenets_folders_are_its_classes_in_words():
@@ -231,7 +231,7 @@ def test_overwriting_removes_the_model_and_the_notes_of_the_earlier_run(squares,
     recipe = small_recipe(squares, tmp_path, epochs=1)
     assert train(recipe) == 0
     (tmp_path / "bad_files.txt").write_text("a.png\tis no picture\n")
-    with pytest.raises(UserError, match="--overwrite true would remove --model"):
+    with pytest.raises(UserError, match="--overwrite would remove --model"):
         train(recipe.replace(overwrite=True, model=str(tmp_path)))
 
     def stopped(*_):
@@ -294,7 +294,7 @@ def test_only_a_logging_step_asks_the_other_processes_for_the_time(squares, tmp_
 
 def test_the_default_precision_is_recorded_and_said(squares, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(
-        loop, "settle_precision", lambda recipe, resumed: (recipe.replace(precision="bf16"), "precision bf16, so")
+        precision, "settle_precision", lambda recipe, *_, **__: (recipe.replace(precision="bf16"), "precision bf16, so")
     )
     assert train(small_recipe(squares, tmp_path, epochs=0, warmup_epochs=0, image_size=32)) == 0
     assert "precision bf16, so" in capsys.readouterr().out

@@ -62,14 +62,13 @@ def test_living_bytes_are_counted_once_and_given_back():
         del b
 
 
-def test_an_architecture_of_its_own_is_counted_and_a_label_is_not_believed(tiny_config, tmp_path):
-    tiny_config(variant="b7").save_pretrained(tmp_path)
-    need = training_need(load_recipe("b0", model=str(tmp_path)), 32, "fp32")
-    assert need.per_picture == MIB * count_step(tiny_config(), "fp32")
-    assert need.name == "this architecture, counted just now,"
-    EfficientNetNVConfig.from_variant("b4", variant=None, num_labels=3).save_pretrained(tmp_path)
-    need = training_need(load_recipe("b0", model=str(tmp_path)), 760, "tf32")
-    assert need.name == "b4" and need.per_picture == 4 * MIB * memory_table()["b4"]["single"]
+def test_an_architecture_of_its_own_is_counted_and_a_label_is_not_believed(tiny_config):
+    need = training_need(load_recipe("b0"), tiny_config(variant="b7"), 32, "fp32")
+    assert need.per_image == MIB * count_step(tiny_config(), "fp32")
+    assert need.what == "this architecture, counted just now, at 32 px"
+    unnamed = EfficientNetNVConfig.from_variant("b4", variant=None, num_labels=3)
+    need = training_need(load_recipe("b0"), unnamed, 760, "tf32")
+    assert need.what == "b4 at 760 px" and need.per_image == 4 * MIB * memory_table()["b4"]["single"]
 
 
 def test_usable_memory_is_the_cards_unless_others_hold_some_and_the_least_of_all_processes(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 
 from effnet_hf.errors import UserError
-from effnet_hf.training import loop, set_up, train
+from effnet_hf.training import build_run, loop, restore_run, train
 
 from .workbench import read_rows, small_recipe, write_squares
 
@@ -65,7 +65,8 @@ def test_an_overflow_in_fp16s_forward_pass_is_found(squares, tmp_path):
     accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=128.0, growth_interval=10**9)
     accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
-    run = set_up(recipe, accelerator, None)
+    run = build_run(recipe, accelerator)
+    restore_run(run)
     try:
         epoch = run.loaders.train.epoch
 

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
+from effnet_hf.commands.plots import main
 from effnet_hf.training import plots
 
 
@@ -35,8 +36,8 @@ def drawn(monkeypatch):
 
 def test_runs_are_overlaid_with_their_own_values_and_names(tmp_path, drawn, monkeypatch, capsys):
     first, second = write_run(tmp_path / "a/model", [50.0, 60.0]), write_run(tmp_path / "b/model", [70.0, 80.0])
-    monkeypatch.setattr(sys, "argv", ["plots", str(first), str(second), "--output", str(tmp_path / "out")])
-    plots.main()
+    monkeypatch.setattr(sys, "argv", ["plots", str(first), str(second), "--output_dir", str(tmp_path / "out")])
+    main()
     assert capsys.readouterr().out.strip() == str(tmp_path / "out/curves.png")
     assert Image.open(tmp_path / "out/curves.png").width > 1000
     panels = {axis.get_title(): axis for axis in drawn[0].axes}

@@ -30,7 +30,7 @@ def told(squares, tmp_path_factory):
             "sys.argv",
             ["/bin/train.py", "--hub_token", "hf_secret", "--seed=1", "--hub_token=hf_secret", "--hub-token=hf_secret"],
         )
-        recipe = small_recipe(squares, folder, hub_token="hf_secret", report_to=["tensorboard"], **BF16)
+        recipe = small_recipe(squares, folder, report_to=["tensorboard"], **BF16)
         assert train(recipe) == 0
     return folder
 

@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState
 
 from effnet_hf.errors import UserError
 from effnet_hf.training import loop, setup, train
-from effnet_hf.training.checkpoint import Checkpoints
+from effnet_hf.training.resume import Checkpoints
 from effnet_hf.training.signals import EXIT_INTERRUPTED, Interruption
 
 from .workbench import fingerprint, read_rows, small_recipe, write_squares
@@ -245,7 +245,7 @@ def test_a_change_of_precision_and_of_the_batch_per_device_is_said(squares, tmp_
     assert train(recipe.replace(precision="bf16", per_device_batch_size=8, run_epochs=0)) == 0
     said = capsys.readouterr().out
     assert "precision: fp32 until here, bf16 from here on" in said
-    assert "pictures at once on a device: 4 until here, 8 from here on" in said
+    assert "images at once on a device: 4 until here, 8 from here on" in said
 
 
 def test_a_checkpoint_without_a_loss_scale_goes_on_in_fp16_with_a_fresh_one(squares, tmp_path):
@@ -255,7 +255,8 @@ def test_a_checkpoint_without_a_loss_scale_goes_on_in_fp16_with_a_fresh_one(squa
     assert train(recipe) == 0
     accelerator = Accelerator(cpu=True, step_scheduler_with_optimizer=False)
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=64.0)
-    run = setup.set_up(recipe, accelerator, None)
+    run = setup.build_run(recipe, accelerator)
+    setup.restore_run(run)
     run.loaders.close()
     run.report.close()
     assert run.progress.epoch == 1 and accelerator.scaler is not None and accelerator.scaler.get_scale() == 64.0

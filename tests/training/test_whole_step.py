@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from effnet_hf.training import build_run, restore_run
 from effnet_hf.training.loop import train_step
 from effnet_hf.training.optim import learning_rate, set_learning_rate
-from effnet_hf.training.setup import set_up
 
 from .workbench import small_recipe, write_squares
 
@@ -19,7 +19,8 @@ def test_step_with_accumulation_mixup_smoothing_and_rmsprop(tmp_path):
     # 64 pixels: batch norm over the four values of a 1 x 1 map would amplify float32's rounding a thousandfold.
     changes = {"dropout_rate": 0.0, "survival_prob": 1.0, "ema_decay": 0.0, "weight_decay": 0.01, "image_size": 64}
     recipe = small_recipe(data, tmp_path / "run", **changes)
-    run = set_up(recipe, Accelerator(gradient_accumulation_steps=2), None)
+    run = build_run(recipe, Accelerator(gradient_accumulation_steps=2))
+    restore_run(run)
     reference = copy.deepcopy(run.bare_model).double()
     square, buffer = {}, {}
     weights = {name: p.detach().numpy().copy() for name, p in reference.named_parameters()}

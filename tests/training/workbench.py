@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from effnet_hf.recipes import Recipe
-from effnet_hf.training import train
+from effnet_hf.training import build_model, open_start, train
 
 
 def write_squares(folder: Path, per_class: int = 12, size: int = 24, validation: int = 4) -> Path:
@@ -57,14 +57,18 @@ def quantized_recipe(data_dir: Path, output_dir: Path, model: Path, **changes) -
     return small_recipe(data_dir, output_dir, **{**settings, **changes})
 
 
+def built(recipe: Recipe, class_names: list[str]):
+    """The network that a run of this recipe starts with."""
+    return build_model(recipe, open_start(recipe), class_names)
+
+
 def run(recipe: Recipe) -> int:
     """What `train.py` or `qat.py` does with a recipe."""
     if recipe.placement == "none":
         return train(recipe)
     from effnet_hf.quantization import Quantization
 
-    quantization = Quantization(recipe)
-    return train(recipe, prepare_model=quantization.prepare, describe=quantization.describe)
+    return train(recipe, Quantization(recipe))
 
 
 def read_rows(output_dir: Path, kind: str | None = None) -> list[dict]:

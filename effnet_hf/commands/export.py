@@ -1,0 +1,78 @@
+"""Writes a checkpoint as files that run elsewhere, and proves that they compute the same.
+
+    effnet-hf export --model runs/b0 --output_dir runs/b0-onnx --data_dir DIR         ONNX, checked on DIR/val
+    effnet-hf export --model runs/b0 --output_dir b0-any-image --with_preprocessing uint8 image in, probabilities out
+    effnet-hf export --model runs/b0-int8 --output_dir b0-trt --int8 tensorrt --data_dir DIR
+    effnet-hf export --model runs/b0-int8 --output_dir b0-cpu --int8 ort-cpu --data_dir DIR
+
+docs/export.md says how to open them in ONNX Runtime, Optimum, OpenVINO and TensorRT.
+"""
+
+import argparse
+
+from ..cli import ArgumentParser, add_upload_flags, check_upload_flags, command_line, run
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__)
+    parser.old_spellings = {"--output": "--output_dir", "--num_pictures": "--num_images"}
+    parser.add_argument("--model", required=True, metavar="CHECKPOINT", help="checkpoint folder or Hub id")
+    parser.add_argument("--output_dir", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
+
+    graph = parser.add_argument_group("the file")
+    graph.add_argument(
+        "--format", default="onnx", metavar="NAME", help="onnx, openvino or pt2 (torch.export); default: onnx"
+    )
+    graph.add_argument(
+        "--dtype", default="fp32", metavar="NAME", help="fp32, fp16 or bf16 inside the graph; default: fp32"
+    )
+    graph.add_argument(
+        "--int8", metavar="TARGET", help="tensorrt (also OpenVINO) or ort-cpu, from a quantized checkpoint"
+    )
+    graph.add_argument("--with_preprocessing", action="store_true", help="uint8 image in, probabilities out")
+    graph.add_argument("--with_softmax", action="store_true", help="probabilities instead of logits")
+    graph.add_argument("--dynamic_image_size", action="store_true", help="leave height and width free")
+    graph.add_argument("--opset", type=int, metavar="N", help="ONNX operator set; default: 18, for bf16 22")
+    graph.add_argument("--exporter", metavar="NAME", help="torchscript or dynamo; default: by the opset")
+
+    proof = parser.add_argument_group("the proof")
+    proof.add_argument("--data_dir", metavar="DIR", help="images to check on, DIR/val/<class>/…; else generated ones")
+    proof.add_argument("--val_fraction", type=float, default=0.0, help="share that training held out, without a val/")
+    proof.add_argument("--num_images", type=int, metavar="N", help="how many of them; default: 64, with --int8 all")
+    add_upload_flags(parser)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse(argv)
+    check_upload_flags(args)
+    from ..export import ExportOptions, export_model
+    from ..hub import push_folder
+
+    options = {name: value for name, value in vars(args).items() if name in ExportOptions.__dataclass_fields__}
+    exported = export_model(
+        args.model,
+        args.output_dir,
+        data_dir=args.data_dir,
+        val_fraction=args.val_fraction,
+        num_images=args.num_images,
+        overwrite=args.overwrite,
+        command=command_line(),
+        model_id=args.hub_model_id,
+        **options,
+    )
+    print(exported.summary())
+    if args.push_to_hub:
+        url = push_folder(
+            args.output_dir,
+            args.hub_model_id,
+            private=args.hub_private,
+            revision=args.hub_revision,
+            token=args.hub_token,
+        )
+        print(f"pushed   {url}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,173 @@
+"""A run: what the parts of the loop share, what its steps say, and when it saves."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import accelerate
+import torch
+from accelerate import Accelerator
+
+from ..data import BatchPlan, Loader, Loaders
+from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..recipes import Recipe
+from .ema import ModelEMA
+from .metrics import Speed
+from .model import Start
+from .original_run import OriginalRun
+from .profiling import Profiler
+from .progress import Progress
+from .report import Report
+from .resume import Checkpoints, SavedRun
+from .signals import Interruption
+
+
+class Quantizing(Protocol):
+    """What quantization-aware training adds to a run, see `effnet_hf.quantization.Quantization`."""
+
+    def check(self, model) -> None:
+        """Raises `UserError` for what cannot be done to this model; before anything is written."""
+
+    def prepare(self, model, loaders: Loaders, accelerator: Accelerator, report: Report, resuming: bool):
+        """Inserts quantizers, before the optimizer exists; calibrates them unless a checkpoint's will be restored."""
+
+    def describe(self, summary: dict, report: Report) -> list:
+        """Tables for the model card, when the first process publishes the model."""
+
+
+@dataclass
+class Run:
+    """What the parts of the loop share."""
+
+    recipe: Recipe
+    accelerator: Accelerator
+    plan: BatchPlan
+    loaders: Loaders
+    processor: EfficientNetNVImageProcessor
+    model: torch.nn.Module
+    bare_model: EfficientNetNVForImageClassification  # `model` without DDP
+    optimizer: torch.optim.Optimizer
+    ema: ModelEMA | None
+    teacher: torch.nn.Module | None
+    start: Start
+    quantization: Quantizing | None
+    checkpoints: Checkpoints
+    resumed: SavedRun | OriginalRun | None
+    report: Report
+    progress: Progress
+    interruption: Interruption
+    profiler: Profiler
+    started: float = field(default_factory=time.monotonic)
+    saved_at: float = field(default_factory=time.monotonic)
+    limit_told: str = ""  # the verdict that the console has seen last
+
+    @property
+    def train_loader(self) -> Loader:
+        assert self.loaders.train is not None  # a run is built with both
+        return self.loaders.train
+
+    @property
+    def patience_is_over(self) -> bool:
+        return 0 < self.recipe.early_stopping_patience <= self.progress.epochs_since_best
+
+    def checkpoint_is_due(self, may_ask: bool = True) -> bool:
+        """By steps or by minutes; with several processes the first one's clock decides. A collective call.
+
+        Args:
+            may_ask: False where asking the first process would make every step wait for it, and for the device.
+        """
+        every, minutes = self.recipe.checkpoint_every_steps, self.recipe.checkpoint_every_minutes
+        if every and self.progress.total_updates % every == 0:
+            return True
+        if not minutes or not may_ask:
+            return False
+        due = [time.monotonic() - self.saved_at > 60 * minutes]
+        if self.accelerator.num_processes > 1:
+            accelerate.utils.broadcast_object_list(due)
+        return due[0]
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether gradients stay allocated between steps: those of a replayed CUDA graph lie in its own memory, where
+        the next micro-batch would overwrite the sum."""
+        return self.recipe.compile == "graphs" and self.plan.accumulation_steps > 1
+
+    def spoilt(self) -> torch.Tensor:
+        """0, or NaN where a weight, a statistic or an average of one is no finite number. Does not wait for the device.
+
+        A forward pass that overflows in fp16 leaves batch norm's statistics infinite for good, while the scaler skips
+        the step and losses of later ones, which use the statistics of their own batch, look well.
+        """
+        largest = torch._foreach_norm([tensor for _, tensor in self._numbers()], ord=float("inf"))
+        return (torch.stack(largest).double() * 0).sum()
+
+    def first_spoilt(self) -> str | None:
+        """The name of such a number."""
+        return next((name for name, tensor in self._numbers() if not tensor.isfinite().all()), None)
+
+    def _numbers(self) -> list[tuple[str, torch.Tensor]]:
+        networks = {"": self.bare_model, **({"the average of ": self.ema.model} if self.ema is not None else {})}
+        return [
+            (prefix + name, tensor)
+            for prefix, network in networks.items()
+            for name, tensor in network.state_dict().items()  # what is saved
+            if tensor.is_floating_point() and tensor.numel()
+        ]
+
+    def share_statistics(self) -> None:
+        """Gives all processes the first one's batch norm statistics, which are the ones that are saved."""
+        if self.accelerator.num_processes > 1:
+            for model in (self.bare_model, *([self.ema.model] if self.ema is not None else [])):
+                accelerate.utils.broadcast(list(model.buffers()))
+
+    def save(self) -> None:
+        now = time.monotonic()
+        self.progress.seconds += now - self.started
+        self.started = self.saved_at = now
+        self.progress.metrics_bytes = self.report.position()
+        self.progress.num_processes = self.accelerator.num_processes
+        self.progress.per_device = self.plan.per_device
+        self.progress.precision = self.recipe.precision or ""
+        self.checkpoints.save(self.progress)
+
+    def log_step(self, loss: float, rate: float, speed: dict) -> None:
+        progress, report = self.progress, self.report
+        values = {"train.loss": loss, "train.lr": rate, **speed}
+        if self.accelerator.scaler is not None:
+            values["train.grad_scale"] = self.accelerator.scaler.get_scale()
+        report.log("train", progress.total_updates, values, epoch=progress.epoch, update=progress.update)
+        if report.bar is not None:
+            report.bar.set_postfix(loss=f"{loss:.3f}", lr=f"{rate:.3g}")
+        elif not report.quiet:
+            speed_text = ""
+            if speed:
+                share = speed["train.data_time"] / (speed["train.data_time"] + speed["train.compute_time"])
+                speed_text = f"  {speed['train.total_ips']:.0f} img/s, {share:.0%} of the time waiting for data"
+            report.line(
+                f"epoch {progress.epoch + 1:>3}/{self.recipe.epochs}  step {progress.update:>5}/"
+                f"{self.train_loader.updates_per_epoch}  train.loss {loss:.4f}  lr {rate:.4g}{speed_text}"
+            )
+
+    def tell_limit(self, speed: Speed) -> None:
+        """Says whether the loader or the device limits the run: every epoch in the log, and in the console when that
+        is new."""
+        if not speed.epoch_elapsed:
+            return
+        sentence = self.train_loader.limit(speed.epoch_waited, speed.epoch_elapsed - speed.epoch_waited)
+        values = {"limit": sentence, "train.data_share": speed.epoch_waited / speed.epoch_elapsed}
+        self.report.log("limit", self.progress.total_updates, values, epoch=self.progress.epoch)
+        if self.limit_told != (verdict := sentence.partition(":")[0]):
+            self.report.line(sentence)
+            self.limit_told = verdict
+
+    def log_epoch(self, train_loss: float, results: dict[str, dict]) -> None:
+        progress, topk = self.progress, f"top{self.recipe.top_k}"
+        text = f"epoch {progress.epoch + 1:>3}/{self.recipe.epochs}  train.loss {train_loss:.4f}"
+        for kind, figures in results.items():
+            values = {f"{kind}.{name}": value for name, value in figures.items()}
+            self.report.log(kind, progress.total_updates, values, epoch=progress.epoch)
+            text += f"  {kind}.top1 {figures['top1']:6.2f}  {kind}.{topk} {figures[topk]:6.2f}"
+            text += f"  {kind}.loss {figures['loss']:.4f}"
+        self.report.log("epoch", progress.total_updates, {"train.loss": train_loss}, epoch=progress.epoch)
+        self.report.line(text + ("  best" if progress.epochs_since_best == 0 else ""))
