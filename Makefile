@@ -1,4 +1,4 @@
-# Two commands: `make demo` runs the main job, `make test` passes the tests. Both set up what they need.
+# `make demo` shows the main job; `make quick` and `make test` check a change. Each sets up what it needs.
 PYTHON ?= python3
 VENV ?= .venv
 PY = $(VENV)/bin/python
@@ -7,14 +7,20 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo gpu imagenette test test-main test-transformers5 test-common test-wheel coverage lint clean
+.PHONY: demo gpu imagenette test test-main test-transformers5 test-common test-wheel quick coverage lint docs dist
+.PHONY: release-check clean
 
+# First real answers, from Lite0's ImageNet weights; then a training run from nothing to the end.
 demo: $(VENV)/.ready
+	$(PY) examples/write_photos.py demo/photos
+	$(PY) convert.py lite0 --output_dir demo/lite0 --overwrite
+	$(PY) classify.py --model demo/lite0 --top_k 3 --save_plot demo/photos.png \
+	    demo/photos/coffee.png demo/photos/chelsea.png demo/photos/camera.png
 	$(PY) examples/write_digits.py demo/digits
 	$(VENV)/bin/accelerate launch --config_file accelerate_configs/cpu.yaml train.py --config digits \
-	    --data_dir demo/digits --output_dir demo/model --overwrite true
+	    --data_dir demo/digits --output_dir demo/model --overwrite
 	$(PY) validate.py --model demo/model --data_dir demo/digits
-	$(PY) classify.py --model demo/model --top_k 3 --save_plot demo/classified.png \
+	$(PY) classify.py --model demo/model --top_k 3 --save_plot demo/digits.png \
 	    demo/digits/val/three/0003.png demo/digits/val/seven/0007.png demo/digits/val/nine/0009.png
 
 # The real models that quantization and export are measured on: B0 and WideSE-B0 warm-started from Lite0, fine-tuned.
@@ -24,7 +30,7 @@ imagenette: checkpoints/b0-imagenette/config.json checkpoints/widese-b0-imagenet
 .PRECIOUS: checkpoints/%-lite0/config.json
 checkpoints/%-lite0/config.json: | $(VENV)/.ready
 	$(PY) convert.py lite0 --warm_start $* --images $(or $(DATA),$(error name a folder: make imagenette DATA=DIR))/train \
-	    --to $(@D)
+	    --output_dir $(@D)
 
 checkpoints/%-imagenette/config.json: checkpoints/%-lite0/config.json
 	$(PY) train.py --config imagenette-finetune --variant $* --model checkpoints/$*-lite0 \
@@ -41,9 +47,11 @@ test-main: $(VENV)/.ready
 	$(PY) -m pytest -n 2 --dist loadfile tests
 
 # What touches transformers, on its newest version, laid over the environment instead of installing torch twice.
+NO_TRANSFORMERS = $(patsubst %,tests/test_%.py,files imports installation release squeeze_excite_gradient timm_parity)
 test-transformers5: $(VENV)/.transformers5
-	PYTHONPATH=$(abspath $(VENV))/transformers5 $(PY) -m pytest -n 2 --dist loadfile tests/test_*.py tests/hub tests/export/test_runtime.py tests/export/test_float.py \
-	    tests/quantization/test_save_and_load.py
+	PYTHONPATH=$(abspath $(VENV))/transformers5 $(PY) -m pytest -n 2 --dist loadfile tests/hub \
+	    $(filter-out $(NO_TRANSFORMERS),$(wildcard tests/test_*.py)) \
+	    tests/export/test_runtime.py tests/export/test_float.py tests/quantization/test_save_and_load.py
 
 # transformers' own tests of any model, backbone, configuration and image processor, run against our classes.
 test-common: $(VENV)/.ready $(VENV)/.transformers5
@@ -61,18 +69,32 @@ test-matrix: $(VENV)/.ready
 	$(VENV)/bin/pip install --quiet uv
 	$(PY) tests/matrix/matrix.py
 
+# While working, in a minute: the linters, and the tests that tests/conftest.py calls quick.
+quick: lint
+	$(PY) -m pytest -n 2 --dist loadfile -m quick tests
+
 coverage: $(VENV)/.ready
 	$(PY) -m pytest -n 2 --dist loadfile --cov --cov-report term:skip-covered tests
 
+# The hooks of .pre-commit-config.yaml, on every file.
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	git ls-files -z | xargs -0 $(VENV)/bin/codespell
 	$(VENV)/bin/mypy
 	if [ -x $(VENV)/bin/hadolint ]; then $(VENV)/bin/hadolint Dockerfile; fi
 
+# The pages and the API reference, into site/. They lie there as in the repository, so that its relative links work.
+docs: $(VENV)/.ready
+	rm -rf build/pages
+	mkdir -p build/pages
+	cp -r --parents README.md CONTRIBUTING.md CHANGELOG.md docs benchmarks/*.md benchmarks/*/*.png build/pages
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 $(VENV)/.ready: setup.cfg requirements/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --constraint requirements/constraints.txt --editable '.[dev,dali,jpeg,onnx,openvino,optimum,quant,serve,tracking]'
+	$(VENV)/bin/pip install --quiet --constraint requirements/constraints.txt \
+	    --editable '.[dev,dali,docs,jpeg,onnx,openvino,optimum,quant,serve,tracking]'
 	touch $@
 
 $(VENV)/.transformers5: requirements/transformers5.txt $(VENV)/.ready
@@ -80,5 +102,14 @@ $(VENV)/.transformers5: requirements/transformers5.txt $(VENV)/.ready
 	$(VENV)/bin/pip install --quiet --no-deps --target $(VENV)/transformers5 --requirement requirements/transformers5.txt
 	touch $@
 
+# sdist and wheel, into dist/.
+dist: $(VENV)/.ready
+	rm -rf dist build/lib
+	$(PY) -c "import setuptools.build_meta as build; build.build_sdist('dist'); build.build_wheel('dist')"
+
+# Before a tag: see docs/releasing.md.
+release-check: lint docs test test-wheel
+	test -z "$$(git status --porcelain)"
+
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info
+	rm -rf $(VENV) demo build dist site *.egg-info

@@ -2,7 +2,7 @@
 
     python examples/write_digits.py demo/digits
 
-Every fifth picture of a class is held out. The pictures are real: "Optical Recognition of Handwritten Digits", UCI,
+Every fifth image of a class is held out. The images are real: "Optical Recognition of Handwritten Digits", UCI,
 as scikit-learn ships them, 8 x 8 pixels with 17 grey levels.
 """
 
@@ -26,14 +26,16 @@ def main() -> None:
     digits = load_digits()
     seen = dict.fromkeys(range(10), 0)
     with atomic_folder(target, overwrite=True) as folder:
-        for index, (picture, label) in enumerate(zip(digits.images, digits.target)):
+        for index, (image, label) in enumerate(zip(digits.images, digits.target)):
             split = "val" if seen[label] % 5 == 0 else "train"
             seen[label] += 1
             path = folder / split / NAMES[label] / f"{index:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray((picture * 255 / 16).round().astype(np.uint8)).resize((32, 32), Image.BICUBIC).save(path)
+            Image.fromarray((image * 255 / 16).round().astype(np.uint8)).resize(
+                (32, 32), Image.Resampling.BICUBIC
+            ).save(path)
     count = {split: sum(1 for _ in (target / split).glob("*/*.png")) for split in ("train", "val")}
-    print(f"{target}: {count['train']} training and {count['val']} held-out pictures of 10 classes")
+    print(f"{target}: {count['train']} training and {count['val']} held-out images of 10 classes")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""Writes three of scikit-image's photographs, for a first look at what a model says: a coffee, a cat, a photographer.
+
+    python examples/write_photos.py demo/photos
+
+All three are CC0, and inside scikit-image's wheel: coffee by Rachel Michetti (courtesy of Pikolo Espresso Bar), chelsea
+by Stefan van der Walt, camera by Lav Varshney.
+"""
+
+from pathlib import Path
+
+from PIL import Image
+from skimage import data
+
+from effnet_hf.cli import ArgumentParser, run
+
+
+def main() -> None:
+    parser = ArgumentParser(description="Write three of scikit-image's CC0 photographs.")
+    parser.add_argument("output", help="folder to write")
+    target = Path(parser.parse_args().output)
+    target.mkdir(parents=True, exist_ok=True)
+    for photograph in (data.coffee, data.chelsea, data.camera):
+        Image.fromarray(photograph()).save(target / f"{photograph.__name__}.png")
+    print(f"{target}: coffee.png chelsea.png camera.png")
+
+
+if __name__ == "__main__":
+    run(main)
