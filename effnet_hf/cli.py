@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .errors import OneProcessError, UserError, sentence_of
+from .errors import OneProcessError, sentence_of
 
 
 _SCRIPTS = {f"{name}.py" for name in ("train", "validate", "classify", "convert", "qat", "export")}  # of a clone
@@ -125,23 +125,6 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if isinstance(action.default, list):
             return f"{action.help} (default: {' '.join(map(str, action.default))})"
         return f"{action.help} (default: %(default)s)"
-
-
-def add_upload_flags(parser: argparse.ArgumentParser) -> None:
-    """`--push_to_hub` and what goes with it; `check_upload_flags` refuses what makes no sense."""
-    hub = parser.add_argument_group("upload")
-    hub.add_argument("--push_to_hub", action="store_true", help="upload the folder when it is written")
-    hub.add_argument("--hub_model_id", metavar="ME/X", help="repository, created if it does not exist")
-    hub.add_argument("--hub_private", action="store_true", default=None, help="make a new repository private")
-    hub.add_argument("--hub_revision", metavar="BRANCH", help="branch to push to")
-    hub.add_argument("--hub_token", metavar="TOKEN", help="default: the one `hf auth login` stored, or HF_TOKEN")
-
-
-def check_upload_flags(args: argparse.Namespace) -> None:
-    if args.push_to_hub and not args.hub_model_id:
-        raise UserError("--push_to_hub needs --hub_model_id ME/X.")
-    if args.hub_model_id and not args.push_to_hub:
-        raise UserError("--hub_model_id does nothing without --push_to_hub.")
 
 
 def invocation(command: str) -> str:

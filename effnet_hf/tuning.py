@@ -3,7 +3,7 @@
     model = fold_batchnorm(model)              # inference anywhere: 49 of B0's 98 large layers are gone
     model = compile_for_inference(model)       # folded and compiled as one graph
     run = CudaGraph(model, example)            # inference of one shape on a GPU, one launch a batch
-    tune_for_cpu_training(model, image_size)   # what `train.py` does on a CPU by itself
+    tune_for_cpu_training(model, image_size)   # what training does on a CPU by itself
 
 These are functions of the package, not methods of the model: the model file travels in every checkpoint and holds what
 the network *is*.

@@ -42,6 +42,7 @@ _TAKE_TIME_TOO = (
     "test_common",
     "test_dali",
     "test_loaders",
+    "test_memory",
     "test_processor_settings",
     "test_timm_parity",
 )

@@ -56,7 +56,7 @@ def test_from_auto_to_folder(convert, checkpoint, ours, tmp_path):
     code, out, error = convert("--from auto checkpoint.pth.tar --output_dir made/folder --hub_token hf_secret")
     assert (code, error) == (0, "")
     assert out.splitlines()[0] == (
-        "checkpoint.pth.tar: nvidia names, b0, 1000 classes, 224 x 224 pixels, the same function"
+        "checkpoint.pth.tar: nvidia names, b0, 1000 classes, 224 x 224 px, the same function"
     )
     assert out.endswith(
         'open   AutoModelForImageClassification.from_pretrained("made/folder")\n'
@@ -156,7 +156,7 @@ def test_nothing_is_overwritten_unasked(convert, checkpoint, tmp_path):
         ("x.pth", "--output_dir PATH says where to write"),
         ("--output_dir y", "the following arguments are required: SRC"),
         ("x.pth --to timm", "--output_dir PATH says where to write"),
-        ("x.pth --output_dir y --output_dir z", "--output_dir y is itself the folder to write"),
+        ("x.pth --to tim --output_dir z", "Did you mean 'timm'?"),
         ("x.pth --too y", "did you mean --to?"),
         ("x.pth --output_dir y --batch_norm_epsilon 1", "did you mean --batch_norm_eps?"),
         ("x.pth --output_dir y --from keras", "invalid choice: 'keras'"),

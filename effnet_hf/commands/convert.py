@@ -12,8 +12,6 @@ import argparse
 
 from ..cli import (
     ArgumentParser,
-    add_upload_flags,
-    check_upload_flags,
     command_line,
     invocation,
     run,
@@ -21,8 +19,8 @@ from ..cli import (
 )
 from ..conversion import DIALECTS, FOREIGN, load_foreign, warm_start, write_folder, write_foreign
 from ..errors import UserError, did_you_mean
-from ..hub import push_folder
 from ..recipes import available_recipes
+from .upload import add_upload_flags, check_upload_flags, upload
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -121,14 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     if converted.can_be_resumed and config.variant in available_recipes():
         print(f"resume {invocation('train')} --config {config.variant} --data_dir DIR --resume {args.output_dir}")
     if args.push_to_hub:
-        url = push_folder(
-            args.output_dir,
-            args.hub_model_id,
-            private=args.hub_private,
-            revision=args.hub_revision,
-            token=args.hub_token,
-        )
-        print(f"pushed {url}")
+        print(f"pushed {upload(args, args.output_dir)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ docs/export.md says how to open them in ONNX Runtime, Optimum, OpenVINO and Tens
 
 import argparse
 
-from ..cli import ArgumentParser, add_upload_flags, check_upload_flags, command_line, run
+from ..cli import ArgumentParser, command_line, run
+from .upload import add_upload_flags, check_upload_flags, upload
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -48,7 +49,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     check_upload_flags(args)
     from ..export import ExportOptions, export_model
-    from ..hub import push_folder
 
     options = {name: value for name, value in vars(args).items() if name in ExportOptions.__dataclass_fields__}
     exported = export_model(
@@ -64,14 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     print(exported.summary())
     if args.push_to_hub:
-        url = push_folder(
-            args.output_dir,
-            args.hub_model_id,
-            private=args.hub_private,
-            revision=args.hub_revision,
-            token=args.hub_token,
-        )
-        print(f"pushed   {url}")
+        print(f"pushed   {upload(args, args.output_dir)}")
 
 
 if __name__ == "__main__":

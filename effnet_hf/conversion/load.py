@@ -64,7 +64,7 @@ class Converted:
 
     @property
     def can_be_resumed(self) -> bool:
-        """Whether `train.py --resume` can go on with the run that wrote it."""
+        """Whether `train --resume` can go on with the run that wrote it."""
         return self.trainer_state is not None and self.trainer_state.epoch is not None and not self.quantizer_amax
 
     def model(self) -> EfficientNetNVForImageClassification:

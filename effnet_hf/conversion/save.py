@@ -109,7 +109,7 @@ def write_foreign(
                 TRANSFORMERS.folder_processor(converted.processor).save_pretrained(folder)
             save_file(state, folder / "model.safetensors", metadata=_header(converted))
     else:
-        raise UserError(f"--output {output}: {dialect} weights are one file; end its name in .pth or .safetensors.")
+        raise UserError(f"--output_dir {output}: {dialect} weights are one file; end its name in .pth or .safetensors.")
     return spoken.loading(config, str(output)) if difference is None else f"no {dialect} model is this function"
 
 

@@ -1,6 +1,6 @@
 """A recipe is a document: one YAML file whose head says command, hardware, hours and expected accuracy.
 
-`load_recipe("b4")` reads a built-in one, `load_recipe("my.yaml")` yours; every field is also a flag of `train.py`.
+`load_recipe("b4")` reads a built-in one, `load_recipe("my.yaml")` yours; every field is also a flag of `train`.
 """
 
 from .options import GROUPS, TRAINING_GROUPS

@@ -1,4 +1,4 @@
-"""What a training step takes of a device's memory: so much a image, and so much for the weights.
+"""What a training step takes of a device's memory: so much an image, and so much for the weights.
 
 `recipes/memory.yaml` holds the first figure for every named architecture; `benchmarks/activation_memory.py` counts it
 with what is here, and any other architecture is counted when a run starts.
@@ -113,7 +113,7 @@ def largest_map(config: EfficientNetNVConfig, image_size: int) -> int:
 
 @cache
 def memory_table() -> dict[str, dict]:
-    """`recipes/memory.yaml`: by variant its `image_size`, `parameters` and MiB a image, see [`column`]."""
+    """`recipes/memory.yaml`: by variant its `image_size`, `parameters` and MiB an image, see [`column`]."""
     return yaml.safe_load(importlib.resources.files("effnet_hf.recipes").joinpath("memory.yaml").read_text("utf-8"))
 
 
@@ -123,7 +123,7 @@ def column(precision: str, gradient_checkpointing: bool) -> str:
 
 
 def _row(config: EfficientNetNVConfig, precision: str, gradient_checkpointing: bool) -> tuple[int, float, str]:
-    """Parameters and MiB a image at the configuration's own size, from the table or counted; and where from."""
+    """Parameters and MiB an image at the configuration's own size, from the table or counted; and where from."""
     variant = _variant(config)
     if variant is None:
         counted = count_step(config, precision, gradient_checkpointing)

@@ -93,14 +93,19 @@ def build_processor(
     return EfficientNetNVImageProcessor.from_dict(settings)
 
 
-def changed_preparation(processor: EfficientNetNVImageProcessor, checkpoint: Checkpoint) -> str | None:
-    """What `processor` does to images that a checkpoint's own does otherwise, for a sentence."""
+def preparation(processor: EfficientNetNVImageProcessor, checkpoint: Checkpoint) -> str:
+    """In a sentence: that images are prepared as the checkpoint's were, or what `processor` does otherwise."""
     if not checkpoint.has_processor:
         return f"{checkpoint.name} does not say how to prepare images; ImageNet's mean and standard deviation are used"
     here, there = processor.to_dict(), checkpoint.processor.to_dict()
     changed = [name for name in here if here[name] != there.get(name)]
     if not changed:
-        return None
+        steps = [f"crop {_in_words('crop_size', here['crop_size'])}"]
+        if processor.do_resize:
+            steps.insert(
+                0, f"short side to {_in_words('size', here['size'])} ({_in_words('resample', here['resample'])})"
+            )
+        return f"images are prepared as {checkpoint.name} says: {', '.join(steps)}"
     ways = (", ".join(f"{name} {_in_words(name, way[name])}" for name in changed) for way in (here, there))
     return "images are prepared with {}, where --model was evaluated with {}".format(*ways)
 
@@ -156,7 +161,7 @@ def build_model(recipe: Recipe, start: Start, class_names: list[str]) -> Efficie
         return EfficientNetNVForImageClassification(config)
     quantizes = recipe.placement != "none" or checkpoint.quantized
     if has_classes(checkpoint.config, class_names, by_position=quantizes):
-        if "LABEL_0" not in checkpoint.config.label2id:
+        if "LABEL_0" not in (checkpoint.config.label2id or {}):
             labels = {}  # it keeps the names that it has
         return checkpoint.load(**labels, **settings)
     if quantizes:

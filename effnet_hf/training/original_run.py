@@ -31,7 +31,7 @@ _OPTIMIZER_STATES = {
 
 @dataclasses.dataclass(frozen=True)
 class OriginalRun:
-    """What `convert.py` kept of a training checkpoint of the original."""
+    """What `convert` kept of a training checkpoint of the original."""
 
     folder: Path
     config: EfficientNetNVConfig

@@ -15,7 +15,7 @@ from ..run_folder import RunFolder
 from .batches import plan_for
 from .compilation import compile_model
 from .ema import ModelEMA
-from .model import build_networks, changed_preparation, has_classes, open_start
+from .model import build_networks, has_classes, open_start, preparation
 from .optim import build_optimizer, peak_learning_rate
 from .original_run import OriginalRun
 from .precision import wants_channels_last
@@ -111,8 +111,8 @@ def introduce(run: Run, chosen: str = "") -> None:
     notes = list(run.loaders.notes)
     if train.updates_per_epoch < 10:
         notes.append(f"only {train.updates_per_epoch} steps per epoch; a smaller --global_batch_size makes more")
-    if run.start.checkpoint is not None and (changed := changed_preparation(run.processor, run.start.checkpoint)):
-        notes.append(changed)
+    if run.start.checkpoint is not None:
+        notes.append(preparation(run.processor, run.start.checkpoint))
     for note in notes:
         report.line(f"         {note}")
     report.line(f"optimize {recipe.optimizer}, learning rate {peak:.4g}{scaled}, {recipe.lr_schedule}")

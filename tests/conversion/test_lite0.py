@@ -118,8 +118,8 @@ def test_warm_start_is_the_same_every_time(lite0, pictures):
         ("b1", {}, "lite0 has other shapes; lite0 fits b0 and widese-b0"),
         ("lite0", {}, "lite0 fits b0 and widese-b0"),
         ("b9", {}, "--warm_start b9: Unknown variant 'b9'."),
-        ("b0", {"num_images": 7}, "holds 6 pictures, 7 are needed"),
-        ("b0", {"num_images": 0}, "at least one picture"),
+        ("b0", {"num_images": 7}, "holds 6 images, 7 are needed"),
+        ("b0", {"num_images": 0}, "at least one image"),
     ],
 )
 def test_warm_start_refuses(variant, options, words, lite0, pictures):
@@ -129,7 +129,7 @@ def test_warm_start_refuses(variant, options, words, lite0, pictures):
 
 def test_warm_start_names_a_picture_that_is_none(lite0, pictures, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"broken")
-    with pytest.raises(UserError, match="broken.jpg is no picture that can be read"):
+    with pytest.raises(UserError, match="broken.jpg is not an image that can be read"):
         warm_start(lite0, "b0", tmp_path, num_images=1)
     with pytest.raises(UserError, match="nowhere is not a folder"):
         warm_start(lite0, "b0", tmp_path / "nowhere")

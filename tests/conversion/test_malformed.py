@@ -259,8 +259,8 @@ def test_malformed_input(name, state, tmp_path, capsys, monkeypatch):
     write, file, flags, words = CASES[name]
     write(tmp_path / file, state)
     before = sorted(tmp_path.rglob("*"))
-    words = [str(tmp_path / file), "--output_dir", str(tmp_path / "out"), *flags]
-    monkeypatch.setattr(sys, "argv", ["convert.py", *words])
+    line = [str(tmp_path / file), "--output_dir", str(tmp_path / "out"), *flags]
+    monkeypatch.setattr(sys, "argv", ["convert.py", *line])
     with pytest.raises(SystemExit) as stop:
         run(convert.main)
     out, error = capsys.readouterr()

@@ -80,11 +80,11 @@ CASES = {
         ("--data_dir {train-alone}", "has none of val/, validation/, test/"),
         ("--data_dir {single-class}", "has a single class folder, a;"),
         ("--data_dir {strange-val-class}", "val has classes that training does not know: x"),
-        ("--data_dir {no-class-folders}", "holds 1 pictures and no class folders"),
-        ("--data_dir {empty-class}", "holds no pictures; fill or remove it"),
+        ("--data_dir {no-class-folders}", "holds 1 image and no class folders"),
+        ("--data_dir {empty-class}", "holds no images; fill or remove it"),
         ("--data_dir {same-but-for-case}", "differ only in case, Cat and cat"),
         ("--data_dir {one-folder-too-high}", "give that folder: {one-folder-too-high}/imagenette"),
-        ("--data_dir {no-pictures}", "there are no pictures under"),
+        ("--data_dir {no-pictures}", "there are no images under"),
         ("--data_dir {data}", "the training data has 12; lower --global_batch_size, e.g. to 8"),
         ("--data_dir {data} --dataset_name a/b", "--data_dir and --dataset_name are two sources"),
         ("--dataset_name no/such", "--dataset_name no/such cannot be loaded"),
@@ -100,7 +100,7 @@ CASES = {
         (SMALL + "--resume nowhere", "--resume nowhere: no checkpoint there"),
         (SMALL + "--resume {file}", "is a file; a checkpoint of NVIDIA"),
         (SMALL + "--resume {run-with-damaged-checkpoint}", "is not a checkpoint of this version"),
-        (SMALL + "--output_dir {model} --model {model} --overwrite true", "--overwrite would remove --model"),
+        (SMALL + "--output_dir {model} --model {model} --overwrite", "--overwrite would remove --model"),
         (SMALL + "--model no/such/model", "--model no/such/model does not exist"),
         (SMALL + "--model {file}", "is a file; name the folder that holds it"),
         (SMALL + "--model {resnet}", "is a 'resnet' model, not one of ours"),
@@ -120,7 +120,7 @@ CASES = {
         (SMALL + "--loader dali-gpu", "--loader dali-gpu decodes on a CUDA GPU and this run has none"),
         (SMALL + "--loader dali-cpu", "pip install nvidia-dali-cuda130", "without DALI"),
         (SMALL + "--compile full", "--compile full needs a C++ compiler", "without a compiler"),
-        (SMALL + "--report_to clearmel", "is no tracker of Accelerate"),
+        (SMALL + "--report_to clearmel", "is not a tracker that Accelerate knows"),
         (SMALL + "--report_to wandb", "pip install wandb"),
         (SMALL + "--push_to_hub true", "--push_to_hub needs --hub_model_id"),
         (
@@ -221,9 +221,9 @@ CASES = {
         ("lite0 --output_dir y --warm_start b9 --images {data}", "Unknown variant 'b9'"),
         ("lite0 --output_dir y --warm_start b4 --images {data} --num_images 3", "lite0 fits b0 and widese-b0"),
         ("lite0 --output_dir y --warm_start b0 --images no/such", "--images no/such is not a folder"),
-        ("lite0 --output_dir y --warm_start b0 --images {data} --num_images 0", "at least one picture"),
-        ("lite0 --output_dir y --warm_start b0 --images {data}", "24 pictures, 200 are needed"),
-        ("lite0 --output_dir y --warm_start b0 --images {broken-pictures} --num_images 9", "is no picture"),
+        ("lite0 --output_dir y --warm_start b0 --images {data} --num_images 0", "at least one image"),
+        ("lite0 --output_dir y --warm_start b0 --images {data}", "24 images, 200 are needed"),
+        ("lite0 --output_dir y --warm_start b0 --images {broken-pictures} --num_images 9", "is not an image"),
         ("{model} --output_dir y", "No space left on device", "with a full disk"),
     ],
     "export.py": [
@@ -337,7 +337,7 @@ def refused(program, line, words, world, places, worlds, typed):
     code, _, error = typed(program, [fill(word, places) for word in line.split()])
     assert code == 2
     assert error.count("\n") == 1 and error.endswith("\n"), error
-    name = program if program.endswith(".py") else f"python -m {program}"
+    name = program if program.endswith(".py") else f"effnet-hf {program.rpartition('.')[2]}"
     assert error.startswith((f"{name}: error: ", f"{name} {line.split()[0]}: error: ") if line else f"{name}: "), error
     assert fill(words, places) in error
     assert "Traceback" not in error and len(error) < 600, error

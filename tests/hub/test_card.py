@@ -63,7 +63,7 @@ def test_body_shows_every_fact():
         "| Top-1 accuracy (%) | 95.1 |",
         "| Cross-entropy loss | nan |",
         "![curves.png](curves.png)",
-        "### INT8\n\n| precision | ms |\n| --- | --- |\n| fp32 | 12.35 |\n| a\\|b | 3 |",
+        "### INT8\n\n| precision | ms |\n|---|---|\n| fp32 | 12.35 |\n| a\\|b | 3 |",
         "python train.py --config b0",
         "Hardware: 2 CPU cores.",
         "Software: torch 2.6.",

@@ -80,7 +80,7 @@ def test_metrics_have_the_originals_names_and_honest_values(whole_run):
 
 def test_card_tells_what_was_measured(whole_run):
     card, summary = (whole_run / "README.md").read_text(), json.loads((whole_run / "summary.json").read_text())
-    assert f"{summary['top1']:.4g}" in card and "12 pictures" in card and "global_batch_size: 8" in card
+    assert f"{summary['top1']:.4g}" in card and "12 images" in card and "global_batch_size: 8" in card
 
 
 def test_saved_model_scores_in_validate_what_it_scored_in_training(whole_run, squares):

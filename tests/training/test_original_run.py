@@ -113,8 +113,8 @@ def test_averaged_weights_alone_are_no_run_to_resume(squares, first_epoch, tmp_p
         ({"epochs": 1}, "has finished 1 epochs; --epochs 1 adds none"),
         ({"batch_norm_eps": 1e-5}, "batch_norm_eps is 0.001 there, 1e-05 here; start from its weights with --model"),
         ({"variant": "b1"}, "another network than the recipe's: efficientnet.encoder"),
-        ({"placement": "nvidia"}, "qat.py resumes its own checkpoints"),
-        ({"resume": "checkpoint.pth.tar"}, "is a file; .*convert.py .*checkpoint.pth.tar --to DIR with --resume"),
+        ({"placement": "nvidia"}, "qat resumes its own checkpoints"),
+        ({"resume": "checkpoint.pth.tar"}, "is a file; .*convert .*checkpoint.pth.tar --output_dir DIR with --resume"),
         ({"resume": "damaged"}, "cannot be opened"),
     ],
 )  # fmt: skip

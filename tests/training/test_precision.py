@@ -200,5 +200,5 @@ def test_ddp_leaves_buffers_alone_without_a_warning_of_its_own():
 def test_bf16_on_a_cpu_is_refused_where_gradients_would_be_unwritten_memory(variant, smallest):
     config = EfficientNetNVConfig.from_variant(variant)
     refuse_unwritten_gradients(config, smallest)
-    with pytest.raises(UserError, match="use --precision fp32 or larger pictures"):
+    with pytest.raises(UserError, match="use --precision fp32 or larger images"):
         refuse_unwritten_gradients(config, smallest - 1)

@@ -13,6 +13,7 @@ from accelerate.state import AcceleratorState
 
 from effnet_hf.errors import UserError
 from effnet_hf.training import loop, setup, train
+from effnet_hf.training import run as run_module
 from effnet_hf.training.resume import Checkpoints
 from effnet_hf.training.signals import EXIT_INTERRUPTED, Interruption
 
@@ -182,7 +183,7 @@ def test_settings_of_the_optimizer_are_those_of_the_launch(squares, tmp_path):
 
 def test_minutes_count_over_the_end_of_an_epoch(squares, tmp_path, monkeypatch):
     clock = itertools.count(time.monotonic(), 20)  # seconds; asked a few times in every step
-    monkeypatch.setattr(setup, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(run_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     saved = []
     monkeypatch.setattr(Checkpoints, "save", lambda self, progress: saved.append(progress.total_updates))
     recipe = small_recipe(squares, tmp_path, checkpoint_every_epochs=0, checkpoint_every_minutes=1.5, **PLAIN)
