@@ -1,6 +1,8 @@
 """Processes that read, decode and transform; whole micro-batches leave them. All that the default loader needs."""
 
+import gc
 import signal
+import sys
 import time
 from collections.abc import Iterator
 
@@ -134,6 +136,9 @@ class WorkerPool:
                     batch = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
                 yield batch
             return
+        if self._loader._iterator is None and "nvidia.dali" in sys.modules:
+            # The workers are forked next. One that collects a pipeline left in a cycle waits for threads it has not.
+            gc.collect()
         self._requests.current = requests
         try:
             yield from self._loader
