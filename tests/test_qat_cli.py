@@ -16,14 +16,14 @@ pytest.importorskip("modelopt", reason="needs the quant extra: pip install -e '.
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A few of the digits, and a float model trained on them for two epochs by the command."""
+    """A few of the digits, and a float model trained on them for an epoch by the command."""
     folder = tmp_path_factory.mktemp("qat")
     subprocess.run([sys.executable, ROOT / "examples/write_digits.py", folder / "digits"], check=True)
-    for split, most in (("train", 24), ("val", 6)):
+    for split, most in (("train", 12), ("val", 4)):
         for label in (folder / "digits" / split).iterdir():
             for picture in sorted(label.iterdir())[most:]:
                 picture.unlink()
-    line = [sys.executable, ROOT / "train.py", "--config", "digits", "--data_dir", folder / "digits", "--epochs", "2"]
+    line = [sys.executable, ROOT / "train.py", "--config", "digits", "--data_dir", folder / "digits", "--epochs", "1"]
     line += ["--output_dir", folder / "float", "--num_workers", "0", "--survival_prob", "1"]
     subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
     return folder
@@ -54,7 +54,7 @@ def test_qat_leaves_a_folder_that_every_command_takes(command, workplace, tmp_pa
     code, out, _ = command("validate", "--model", tmp_path / "int8", "--data_dir", workplace / "digits", "--json")
     assert json.loads(out)["loss"] == pytest.approx(figures["qat"]["loss"], rel=1e-4)
     flat = ["--data_dir", workplace / "digits/train", "--val_fraction", "0.25", "--model", tmp_path / "int8"]
-    assert "on 60 images" in command("validate", *flat)[1]
+    assert "on 30 images" in command("validate", *flat)[1]
     code, out, _ = command("classify", "--model", tmp_path / "int8", "--top_k", "2", picture)
     assert code == 0 and out.count("%") == 2
     best = pipeline("image-classification", model=str(tmp_path / "int8"), trust_remote_code=True)(str(picture))[0]
