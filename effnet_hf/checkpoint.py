@@ -124,7 +124,8 @@ def open_checkpoint(name: str, flag: str = "--model") -> Checkpoint:
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise UserError(f"{where} cannot be opened: {first_line(error)}") from None
+        hub = "" if looks_local else "there is no such folder here, and on the Hub: "
+        raise UserError(f"{where} cannot be opened: {hub}{first_line(error)}") from None
     except (TypeError, AttributeError):
         raise UserError(f"{where} cannot be opened: its config.json is no JSON object.") from None
     if not isinstance(config, EfficientNetNVConfig):

@@ -46,18 +46,29 @@ class OneLineErrors(argparse.ArgumentParser):
             new = self.old_spellings.get("--" + flag[2:].replace("-", "_")) if flag.startswith("--") else None
             if new is not None:
                 say_new_spelling(flag, new, self.prog)
-            # Scripts once differed in whether this flag takes a word; now none needs one, and all understand it.
-            if spelled[-1:] == ["--overwrite"] and word.lower() in ("true", "false"):
-                spelled = spelled if word.lower() == "true" else spelled[:-1]
-            else:
-                spelled.append((new or flag) + equals + value)
-        return spelled
+            spelled.append((new or flag) + equals + value)
+        action = self._option_string_actions.get("--overwrite")
+        return _without_words(spelled) if action is not None and action.nargs == 0 else spelled
 
     def _unknown(self, word: str):
         flag = word.split("=", 1)[0]
         nearest = difflib.get_close_matches(flag, list(self._option_string_actions), n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else f"; {self.prog} --help lists them all"
         self.error(f"{'unknown flag' if flag.startswith('-') else 'unexpected argument'} {flag}{hint}")
+
+
+def _without_words(words: list[str]) -> list[str]:
+    """`--overwrite true` as `--overwrite`, and nothing for `false`, as a recipe's flags understand both."""
+    kept: list[str] = []
+    for word in words:
+        if word.lower() in ("--overwrite=true", "--overwrite=false"):
+            kept.append("--overwrite")
+            word = word.split("=")[1]
+        if kept[-1:] == ["--overwrite"] and word.lower() in ("true", "false"):
+            kept = kept if word.lower() == "true" else [other for other in kept if other != "--overwrite"]
+        else:
+            kept.append(word)
+    return kept
 
 
 class ArgumentParser(OneLineErrors):
@@ -129,7 +140,15 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 def invocation(command: str) -> str:
     """How the user calls one of our commands: `python train.py` from a clone's root, else `effnet-hf train`."""
-    return f"python {command}.py" if program_name() in _SCRIPTS else f"effnet-hf {command}"
+    script = Path(sys.argv[0])
+    of_a_clone = script.name in _SCRIPTS and script.resolve().parent == Path(__file__).resolve().parents[1]
+    return f"python {command}.py" if of_a_clone else f"effnet-hf {command}"
+
+
+def moved(command: str) -> None:
+    """Ends a module that was once run with `python -m`, with the command that took its place."""
+    print(f"this is `effnet-hf {command}` now", file=sys.stderr)
+    sys.exit(2)
 
 
 def command_line() -> str:

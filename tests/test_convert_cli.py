@@ -26,7 +26,7 @@ def convert(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def call(line: str):
-        monkeypatch.setattr(sys, "argv", ["convert.py", *line.split()])
+        monkeypatch.setattr(sys, "argv", [str(ROOT / "convert.py"), *line.split()])
         with pytest.raises(SystemExit) as stop:
             run(main)
         return (stop.value.code, *capsys.readouterr())
@@ -59,7 +59,7 @@ def test_from_auto_to_folder(convert, checkpoint, ours, tmp_path):
         "checkpoint.pth.tar: nvidia names, b0, 1000 classes, 224 x 224 px, the same function"
     )
     assert out.endswith(
-        'open   AutoModelForImageClassification.from_pretrained("made/folder")\n'
+        'open   import effnet_hf; AutoModelForImageClassification.from_pretrained("made/folder")\n'
         "resume python train.py --config b0 --data_dir DIR --resume made/folder\n"
     )
     folder = tmp_path / "made" / "folder"

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 def call(script: str, *arguments, stdin: str = "", monkeypatch, capsys) -> tuple[int, str, str]:
     """Runs a script's `main` as its command would; returns exit code, stdout, stderr."""
-    monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, arguments)])
+    monkeypatch.setattr(sys, "argv", [str(ROOT / f"{script}.py"), *map(str, arguments)])
     monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
     with pytest.raises(SystemExit) as exit_:
         run(importlib.import_module(f"effnet_hf.commands.{script}").main)

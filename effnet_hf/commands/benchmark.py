@@ -7,6 +7,7 @@ effnet-hf benchmark inference --config b0 --data_dir DIR --steps 50
 import sys
 
 from ..cli import at_least, run
+from ..errors import UserError
 from ..recipes import parse_recipe
 from ..run_folder import RunFolder
 
@@ -25,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.print_config:
         print(recipe.to_yaml(), end="")
         return 0
+    if recipe.placement != "none":
+        raise UserError(f"--config {arguments.config} is a recipe that quantizes; only float networks are timed.")
     if not recipe.data_dir and not recipe.dataset_name and recipe.loader != "synthetic":
         print("no --data_dir: timed on synthetic batches, which cost no loading", file=sys.stderr)
         recipe = recipe.replace(loader="synthetic")

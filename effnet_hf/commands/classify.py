@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"  {100 * prediction['score']:5.1f} %  {prediction['label']}")
     if arguments.save_plot:
         draw_predictions(results, arguments.save_plot)
+        print(f"plot: {arguments.save_plot}", file=sys.stderr)
     return 2 if any(result.error for result in results) else 0
 
 

@@ -52,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     warm.add_argument("--warm_start", metavar="VARIANT", help="make this variant (b0, widese-b0) from a Lite SRC")
     warm.add_argument("--images", metavar="DIR", help="images to measure batch norm statistics on")
     warm.add_argument("--padding", default="symmetric", choices=["symmetric", "same"], help="default: symmetric")
-    warm.add_argument("--num_images", type=int, default=200, metavar="N", help="how many of them; default: 200")
+    warm.add_argument("--num_images", type=int, metavar="N", help="how many of them; default: 200, or all if fewer")
 
     add_upload_flags(parser)
     args = parser.parse_args(argv)
@@ -98,8 +98,7 @@ def main(argv: list[str] | None = None) -> None:
     config = converted.config
     print(
         f"{converted.path.name}: {converted.dialect} names, {config.variant or 'custom shape'}, "
-        f"{config.num_labels} classes, {config.image_size} x {config.image_size} px, "
-        + ("the same function" if converted.exact else f"NOT the same function: differs by {converted.difference}")
+        f"{config.num_labels} classes, {config.image_size} x {config.image_size} px, {converted.verdict}"
     )
     for note in converted.notes:
         print(f"  {note}")
@@ -115,7 +114,8 @@ def main(argv: list[str] | None = None) -> None:
         command=command_line(),
         model_id=args.hub_model_id,
     )
-    print(f'wrote  {args.output_dir}\nopen   AutoModelForImageClassification.from_pretrained("{args.output_dir}")')
+    opened = f'AutoModelForImageClassification.from_pretrained("{args.output_dir}")'
+    print(f"wrote  {args.output_dir}\nopen   import effnet_hf; {opened}")
     if converted.can_be_resumed and config.variant in available_recipes():
         print(f"resume {invocation('train')} --config {config.variant} --data_dir DIR --resume {args.output_dir}")
     if args.push_to_hub:

@@ -22,7 +22,9 @@ def add_flags(parser) -> None:
 
 
 def add_token_flag(parser) -> None:
-    parser.add_argument("--hub_token", metavar="TOKEN", help="default: the one `hf auth login` stored, or HF_TOKEN")
+    parser.add_argument(
+        "--hub_token", "--hub-token", metavar="TOKEN", help="default: the one `hf auth login` stored, or HF_TOKEN"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

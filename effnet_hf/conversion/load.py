@@ -42,6 +42,7 @@ class Converted:
         quantizer_amax: ranges of a quantized checkpoint's quantizers, by `module.argument`; `config.quantization` then
             says where they stand.
         trainer_state: epoch, best accuracy, optimizer and averaged weights of a training checkpoint.
+        warm_start_of: what lent its weights, where this is no conversion but a start for fine-tuning.
         origin: Hub id, if it came from there; `license`: as the Hub or timm states it.
     """
 
@@ -55,12 +56,20 @@ class Converted:
     notes: tuple[str, ...] = ()
     quantizer_amax: dict[str, torch.Tensor] = field(default_factory=dict)
     trainer_state: TrainerState | None = None
+    warm_start_of: str | None = None
     origin: str | None = None
     license: str | None = None
 
     @property
     def exact(self) -> bool:
         return self.difference is None
+
+    @property
+    def verdict(self) -> str:
+        """In words, how it relates to what was read."""
+        if self.warm_start_of is not None:
+            return f"warm-started from {self.warm_start_of}"
+        return "the same function" if self.exact else f"NOT the same function: differs by {self.difference}"
 
     @property
     def can_be_resumed(self) -> bool:

@@ -134,9 +134,10 @@ def _facts(converted: Converted, command: str | None, model_id: str | None) -> C
         digest = (
             hashlib.file_digest(handle, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(handle.read())
         )
-    if converted.exact:
-        verdict = f"Converted from {dialect.title} names; the same function as the original."
-    else:
+    verdict = f"Converted from {dialect.title} names; the same function as the original."
+    if converted.warm_start_of is not None:
+        verdict = f"Not a conversion: its weights are {converted.warm_start_of}'s, in another network."
+    elif not converted.exact:
         verdict = f"Converted from {dialect.title} names, but NOT the same function: differs by {converted.difference}."
     notes = [verdict, *converted.notes]
     if converted.quantizer_amax:

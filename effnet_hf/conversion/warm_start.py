@@ -21,6 +21,7 @@ from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification, Squ
 from .load import Converted
 
 
+DEFAULT_IMAGES = 200  # to measure batch norm statistics on
 GATE_BIAS = 4.0
 _BATCH = 40
 
@@ -30,7 +31,7 @@ def warm_start(
     variant: str,
     images: str | Path,
     *,
-    num_images: int = 200,
+    num_images: int | None = None,
     padding: str = "symmetric",
     seed: int = 0,
 ) -> Converted:
@@ -39,7 +40,8 @@ def warm_start(
     Args:
         lite: a Lite model, e.g. `load_foreign("lite0")`.
         variant: one whose layers have the same shapes, for Lite0 `"b0"` or `"widese-b0"`.
-        images: a folder of images, searched with everything below it; `num_images` of them are drawn with `seed`.
+        images: a folder of images, searched with everything below it; `num_images` of them are drawn with `seed`,
+            by default 200, or all where there are fewer.
         padding: the new model's.
 
     Raises:
@@ -77,16 +79,25 @@ def warm_start(
         "A start for fine-tuning, not an ImageNet model.",
     )
     return dataclasses.replace(
-        lite, config=model.config, state_dict=model.state_dict(), processor=processor, difference=None, notes=notes
+        lite,
+        config=model.config,
+        state_dict=model.state_dict(),
+        processor=processor,
+        difference=None,
+        notes=notes,
+        warm_start_of=str(lite.config.variant),
     )
 
 
-def _draw(folder: str | Path, count: int, seed: int) -> list[Path]:
+def _draw(folder: str | Path, count: int | None, seed: int) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"--images {folder} is not a folder.")
     readable = Image.registered_extensions()
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in readable)
+    if not paths:
+        raise UserError(f"--images {folder} holds no images.")
+    count = min(DEFAULT_IMAGES, len(paths)) if count is None else count
     if count < 1:
         raise UserError(f"--num_images {count}: batch norm statistics need at least one image.")
     if len(paths) < count:

@@ -9,6 +9,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..cli import moved
 from ..errors import UserError
 from .bad_files import BadFile
 from .cores import usable_cores
@@ -118,3 +119,7 @@ def _compare_classes(train: Path, validation: Path) -> None:
     unknown = sorted(set(open_folder(validation)[0].features["label"].names) - known)
     if unknown:
         raise UserError(f"{validation} has classes that {train} does not know: {', '.join(unknown[:5])}.")
+
+
+if __name__ == "__main__":
+    moved("scan")

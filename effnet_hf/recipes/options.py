@@ -123,7 +123,7 @@ class PrecisionOptions:
     )
     loss_scale: float = option(128.0, "initial fp16 loss scale", low=1)
     dynamic_loss_scale: bool = option(False, "let the loss scale grow every 100 steps; otherwise it only shrinks")
-    channels_last: bool | None = option(None, "memory format; by default on everywhere but fp32 on CUDA")
+    channels_last: bool | None = option(None, "memory format; by default on, but for fp32 and tf32 on CUDA")
     compile: Literal["none", "full", "blocks", "graphs"] = option(
         "none", "torch.compile the model as a whole, stage by stage, or as CUDA graphs"
     )

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import types
 import typing
 from argparse import SUPPRESS, Namespace
@@ -16,12 +17,14 @@ from transformers import HfArgumentParser
 from ..cli import HelpFormatter, OneLineErrors, program_name, say_new_spelling
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError, did_you_mean
+from ..run_folder import RunFolder
 from . import options
 
 
 FOLDER = Path(__file__).parent
-# What a checkpoint says of itself. With --model a recipe's file does not replace it, a flag does.
-OF_A_CHECKPOINT = ("image_size", "resize_margin", "interpolation", "batch_norm_eps")
+# What a checkpoint says of itself, in config.json and in preprocessor_config.json if it has one. With --model a flag
+# may replace it, a recipe's file does not.
+OF_A_CONFIG, OF_A_PROCESSOR = ("image_size", "batch_norm_eps"), ("resize_margin", "interpolation")
 OLD_SPELLINGS = {"--topk": "--top_k"}
 
 
@@ -107,8 +110,8 @@ def available_recipes() -> list[str]:
 def load_recipe(name_or_path: str, **overrides) -> Recipe:
     """Reads a built-in recipe (`"b4"`) or a YAML file, with `overrides` on top.
 
-    With `hardware` its preset lies between the two. With `model`, what that checkpoint says of itself
-    (`OF_A_CHECKPOINT`) is no longer the file's matter, only that of `overrides`.
+    With `hardware` its preset lies between the two. With `model`, image size, resize margin, filter and batch norm's
+    epsilon are that checkpoint's, not the file's; `overrides` may change them.
 
     Raises:
         UserError: no such recipe, not YAML, an unknown key (the nearest valid one is named), a wrong value.
@@ -209,8 +212,12 @@ def _read_values(name_or_path: str) -> dict:
     for key in list(values):
         if f"--{key}" in OLD_SPELLINGS:
             new = OLD_SPELLINGS[f"--{key}"].removeprefix("--")
+            if new in values:
+                raise UserError(f"{path}: {key} and {new} are one option; keep {new}.")
             values[new] = values.pop(key)
             say_new_spelling(f"{path}: {key}", new)
+        elif key == "hub_token":
+            raise UserError(f"{path}: a token is no part of a recipe; give --hub_token, or set HF_TOKEN.")
         elif key not in _NAMES:
             raise UserError(f"{path}: unknown option {key!r}.{did_you_mean(key, _NAMES)}")
     values.setdefault("name", path.stem)
@@ -223,11 +230,19 @@ def _merged(values: dict, given: dict) -> dict:
     The preset of `hardware` goes over the file when it is given, and under it when the file names it itself, as one
     does that `to_yaml` wrote.
     """
-    if given.get("model") not in (None, values.get("model")):
-        values = {name: value for name, value in values.items() if name not in OF_A_CHECKPOINT}
+    if given.get("model") and not _same_place(given["model"], values.get("model")):
+        folder = RunFolder(given["model"])
+        speaks = not folder.path.is_dir() or folder.processor.is_file()
+        its_own = OF_A_CONFIG + (OF_A_PROCESSOR if speaks else ())
+        values = {name: value for name, value in values.items() if name not in its_own}
     merged = {**values, **given}
     preset = _hardware_preset(merged) if merged.get("hardware") else {}
     return {**values, **preset, **given} if given.get("hardware") else {**preset, **merged}
+
+
+def _same_place(one: str, other: object) -> bool:
+    """Whether two values of `model` mean the same folder or Hub id."""
+    return isinstance(other, str) and os.path.realpath(one) == os.path.realpath(other)
 
 
 def _hardware_preset(values: dict) -> dict:
@@ -241,7 +256,7 @@ def _hardware_preset(values: dict) -> dict:
     if precision not in machine["per_device_batch_size"]:
         known = ", ".join(machine["per_device_batch_size"])
         raise UserError(f"--hardware {name} has no preset for --precision {precision}; it has {known}.")
-    size = values.get("variant", "b0").removeprefix("widese-")
+    size = str(values.get("variant", "b0")).removeprefix("widese-")
     batches = machine["per_device_batch_size"][precision]
     preset = {"precision": precision, "num_workers": machine["num_workers"]}
     if size in batches:

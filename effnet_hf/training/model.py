@@ -3,6 +3,7 @@
 import copy
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -47,11 +48,15 @@ class Start:
         return max(self.processor.crop_size.values())
 
 
-def open_start(recipe: Recipe) -> Start:
+def open_start(recipe: Recipe, resumed: Path | None = None) -> Start:
     """Opens the checkpoints that a recipe names, each once.
 
+    Args:
+        resumed: the checkpoint of the run that is gone on with, whose images stay prepared as they were.
+
     Raises:
-        UserError: one cannot be used, or the recipe distils and names no teacher.
+        UserError: one cannot be used, the recipe distils and names no teacher or one that other images were prepared
+            for, or it asks a run to go on with images prepared otherwise.
     """
     checkpoint = open_checkpoint(recipe.model) if recipe.model else None
     teacher = None
@@ -62,7 +67,25 @@ def open_start(recipe: Recipe) -> Start:
         if teacher is None:
             raise UserError("--distillation_weight needs a --teacher, or a --model to start from.")
     config = checkpoint.config if checkpoint is not None else recipe.model_config()
-    return Start(checkpoint, teacher, config, build_processor(recipe, config, checkpoint))
+    before = Checkpoint(str(resumed), "--resume", config) if resumed is not None else None
+    if before is not None and before.has_processor:
+        processor = build_processor(recipe, config, before)
+        if processor.to_dict() != before.processor.to_dict():
+            raise UserError(
+                f"--resume {resumed}: {preparation(processor, before)}; resume with its values (and its --model, if it"
+                " had one), or start from its weights with --model."
+            )
+    else:
+        processor = build_processor(recipe, config, checkpoint)
+    if teacher is not None and teacher.has_processor:
+        here, there = processor.to_dict(), teacher.processor.to_dict()
+        for name in ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"):
+            if here[name] != there[name]:
+                raise UserError(
+                    f"{teacher.flag} {teacher.name} was trained with {name} {there[name]} and would see images prepared"
+                    f" with {name} {here[name]}; give a teacher whose preprocessor_config.json says the same."
+                )
+    return Start(checkpoint, teacher, config, processor)
 
 
 def build_processor(
@@ -89,6 +112,10 @@ def build_processor(
         height = width = recipe.image_size
     if recipe.interpolation is not None:
         settings["resample"] = FILTERS[recipe.interpolation]
+    if min(height, width) + margin < 1:
+        raise UserError(
+            f"--image_size {min(height, width)} with the margin {margin} leaves no image; give --resize_margin 0."
+        )
     settings |= {"crop_size": {"height": height, "width": width}, "size": min(height, width) + margin}
     return EfficientNetNVImageProcessor.from_dict(settings)
 
@@ -107,7 +134,9 @@ def preparation(processor: EfficientNetNVImageProcessor, checkpoint: Checkpoint)
             )
         return f"images are prepared as {checkpoint.name} says: {', '.join(steps)}"
     ways = (", ".join(f"{name} {_in_words(name, way[name])}" for name in changed) for way in (here, there))
-    return "images are prepared with {}, where --model was evaluated with {}".format(*ways)
+    return "images are prepared with {}, where {checkpoint.flag} was evaluated with {}".format(
+        *ways, checkpoint=checkpoint
+    )
 
 
 def _in_words(name: str, value: Any) -> str:

@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from ..cli import moved
 from ..errors import UserError
 from ..files import atomic_write
 from ..run_folder import RunFolder
@@ -93,3 +94,7 @@ def labels(folders: list[str]) -> dict[str, Path]:
         if len(set(labels)) == len(paths):
             break
     return dict(zip(labels, paths))
+
+
+if __name__ == "__main__":
+    moved("plots")

@@ -30,6 +30,7 @@ from safetensors.torch import load_file
 from ..cli import invocation
 from ..errors import UserError, first_line
 from ..files import atomic_folder, atomic_write, recover
+from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..quiet import no_progress_bars
 from ..recipes import Recipe, load_recipe
 from ..run_folder import RunFolder
@@ -63,8 +64,10 @@ def precision_of_resumed(recipe: Recipe) -> str | None:
 class Checkpoints:
     """Writes, lists, prunes and reads the checkpoints of one run."""
 
-    def __init__(self, accelerator: Accelerator, recipe: Recipe, processor):
-        self.accelerator, self.recipe, self.processor = accelerator, recipe, processor
+    processor: EfficientNetNVImageProcessor  # saved beside every model; known once it is known what is resumed
+
+    def __init__(self, accelerator: Accelerator, recipe: Recipe):
+        self.accelerator, self.recipe = accelerator, recipe
         self.run = RunFolder(recipe.output_dir)
         accelerator.register_save_state_pre_hook(self._save_weights)
         accelerator.register_load_state_pre_hook(self._load_weights)
@@ -266,7 +269,8 @@ class SavedRun:
             if old != new:
                 raise UserError(
                     f"--resume {self.folder} was trained with --{name} {old}, not {new};"
-                    " resume with its value, or start from its weights with --model."
+                    " resume with its value, start from its weights with --model, or start afresh with --overwrite and"
+                    " without --resume."
                 )
         if progress.num_samples != num_samples:
             raise UserError(

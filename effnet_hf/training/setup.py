@@ -37,11 +37,12 @@ def build_run(recipe: Recipe, accelerator: Accelerator, quantization: Quantizing
     """
     if recipe.precision is None:
         recipe = recipe.replace(precision=accelerator.mixed_precision.replace("no", "fp32"))
-    start = open_start(recipe)
-    plan = plan_for(recipe, start, accelerator)
-    checkpoints = Checkpoints(accelerator, recipe, start.processor)
+    checkpoints = Checkpoints(accelerator, recipe)
     resumed = checkpoints.find()
     resuming = isinstance(resumed, SavedRun)
+    start = open_start(recipe, resumed.folder if isinstance(resumed, SavedRun) else None)
+    checkpoints.processor = start.processor
+    plan = plan_for(recipe, start, accelerator)
 
     channels_last = wants_channels_last(recipe, accelerator)
     loaders = build_loaders(recipe, start.processor, plan, accelerator.device, channels_last=channels_last)
@@ -110,15 +111,22 @@ def introduce(run: Run, chosen: str = "") -> None:
     report.line(f"batch    {run.plan}; {train.updates_per_epoch} steps per epoch, {epochs}")
     notes = list(run.loaders.notes)
     if train.updates_per_epoch < 10:
-        notes.append(f"only {train.updates_per_epoch} steps per epoch; a smaller --global_batch_size makes more")
-    if run.start.checkpoint is not None:
+        steps = f"{train.updates_per_epoch} step{'s' * (train.updates_per_epoch != 1)}"
+        flags = "--global_batch_size" + " and --per_device_batch_size" * (recipe.per_device_batch_size is not None)
+        notes.append(f"only {steps} per epoch; a smaller {flags} makes more")
+    if run.start.checkpoint is not None and not isinstance(run.resumed, SavedRun):
         notes.append(preparation(run.processor, run.start.checkpoint))
+    if run.start.teacher is not None and run.start.teacher is not run.start.checkpoint:
+        notes.append(preparation(run.processor, run.start.teacher))
     for note in notes:
         report.line(f"         {note}")
     report.line(f"optimize {recipe.optimizer}, learning rate {peak:.4g}{scaled}, {recipe.lr_schedule}")
     report.line(f"device   {accelerator.num_processes} x {describe_device(accelerator.device)}, {recipe.precision}")
     if isinstance(run.resumed, SavedRun):
-        report.line(f"resume   {run.resumed.folder}: epoch {progress.epoch + 1}, step {progress.update}")
+        where = f"epoch {progress.epoch + 1}, step {progress.update}"
+        if progress.epoch >= recipe.epochs:
+            where = f"all {recipe.epochs} epochs are done, nothing is left to train"
+        report.line(f"resume   {run.resumed.folder}: {where}")
         for what, then, now in (
             ("precision", progress.precision, recipe.precision),
             ("images at once on a device", progress.per_device, run.plan.per_device),

@@ -222,7 +222,7 @@ CASES = {
         ("lite0 --output_dir y --warm_start b4 --images {data} --num_images 3", "lite0 fits b0 and widese-b0"),
         ("lite0 --output_dir y --warm_start b0 --images no/such", "--images no/such is not a folder"),
         ("lite0 --output_dir y --warm_start b0 --images {data} --num_images 0", "at least one image"),
-        ("lite0 --output_dir y --warm_start b0 --images {data}", "24 images, 200 are needed"),
+        ("lite0 --output_dir y --warm_start b0 --images {data} --num_images 30", "24 images, 30 are needed"),
         ("lite0 --output_dir y --warm_start b0 --images {broken-pictures} --num_images 9", "is not an image"),
         ("{model} --output_dir y", "No space left on device", "with a full disk"),
     ],

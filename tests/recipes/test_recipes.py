@@ -242,3 +242,61 @@ def test_help_shows_the_chosen_recipes_defaults(capsys):
 def test_recipe_is_frozen():
     with pytest.raises(AttributeError):
         Recipe().epochs = 3
+
+
+@pytest.fixture
+def own_recipe(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("image_size: 32\nresize_margin: 0\ninterpolation: bilinear\nbatch_norm_eps: 0.1\nmodel: m/first\n")
+    return str(path)
+
+
+def preparation(recipe) -> tuple:
+    return recipe.image_size, recipe.resize_margin, recipe.interpolation, recipe.batch_norm_eps
+
+
+def test_a_checkpoint_wins_over_the_file_and_a_flag_over_both(own_recipe, tmp_path):
+    assert preparation(load_recipe(own_recipe)) == (32, 0, "bilinear", 0.1)  # the file names the model itself
+    assert preparation(load_recipe(own_recipe, model="./m/first/")) == (32, 0, "bilinear", 0.1)  # the same one
+    assert preparation(load_recipe(own_recipe, model="m/other")) == (None, None, None, None)
+    assert preparation(load_recipe(own_recipe, model="m/other", resize_margin=4)) == (None, 4, None, None)
+    silent = tmp_path / "silent"  # a folder of weights that does not say how images are prepared
+    silent.mkdir()
+    assert preparation(load_recipe(own_recipe, model=str(silent))) == (None, 0, "bilinear", None)
+    (silent / "preprocessor_config.json").write_text("{}")
+    assert preparation(load_recipe(own_recipe, model=str(silent))) == (None, None, None, None)
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("topk: 3\ntop_k: 7", "topk and top_k are one option; keep top_k"),
+        ("hub_token: secret", "a token is no part of a recipe"),
+        ("variant: 3\nhardware: t4", "--variant must be text, got 3"),
+    ],
+)
+def test_a_file_is_refused_in_a_line(text, words, tmp_path):
+    (tmp_path / "wrong.yaml").write_text(text)
+    with pytest.raises(UserError, match=words) as raised:
+        load_recipe(str(tmp_path / "wrong.yaml"))
+    assert "secret" not in str(raised.value)
+
+
+def test_an_old_name_in_a_file_still_works(tmp_path, capsys):
+    (tmp_path / "old.yaml").write_text("topk: 3")
+    assert load_recipe(str(tmp_path / "old.yaml")).top_k == 3 and "topk is now called top_k" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        ([], True),
+        (["--overwrite", "false"], False),
+        (["--overwrite", "true", "--overwrite", "false"], False),
+        (["--overwrite=FALSE"], False),
+        (["--overwrite"], True),
+    ],
+)
+def test_a_typed_false_wins_over_the_file(words, wanted, tmp_path):
+    (tmp_path / "own.yaml").write_text("overwrite: true")
+    assert parse_recipe(["--config", str(tmp_path / "own.yaml"), *words])[0].overwrite is wanted

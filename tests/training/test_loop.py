@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -299,3 +300,16 @@ def test_the_default_precision_is_recorded_and_said(squares, tmp_path, capsys, m
     assert train(small_recipe(squares, tmp_path, epochs=0, warmup_epochs=0, image_size=32)) == 0
     assert "precision bf16, so" in capsys.readouterr().out
     assert 'precision: "bf16"' in (tmp_path / "recipe.yaml").read_text()
+
+
+def test_a_teacher_of_other_pixels_is_refused_and_of_another_size_is_said(squares, whole_run, tmp_path, capsys):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(whole_run, teacher, ignore=shutil.ignore_patterns("checkpoints"))
+    own = json.loads((teacher / "preprocessor_config.json").read_text())
+    settings = {"teacher": str(teacher), "distillation_weight": 0.5, "epochs": 0, "warmup_epochs": 0}
+    (teacher / "preprocessor_config.json").write_text(json.dumps({**own, "image_mean": [0.5] * 3}))
+    with pytest.raises(UserError, match=r"--teacher .* was trained with image_mean \[0.5, 0.5, 0.5\] and would see"):
+        train(small_recipe(squares, tmp_path / "a", **settings))
+    (teacher / "preprocessor_config.json").write_text(json.dumps({**own, "resample": 2}))
+    assert train(small_recipe(squares, tmp_path / "b", **settings)) == 0
+    assert "with resample bicubic, where --teacher was evaluated with resample bilinear" in capsys.readouterr().out

@@ -261,3 +261,24 @@ def test_a_checkpoint_without_a_loss_scale_goes_on_in_fp16_with_a_fresh_one(squa
     run.loaders.close()
     run.report.close()
     assert run.progress.epoch == 1 and accelerator.scaler is not None and accelerator.scaler.get_scale() == 64.0
+
+
+def prepared(folder) -> dict:
+    return json.loads((folder / "preprocessor_config.json").read_text())
+
+
+def test_a_resumed_run_prepares_images_as_before_or_refuses(squares, tmp_path):
+    """What its `--model` says, or says by now, does not change that, nor a recipe that a launch forgot to override."""
+    base = small_recipe(squares, tmp_path / "base", epochs=1, image_size=24, resize_margin=8, **PLAIN)
+    assert train(base.replace(interpolation="bilinear")) == 0
+    asked = {"image_size": None, "resize_margin": None, "resume": "auto", "run_epochs": 1, **PLAIN}
+    recipe = small_recipe(squares, tmp_path / "run", model=str(tmp_path / "base"), **asked)
+    assert train(recipe) == 0
+    before = prepared(tmp_path / "run")
+    assert (before["size"], before["resample"]) == ({"shortest_edge": 32}, 2)
+    other = {**before, "resample": 3}
+    (tmp_path / "base/preprocessor_config.json").write_text(json.dumps(other))
+    with pytest.raises(UserError, match="size 16, .*where --resume was evaluated with size 32, .*its --model"):
+        train(recipe.replace(model=None, image_size=16, resize_margin=0))
+    assert train(recipe.replace(run_epochs=0)) == 0
+    assert prepared(tmp_path / "run") == before
