@@ -47,17 +47,19 @@ test-main: $(VENV)/.ready
 	$(PY) -m pytest -n 2 --dist loadfile tests
 
 # What touches transformers, on its newest version, laid over the environment instead of installing torch twice.
-NO_TRANSFORMERS = $(patsubst %,tests/test_%.py,files imports installation release squeeze_excite_gradient timm_parity)
+NO_TRANSFORMERS = $(patsubst %,tests/test_%.py,cli convert_cli files imports installation qat_cli release \
+    squeeze_excite_gradient tables timm_parity tuning way_of_a_recipe)
 test-transformers5: $(VENV)/.transformers5
 	PYTHONPATH=$(abspath $(VENV))/transformers5 $(PY) -m pytest -n 2 --dist loadfile tests/hub \
 	    $(filter-out $(NO_TRANSFORMERS),$(wildcard tests/test_*.py)) \
 	    tests/export/test_runtime.py tests/export/test_float.py tests/quantization/test_save_and_load.py
 
 # transformers' own tests of any model, backbone, configuration and image processor, run against our classes.
+# Both versions at once, one core each.
+COMMON = EFFNET_HF_TRANSFORMERS_TESTS=$$($(PY) tests/common_suite/fetch.py $(VENV)/common) $(PY) -m pytest tests/test_common.py
 test-common: $(VENV)/.ready $(VENV)/.transformers5
-	EFFNET_HF_TRANSFORMERS_TESTS=$$($(PY) tests/common_suite/fetch.py $(VENV)/common) $(PY) -m pytest tests/test_common.py
-	export PYTHONPATH=$(abspath $(VENV))/transformers5; \
-	EFFNET_HF_TRANSFORMERS_TESTS=$$($(PY) tests/common_suite/fetch.py $(VENV)/common) $(PY) -m pytest tests/test_common.py
+	( export PYTHONPATH=$(abspath $(VENV))/transformers5; $(COMMON) -p no:cacheprovider ) & newest=$$!; \
+	$(COMMON); oldest=$$?; wait $$newest && exit $$oldest
 
 # sdist and wheel, and the wheel in an environment that has its dependencies but not this folder.
 test-wheel: $(VENV)/.ready

@@ -113,7 +113,7 @@ def introduce(run: Run, chosen: str = "") -> None:
     if train.updates_per_epoch < 10:
         steps = f"{train.updates_per_epoch} step{'s' * (train.updates_per_epoch != 1)}"
         flags = "--global_batch_size" + " and --per_device_batch_size" * (recipe.per_device_batch_size is not None)
-        notes.append(f"only {steps} per epoch; a smaller {flags} makes more")
+        notes.append(f"only {steps} per epoch; lower {flags} for more")
     if run.start.checkpoint is not None and not isinstance(run.resumed, SavedRun):
         notes.append(preparation(run.processor, run.start.checkpoint))
     if run.start.teacher is not None and run.start.teacher is not run.start.checkpoint:

@@ -186,7 +186,7 @@ def test_a_checkpoint_keeps_its_picture_size_and_says_what_is_prepared_otherwise
     settings = {"model": str(whole_run), "epochs": 0, "warmup_epochs": 0, "image_size": None}
     assert train(small_recipe(squares, tmp_path / "a", **settings)) == 0
     assert "16 px, weights of" in (out := capsys.readouterr().out) and "evaluated with" not in out
-    assert "only 4 steps per epoch; a smaller --global_batch_size makes more" in out
+    assert "only 4 steps per epoch; lower --global_batch_size and --per_device_batch_size for more" in out
     assert train(small_recipe(squares, tmp_path / "b", **settings, interpolation="bilinear", resize_margin=4)) == 0
     said = "with size 20, resample bilinear, where --model was evaluated with size 16, resample bicubic"
     assert f"images are prepared {said}" in capsys.readouterr().out

@@ -117,7 +117,8 @@ def test_no_means_fp32_only_where_somebody_said_it(command, expected, tmp_path, 
     assert launcher.launcher_precision()[0] == expected
 
 
-@pytest.mark.parametrize("name", ["1gpu_tf32", "1gpu_fp32", None])
+# Each is two processes that import everything; fp32 is what a file without a word for it gives, too.
+@pytest.mark.parametrize("name", ["1gpu_tf32", pytest.param("1gpu_fp32", marks=pytest.mark.slow), None])
 def test_the_shipped_configurations_give_what_they_are_called_after(name, tmp_path):
     """Through the real launcher; `accelerate launch` without a word leaves the choice to us."""
     script = tmp_path / "say.py"
