@@ -92,6 +92,8 @@ def _models(root: Path) -> None:
     spoilt("of-other-shapes", "config.json", json.dumps({**described, "out_channels": [24]}).encode())
     spoilt("of-noise", "model.safetensors", bytes(range(256)))
     spoilt("without-processor", "preprocessor_config.json", None)
+    narrow = json.loads((model / "preprocessor_config.json").read_text()) | {"size": {"shortest_edge": 8}}
+    spoilt("with-negative-margin", "preprocessor_config.json", json.dumps(narrow).encode())
     spoilt("with-broken-processor", "preprocessor_config.json", b"{")
 
 

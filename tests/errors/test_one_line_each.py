@@ -120,6 +120,7 @@ CASES = {
         (SMALL + "--loader dali-gpu", "--loader dali-gpu decodes on a CUDA GPU and this run has none"),
         (SMALL + "--loader dali-cpu", "pip install nvidia-dali-cuda130", "without DALI"),
         (SMALL + "--compile full", "--compile full needs a C++ compiler", "without a compiler"),
+        (SMALL + "--model {model-with-negative-margin} --image_size 4", "with the margin -8 leaves no image"),
         (SMALL + "--report_to clearmel", "is not a tracker that Accelerate knows"),
         (SMALL + "--report_to wandb", "pip install wandb"),
         (SMALL + "--push_to_hub true", "--push_to_hub needs --hub_model_id"),
@@ -283,6 +284,10 @@ CASES = {
         ("{data} --num_workers 0 --output {file}/bad.txt", "{file} is a file"),
         ("{data} --num_workers 0 --output {empty-folder}", "is a folder; name a file"),
         ("{strange-val-class} --num_workers 0", "does not know: x"),
+    ],
+    "effnet_hf.commands.benchmark": [
+        ("train --config quant-b0 --model {model}", "is a recipe that quantizes; only float networks are timed"),
+        ("train --stepps 3", "did you mean --steps?"),
     ],
     "effnet_hf.commands.plots": [
         ("", "the following arguments are required: runs"),
