@@ -122,17 +122,16 @@ def build_processor(
 
 def preparation(processor: EfficientNetNVImageProcessor, checkpoint: Checkpoint) -> str:
     """In a sentence: that images are prepared as the checkpoint's were, or what `processor` does otherwise."""
+    here = processor.to_dict()
+    steps = f"crop {_in_words('crop_size', here['crop_size'])}"
+    if processor.do_resize:
+        steps = f"short side to {_in_words('size', here['size'])} ({_in_words('resample', here['resample'])}), {steps}"
     if not checkpoint.has_processor:
-        return f"{checkpoint.name} does not say how to prepare images; ImageNet's mean and standard deviation are used"
-    here, there = processor.to_dict(), checkpoint.processor.to_dict()
+        return f"{checkpoint.name} does not say how to prepare images: {steps}, ImageNet's mean and standard deviation"
+    there = checkpoint.processor.to_dict()
     changed = [name for name in here if here[name] != there.get(name)]
     if not changed:
-        steps = [f"crop {_in_words('crop_size', here['crop_size'])}"]
-        if processor.do_resize:
-            steps.insert(
-                0, f"short side to {_in_words('size', here['size'])} ({_in_words('resample', here['resample'])})"
-            )
-        return f"images are prepared as {checkpoint.name} says: {', '.join(steps)}"
+        return f"images are prepared as {checkpoint.name} says: {steps}"
     ways = (", ".join(f"{name} {_in_words(name, way[name])}" for name in changed) for way in (here, there))
     return "images are prepared with {}, where {checkpoint.flag} was evaluated with {}".format(
         *ways, checkpoint=checkpoint
