@@ -1,45 +1,64 @@
 """Writing to disk whole or not at all: a reader never meets half a checkpoint, whatever kills the writer.
 
-Both helpers write to a hidden sibling (`.NAME.XXXXXXXX.tmp`, same file system, so that a rename is atomic), flush it
-to the disk, and rename it into place. When the body raises, the sibling is removed and the target is as it was.
+What is written goes to a hidden sibling first (`.NAME.XXXXXXXX.tmp`, same file system, so that a rename is atomic), is
+flushed to the disk, and is renamed into place. What is removed is first renamed to `.NAME.XXXXXXXX.gone`. When the
+body raises, the sibling is removed and the target is as it was; what a killed process left, the next one clears away.
 """
 
 import contextlib
+import ctypes
+import errno
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from .errors import UserError
+from .errors import UserError, why_not_written
+from .lock import held, is_free
+from .manifest import foreign_file, write_manifest
+
+
+_HIDDEN = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old|gone)")
+_NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EISDIR)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 
 
 @contextlib.contextmanager
-def atomic_folder(target: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """Yields an empty folder to fill; it becomes `target` when the body ends without an exception.
+def atomic_folder(target: str | os.PathLike, overwrite: bool = False, ours: bool = False) -> Iterator[Path]:
+    """Yields an empty folder to fill; it becomes `target` when the body ends without an exception, with a manifest.
 
-    An existing, non-empty `target` is replaced only with `overwrite=True`: it is renamed aside first and deleted last,
-    so its content exists on the disk at every moment. A symbolic link is followed, not replaced.
+    An existing, non-empty `target` is replaced only with `overwrite=True`, and where its manifest names all that is in
+    it. Where the file system can, the two change places in one step, so that `target` is there at every moment;
+    elsewhere it is renamed aside first and deleted last. A symbolic link is followed, not replaced.
+
+    Args:
+        ours: `target` is the name of a part of a run's folder, which the run has locked and whose content is its own.
 
     Raises:
-        UserError: `target` is a file, or is a non-empty folder and `overwrite` is False, or cannot be created.
+        UserError: `target` is a file, or is a non-empty folder that may not be replaced, or cannot be written, or
+            another process is writing it.
     """
-    target = Path(os.path.realpath(target))
+    target = _real(target)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; name a folder to write to.")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise UserError(
-            f"{target} already exists and is not empty; name another folder, or allow it to be overwritten."
-        )
-    with _new_parents(target) as parent:
+    with _new_parents(target) as parent, contextlib.ExitStack() as stack:
+        if not ours:
+            with writing(target):
+                stack.enter_context(held(parent / f".{target.name}.lock", str(target)))
+            recover(parent, lambda name: name == target.name or is_free(parent / f".{name}.lock"))
+            _refuse_to_replace(target, overwrite)
         temporary = _sibling(target, "tmp")
-        _or_user_error(target, os.mkdir, temporary)
         try:
-            yield temporary
-            _sync_tree(temporary)
-            _put_in_place(temporary, target)
-            _sync(parent)
+            with writing(target):
+                os.mkdir(temporary)
+                yield temporary
+                write_manifest(temporary)
+                _sync_tree(temporary)
+                _put_in_place(temporary, target)
+                _sync(parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -52,35 +71,101 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
         mode: `"w"` or `"wb"`.
 
     Raises:
-        UserError: `path` is a folder or cannot be created.
+        UserError: `path` is a folder or cannot be written.
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"atomic_write writes a new file: mode must be 'w' or 'wb', got {mode!r}.")
-    path = Path(os.path.realpath(path))
+    path = _real(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file to write to.")
     with _new_parents(path) as parent:
         temporary = _sibling(path, "tmp")
-        handle = _or_user_error(path, open, temporary, mode, encoding=None if "b" in mode else "utf-8")
         try:
-            with handle:
-                yield handle
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(temporary, path)
-            _sync(parent)
+            with writing(path):
+                with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as handle:
+                    yield handle
+                    handle.flush()
+                    flush(handle.fileno())
+                os.replace(temporary, path)
+                _sync(parent)
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
-def recover(folder: Path) -> None:
-    """Undoes what a killed `atomic_folder` left in `folder`: puts back a target moved aside, and removes the rest."""
-    for path in folder.glob(".*.old"):
-        target = path.with_name(path.name[1:].rsplit(".", 2)[0])
-        if not target.exists():
-            os.replace(path, target)
-    for path in (*folder.glob(".*.tmp"), *folder.glob(".*.old")):
-        shutil.rmtree(path, ignore_errors=True)
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Says in one sentence why `path` cannot be written, whoever writes it: Python, safetensors, or torch.
+
+    Raises:
+        UserError: a full disk, no permission, a name that is too long, a folder that is gone, …
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = why_not_written(error)
+        if reason is None or isinstance(error, UserError):
+            raise
+        place = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else ""
+        about = f" ({place})" if place and _HIDDEN.search(place) is None and place != str(path) else ""
+        raise UserError(f"cannot write {path}: {reason}{about}.") from error
+
+
+def remove(path: Path) -> None:
+    """Removes a file or folder that is ours; of a symbolic link the link. Killed in between, nothing of it is seen.
+
+    Raises:
+        UserError: it cannot be removed.
+    """
+    try:
+        if not os.path.lexists(path):
+            return
+        gone = _sibling(path, "gone")
+        os.rename(path, gone)
+        _delete(gone)
+    except OSError as error:
+        raise UserError(f"cannot remove {path}: {error.strerror or error}.") from error
+
+
+def recover(folder: Path, concerns: Callable[[str], bool]) -> None:
+    """Clears away what killed processes left in `folder` of the names that `concerns` says: a target moved aside is
+    put back, the rest is removed."""
+    with contextlib.suppress(OSError):
+        found = [(path, match) for path in sorted(folder.iterdir()) if (match := _HIDDEN.fullmatch(path.name))]
+        for path, match in found:
+            if match[2] == "old" and concerns(match[1]) and not os.path.lexists(folder / match[1]):
+                os.rename(path, folder / match[1])
+        for path, match in found:
+            if concerns(match[1]) and os.path.lexists(path):
+                with contextlib.suppress(OSError):
+                    _delete(path)
+
+
+def _real(path: str | os.PathLike) -> Path:
+    if not os.fspath(path):
+        raise UserError("the place to write to is empty; name one.")
+    return Path(os.path.realpath(path))
+
+
+def _refuse_to_replace(target: Path, overwrite: bool) -> None:
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(
+            f"{target} already exists and is not empty; name another folder, or allow it to be overwritten."
+        )
+    if foreign := foreign_file(target):
+        raise UserError(
+            f"{target} holds what was not written here, e.g. {foreign}, and overwriting would remove it;"
+            " move it away, or name another folder."
+        )
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _sibling(path: Path, ending: str) -> Path:
@@ -92,6 +177,8 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     if not target.exists():
         os.replace(temporary, target)
         return
+    if exchange(temporary, target):  # the caller deletes what is `temporary` now
+        return
     old = _sibling(target, "old")
     os.replace(target, old)
     try:
@@ -102,14 +189,27 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
+def exchange(one: Path, other: Path) -> bool:
+    """Lets two paths change places in one step; False where the system or the file system cannot.
+
+    Own code: Python has no name for Linux's renameat2.
+    """
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    return rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+
+
 @contextlib.contextmanager
 def _new_parents(path: Path) -> Iterator[Path]:
     """Creates the missing folders above `path`, and removes them again if the body raises."""
-    missing = [parent for parent in path.parents if not parent.exists()]
-    existing = path.parents[len(missing)]
-    if not existing.is_dir():
-        raise UserError(f"Cannot write {path}: {existing} is a file.")
-    _or_user_error(path, path.parent.mkdir, parents=True, exist_ok=True)
+    with writing(path):
+        missing = [parent for parent in path.parents if not parent.exists()]
+        existing = path.parents[len(missing)]
+        if not existing.is_dir():
+            raise UserError(f"cannot write {path}: {existing} is a file.")
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield path.parent
     except BaseException:
@@ -119,30 +219,36 @@ def _new_parents(path: Path) -> Iterator[Path]:
         raise
 
 
-def _or_user_error(path: Path, function, *args, **kwargs):
-    try:
-        return function(*args, **kwargs)
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.") from error
-
-
 def _sync_tree(folder: Path) -> None:
     readers = folder.stat().st_mode & 0o666  # what the umask leaves; safetensors makes files that only we could read
     for root, _, names in os.walk(folder):
         for name in names:
-            os.chmod(Path(root, name), os.stat(Path(root, name)).st_mode | readers)
+            with contextlib.suppress(PermissionError, NotImplementedError):  # a file system without modes
+                os.chmod(Path(root, name), os.stat(Path(root, name)).st_mode | readers)
             _sync(Path(root, name))
         _sync(Path(root))
 
 
 def _sync(path: Path) -> None:
     """Asks the operating system to put a file, or a folder's list of names, on the disk now."""
-    if os.name == "nt" and path.is_dir():  # Windows has no handle for a folder
+    if path.is_symlink() or os.name == "nt" and path.is_dir():  # Windows has no handle for a folder
         return
-    if path.is_symlink():
-        return
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if path.is_dir() and error.errno in _NO_FSYNC:
+            return
+        raise
+    try:
+        flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush(descriptor: int) -> None:
+    """`os.fsync`, where the file system has it."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:  # some network and FUSE file systems have no fsync, and some none for folders
+            raise

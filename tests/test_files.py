@@ -1,14 +1,20 @@
+import contextlib
+import errno
 import os
+import shutil
 import signal
 import stat
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from effnet_hf import files
 from effnet_hf.errors import UserError
 from effnet_hf.files import atomic_folder, atomic_write
+from effnet_hf.manifest import MANIFEST, problem
 
 
 def names(folder):
@@ -40,8 +46,8 @@ def test_failure_leaves_nothing(tmp_path, error):
 
 def test_failure_keeps_the_old_content(tmp_path):
     target = tmp_path / "a"
-    target.mkdir()
-    (target / "old").write_text("old")
+    with atomic_folder(target) as folder:
+        (folder / "old").write_text("old")
     (tmp_path / "f").write_text("old")
     with pytest.raises(RuntimeError):
         with atomic_folder(target, overwrite=True) as folder:
@@ -51,7 +57,7 @@ def test_failure_keeps_the_old_content(tmp_path):
         with atomic_write(tmp_path / "f") as handle:
             handle.write("new")
             raise RuntimeError
-    assert names(tmp_path) == ["a", "f"] and names(target) == ["old"]
+    assert names(tmp_path) == ["a", "f"] and names(target) == [MANIFEST, "old"]
     assert (tmp_path / "f").read_text() == "old"
 
 
@@ -65,13 +71,71 @@ def test_overwriting_a_folder_is_asked_for(tmp_path):
             raise AssertionError("the body must not run")
     with atomic_folder(target, overwrite=True) as folder:
         (folder / "new").write_text("new")
-    assert names(target) == ["new"] and names(tmp_path) == ["a"]
+    assert names(target) == [MANIFEST, "new"] and names(tmp_path) == ["a"]
+
+
+def test_overwriting_removes_only_what_was_written_here(tmp_path):
+    target = tmp_path / "a"
+    with atomic_folder(target) as folder:
+        (folder / "ours").write_text("1")
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="notes.txt, and overwriting would remove it"):
+        with atomic_folder(target, overwrite=True):
+            raise AssertionError("the body must not run")
+    assert (target / "notes.txt").read_text() == "mine"
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "x").write_text("mine")
+    with pytest.raises(UserError, match="holds what was not written here, e.g. x"):
+        with atomic_folder(tmp_path / "foreign", overwrite=True):
+            raise AssertionError("the body must not run")
+    for empty in ("", b"".decode()):
+        with pytest.raises(UserError, match="is empty"):
+            with atomic_folder(empty, overwrite=True):
+                raise AssertionError("the body must not run")
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_replaced_folder_is_there_at_every_moment_or_comes_back(tmp_path, monkeypatch, exchanges):
+    """Killed between any two changes of names, the next writer in that folder finds the old content or the new."""
+    if not exchanges:
+        monkeypatch.setattr(files, "exchange", lambda one, other: False)
+    rename, replace, found = os.rename, os.replace, set()
+
+    def write(content: str) -> None:
+        with atomic_folder(tmp_path / "work" / "a", overwrite=True) as folder:
+            (folder / "x").write_text(content)
+
+    def killing(function, left: list):
+        def change(one, other):
+            if len(left) == 1:  # and from here on nothing happens any more
+                raise SystemExit
+            left.pop()
+            function(one, other)
+
+        return change
+
+    for event in range(1, 4):
+        shutil.rmtree(tmp_path / "work", ignore_errors=True)
+        write("old")
+        left = [None] * event
+        with monkeypatch.context() as patch:
+            for name, function in (("replace", replace), ("rename", rename)):
+                patch.setattr(files.os, name, killing(function, left))
+            patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process removes nothing
+            with contextlib.suppress(SystemExit):
+                write("new")
+        with atomic_folder(tmp_path / "work" / "other"):
+            pass
+        found.add((tmp_path / "work/a/x").read_text())
+        assert names(tmp_path / "work") == ["a", "other"]
+    assert found == ({"new"} if exchanges else {"old", "new"})
 
 
 def test_rename_that_fails_restores_the_old_folder(tmp_path, monkeypatch):
     target = tmp_path / "a"
-    target.mkdir()
-    (target / "old").write_text("old")
+    with atomic_folder(target) as folder:
+        (folder / "old").write_text("old")
+    monkeypatch.setattr(files, "exchange", lambda one, other: False)
     replace = os.replace
 
     def refuse(source, destination):
@@ -80,10 +144,10 @@ def test_rename_that_fails_restores_the_old_folder(tmp_path, monkeypatch):
         replace(source, destination)
 
     monkeypatch.setattr(files.os, "replace", refuse)
-    with pytest.raises(OSError, match="no"):
+    with pytest.raises(UserError, match="cannot write .*a: no"):
         with atomic_folder(target, overwrite=True):
             pass
-    assert names(tmp_path) == ["a"] and names(target) == ["old"]
+    assert names(tmp_path) == ["a"] and names(target) == [MANIFEST, "old"]
 
 
 def test_symbolic_link_is_followed(tmp_path):
@@ -91,7 +155,7 @@ def test_symbolic_link_is_followed(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "real")
     with atomic_folder(tmp_path / "link") as folder:
         (folder / "x").write_text("1")
-    assert (tmp_path / "link").is_symlink() and names(tmp_path / "real") == ["x"]
+    assert (tmp_path / "link").is_symlink() and names(tmp_path / "real") == [MANIFEST, "x"]
 
 
 def test_text_is_utf8_and_binary_is_binary(tmp_path):
@@ -125,7 +189,7 @@ def test_everything_is_flushed_before_the_rename(tmp_path, monkeypatch):
     monkeypatch.setattr(files.os, "replace", lambda a, b: (events.append("rename"), replace(a, b)))
     with atomic_folder(tmp_path / "a") as folder:
         (folder / "x").write_text("1")
-    assert events == ["fsync", "fsync", "rename", "fsync"]  # file, folder; then the parent's entry
+    assert events == ["fsync", "fsync", "fsync", "rename", "fsync"]  # file, manifest, folder; then the parent's entry
     events.clear()
     with atomic_write(tmp_path / "f") as handle:
         handle.write("1")
@@ -140,10 +204,10 @@ def test_wrong_targets_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="is a folder"):
         with atomic_write(tmp_path):
             pass
-    with pytest.raises(UserError, match="Cannot write .*file is a file"):
+    with pytest.raises(UserError, match="cannot write .*file is a file"):
         with atomic_write(tmp_path / "file" / "x"):
             pass
-    with pytest.raises(UserError, match="Cannot write .*name too long"):
+    with pytest.raises(UserError, match="cannot write .*name too long"):
         with atomic_folder(tmp_path / ("x" * 255)):
             pass
     with pytest.raises(ValueError, match="mode must be"):
@@ -168,9 +232,100 @@ def test_killed_writer_leaves_no_target(tmp_path):
 
 
 def test_recover_puts_back_what_was_moved_aside_and_removes_the_rest(tmp_path):
-    for name in (".best.12ab.old", ".best.34cd.tmp", "kept", ".kept.56ef.old"):
+    hidden = (
+        ".best.12ab34cd.old",
+        ".best.34cd34cd.tmp",
+        ".kept.56ef56ef.old",
+        ".kept.56ef56ef.gone",
+        ".his.56ef56ef.tmp",
+    )
+    for name in ("kept", ".best.mine.old", *hidden):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").write_text(name)
-    files.recover(tmp_path)
-    assert names(tmp_path) == ["best", "kept"]
-    assert [(tmp_path / name / "x").read_text() for name in ("best", "kept")] == [".best.12ab.old", "kept"]
+    files.recover(tmp_path, lambda name: name != "his")
+    assert names(tmp_path) == [".best.mine.old", ".his.56ef56ef.tmp", "best", "kept"]
+    assert [(tmp_path / name / "x").read_text() for name in ("best", "kept")] == [".best.12ab34cd.old", "kept"]
+
+
+def test_what_is_removed_is_out_of_sight_at_once(tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x").write_text("1")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("1")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    files.remove(tmp_path / "link")
+    files.remove(tmp_path / "missing")
+    assert names(tmp_path) == ["a", "elsewhere"] and names(tmp_path / "elsewhere") == ["mine"]
+
+    def killed(*_, **__):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(SystemExit):
+            files.remove(tmp_path / "a")
+    assert not (tmp_path / "a").exists() and len(names(tmp_path)) == 2
+    files.recover(tmp_path, lambda name: True)
+    assert names(tmp_path) == ["elsewhere"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_without_fsync_and_modes_is_written_to(tmp_path, monkeypatch, code):
+    def lacks(*_):
+        raise OSError(code, os.strerror(code))
+
+    def forbidden(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(files.os, "fsync", lacks)
+    monkeypatch.setattr(files.os, "chmod", forbidden)
+    with atomic_folder(tmp_path / "a") as folder:
+        (folder / "x").write_text("1")
+    with atomic_write(tmp_path / "f") as handle:
+        handle.write("1")
+    assert problem(tmp_path / "a") is None and (tmp_path / "f").read_text() == "1"
+
+
+def _full(kind: str):
+    if kind == "safetensors":
+        save_file({"x": torch.zeros(1 << 20)}, "/dev/full/x")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/somewhere/else")
+
+
+def test_whoever_writes_the_sentence_says_what_and_why(tmp_path):
+    with pytest.raises(UserError, match=r"^cannot write .*a: No space left on device \(/somewhere/else\)\.$"):
+        with atomic_folder(tmp_path / "a"):
+            _full("OSError")
+    with pytest.raises(UserError, match=r"^cannot write .*a: Not a directory\.$"):
+        with atomic_folder(tmp_path / "a"):
+            _full("safetensors")
+    with pytest.raises(ValueError, match="a bug"):
+        with atomic_folder(tmp_path / "a"):
+            raise ValueError("a bug")
+    assert names(tmp_path) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="mounting needs root")
+@pytest.mark.parametrize("kib", [4, 64, 600])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, kib):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={kib}k", "none", disk], capture_output=True).returncode:
+        pytest.skip("this container may not mount")
+    try:
+        for write in (
+            lambda folder: save_file({"x": torch.zeros(1 << 20)}, folder / "x"),
+            lambda folder: torch.save({"x": torch.zeros(1 << 20)}, folder / "x"),
+            lambda folder: (folder / "x").write_bytes(bytes(1 << 20)),
+        ):
+            with pytest.raises(UserError, match=r"^cannot write .*disk/a: ") as raised:
+                with atomic_folder(disk / "a") as folder:
+                    write(folder)
+            assert "\n" not in str(raised.value)
+            assert names(disk) == []
+        with pytest.raises(UserError, match="cannot write .*No space left"):
+            with atomic_write(disk / "f", "wb") as handle:
+                handle.write(bytes(1 << 20))
+        assert names(disk) == []
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)

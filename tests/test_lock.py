@@ -1,0 +1,134 @@
+"""One writer at a time: against processes, machines, and file systems that keep no locks."""
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import warnings
+
+import pytest
+
+from effnet_hf import lock
+from effnet_hf.errors import UserError
+from effnet_hf.lock import held, is_free
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / ".lock"
+
+
+def holder(path, ready) -> int:
+    """A forked process that holds the lock until it is killed."""
+    pid = os.fork()
+    if pid == 0:
+        with held(path, "the folder"):
+            os.write(ready, b"x")
+            signal.pause()
+    return pid
+
+
+@pytest.mark.parametrize("flock", [True, False], ids=["flock", "no flock"])
+def test_another_process_is_refused_by_name_until_it_ends(path, monkeypatch, flock):
+    if not flock:
+        monkeypatch.setattr(lock, "fcntl", None)
+    readable, writable = os.pipe()
+    pid = holder(path, writable)
+    os.read(readable, 1)
+    try:
+        with pytest.raises(
+            UserError, match=f"the folder is in use by another process \\(pid {pid} on {socket.gethostname()}\\)"
+        ):
+            with held(path, "the folder"):
+                raise AssertionError("two at once")
+        assert is_free(path) is False
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(readable)
+        os.close(writable)
+    assert path.exists()  # a killed process removes nothing
+    with held(path, "the folder"):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    assert not path.exists() and is_free(path)
+
+
+def test_the_same_process_twice_is_refused(path):
+    with held(path, "the folder"):
+        with pytest.raises(UserError, match="in use"):
+            with held(path, "the folder"):
+                raise AssertionError("two at once")
+    with held(path, "the folder"):
+        pass
+
+
+def test_a_forked_child_does_not_keep_the_lock_of_a_killed_parent(path):
+    """Loader processes outlive a killed trainer by seconds; its restart must not wait for them."""
+    readable, writable = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        warnings.simplefilter("ignore")  # Python 3.12 knows that the lock has a thread
+        with held(path, "the folder"):
+            if os.fork() == 0:
+                os.write(writable, f"{os.getpid()}\n".encode())
+                signal.pause()
+            signal.pause()
+    child = int(os.read(readable, 20))
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    try:
+        with held(path, "the folder"):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_living_writer_on_another_machine_is_refused_and_a_dead_one_is_not(path, monkeypatch, capsys):
+    monkeypatch.setattr(lock, "BEAT", 0.2)
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+    with held(path, "the folder"):
+        assert json.loads(path.read_text())["host"] == socket.gethostname()
+    assert "waiting 0 s for a sign of its last writer (pid 7 on elsewhere)" in capsys.readouterr().err
+
+    path.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
+    stop = threading.Event()
+
+    def live():
+        while not stop.wait(0.02):
+            os.utime(path)
+
+    living = threading.Thread(target=live)
+    living.start()
+    try:
+        with pytest.raises(
+            UserError, match=r"pid 7 on elsewhere\); wait, name another, or remove .*\.lock if it is dead"
+        ):
+            with held(path, "the folder"):
+                raise AssertionError("two at once")
+    finally:
+        stop.set()
+        living.join()
+
+    os.utime(path, (time.time() - 3600,) * 2)  # nobody waits for one that has been silent for an hour
+    started = time.monotonic()
+    with held(path, "the folder"):
+        assert time.monotonic() - started < 0.2
+
+
+def test_a_holder_gives_signs_of_life(path, monkeypatch):
+    monkeypatch.setattr(lock, "BEAT", 0.02)
+    with held(path, "the folder"):
+        os.utime(path, (0, 0))
+        end = time.monotonic() + 5
+        while path.stat().st_mtime == 0 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert path.stat().st_mtime > 0
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 1, "pid": 2}', '{"host": "x", "pid": "y"}'])
+def test_a_damaged_lock_file_is_nobodys(path, content):
+    path.write_text(content)
+    with held(path, "the folder"):
+        pass

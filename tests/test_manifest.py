@@ -1,0 +1,98 @@
+"""Every damage of a folder is noticed and named."""
+
+import json
+import random
+import shutil
+
+import pytest
+
+from effnet_hf.errors import UserError
+from effnet_hf.files import atomic_folder
+from effnet_hf.manifest import MANIFEST, foreign_file, problem, read_manifest
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with atomic_folder(tmp_path / "a") as folder:
+        (folder / "weights.bin").write_bytes(random.Random(0).randbytes(200))
+        (folder / "config.json").write_text('{"a": 1}\n')
+        (folder / "empty").touch()
+        (folder / "best").mkdir()
+        (folder / "best" / "x").write_text("x")
+    return tmp_path / "a"
+
+
+def files(folder):
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
+
+
+def test_what_was_written_is_whole(folder):
+    assert problem(folder) is None and foreign_file(folder) is None
+    assert list(read_manifest(folder)) == ["best/x", "config.json", "empty", "weights.bin"]
+
+
+def test_a_flipped_bit_is_noticed_and_named(folder):
+    for path in files(folder):
+        content = path.read_bytes()
+        for bit in range(0, 8 * len(content), 3 if path.name == MANIFEST else 17):
+            damaged = bytearray(content)
+            damaged[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(damaged)
+            found = problem(folder)
+            assert found is not None and path.name in found, (path, bit)
+        path.write_bytes(content)
+    assert problem(folder) is None
+
+
+@pytest.mark.parametrize("damage", ["emptied", "halved", "zeroed", "removed", "swapped", "longer"])
+def test_damaged_files_are_named(folder, damage, tmp_path):
+    for path in files(folder):
+        content = path.read_bytes()
+        if not content and damage in ("emptied", "halved", "zeroed", "swapped"):
+            continue
+        other = folder / ("weights.bin" if path.name != "weights.bin" else "config.json")
+        before = other.read_bytes()
+        if damage == "removed":
+            path.unlink()
+        elif damage == "swapped":
+            path.write_bytes(before)
+            other.write_bytes(content)
+        else:
+            halves = {"emptied": b"", "halved": content[: len(content) // 2], "zeroed": bytes(len(content))}
+            path.write_bytes({**halves, "longer": content + b"\0"}[damage])
+        found = problem(folder)
+        assert found is not None
+        assert any(name in found for name in (path.name, other.name if damage == "swapped" else path.name))
+        if damage == "swapped":
+            other.write_bytes(before)
+        path.write_bytes(content)
+    assert problem(folder) is None
+
+
+def test_some_files_may_be_looked_at_alone(folder):
+    (folder / "config.json").write_text("{}")
+    assert problem(folder, only=("weights.bin",)) is None
+    assert problem(folder, only=("config.json",)) == "config.json has 2 bytes, 9 were written"
+
+
+def test_a_manifest_names_nothing_outside_its_folder(folder):
+    text = json.loads((folder / MANIFEST).read_text())
+    for name in ("../secret", "/etc/passwd"):
+        crafted = {**text, "files": {name: {"size": 1, "sha256": "0" * 64}}}
+        (folder / MANIFEST).write_text(json.dumps(crafted, indent=1) + "\n")
+        with pytest.raises(UserError, match="damaged"):
+            read_manifest(folder)
+
+
+def test_a_file_of_somebody_else_is_found(folder):
+    (folder / "best" / "mine").write_text("")
+    assert foreign_file(folder) == "best/mine" and problem(folder) is None
+    shutil.rmtree(folder / "best")
+    (folder / MANIFEST).unlink()
+    assert foreign_file(folder) == "config.json" and problem(folder) == "it has no manifest.json"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2, "files": {}}', "[" * 100_000, "\x00"])
+def test_a_manifest_that_is_none_is_damaged(folder, text):
+    (folder / MANIFEST).write_text(text)
+    assert problem(folder) == "its manifest.json is damaged"
