@@ -4,21 +4,30 @@ Every command opens the one that it is given once, with [`open_checkpoint`], and
 """
 
 import importlib.util
+import inspect
 import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from safetensors import SafetensorError
-from transformers import AutoConfig
+import torch
+from transformers.utils import cached_file
 
-from .cli import invocation
+from .cli import invocation, say
 from .configuration import EfficientNetNVConfig
-from .errors import UserError, first_line
+from .errors import UserError, first_line, printable
 from .image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from .manifest import MANIFEST, problem
 from .modeling_efficientnet_nv import EfficientNetNVForImageClassification
-from .quiet import no_progress_bars, only_errors
+from .quantization_efficientnet_nv import uncalibrated
+from .quiet import no_progress_bars
+from .reading import read_json, read_tensors, short
 from .run_folder import RunFolder
+
+
+CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
+_INDEX, _PICKLE = "model.safetensors.index.json", "pytorch_model.bin"  # of large models, and of old ones
+_LABELS = ("num_labels", "id2label", "label2id", "problem_type")
 
 
 @dataclass(frozen=True)
@@ -51,28 +60,24 @@ class Checkpoint:
         Raises:
             UserError: it does not say, or not in a way that can be read or done.
         """
-        try:
-            processor = EfficientNetNVImageProcessor.from_pretrained(self.name)
-        except (OSError, ValueError, TypeError) as error:
-            missing = "holds no preprocessor_config.json"
-            reason = f"has an unusable one: {first_line(error).rstrip('.')}" if self.has_processor else missing
-            raise UserError(f"{self.flag} {self.name} {reason}, so it does not say how to prepare images.") from None
-        require_one_size(processor, f"{self.flag} {self.name}")
-        return processor
+        return read_processor(self.name, f"{self.flag} {self.name}")
 
     @cached_property
     def has_processor(self) -> bool:
         """False for a folder of weights without a preprocessor_config.json."""
-        return not os.path.isdir(self.name) or Path(self.name, "preprocessor_config.json").is_file()
+        return not os.path.isdir(self.name) or os.path.lexists(Path(self.name, PROCESSOR))
 
     @property
     def recipe(self) -> str | None:
         """The recipe.yaml of the run that made it, if it lies beside the weights."""
         file = RunFolder(self.name).recipe
-        return file.read_text("utf-8") if file.is_file() else None
+        return file.read_text("utf-8", "replace") if file.is_file() else None
 
     def load(self, new_classifier: bool = False, **settings) -> EfficientNetNVForImageClassification:
-        """The network with every one of its weights, float32.
+        """The network with every one of its weights, float32, in evaluation mode.
+
+        transformers' own `from_pretrained` is not asked: it follows what other files of a folder say (adapters,
+        quantization methods), and takes weights for missing that are not finite.
 
         Args:
             new_classifier: where the shapes differ (`settings` name other classes), a freshly initialised one will do.
@@ -81,63 +86,170 @@ class Checkpoint:
         Raises:
             UserError: the weights are missing, damaged or of other shapes than `config.json` says.
         """
-        where, folder = f"{self.flag} {self.name} cannot be loaded", Path(self.name)
-        if folder.is_dir() and not any(file.suffix in (".safetensors", ".bin") for file in folder.iterdir()):
-            exported = any(folder.glob("*.onnx")) or any(folder.glob("*.xml")) or any(folder.glob("*.pt2"))
-            hint = "; it is an export, and its README.md says how to run it" if exported else ""
-            raise UserError(f"{where}: it holds no model.safetensors{hint}.")
+        where = f"{self.flag} {self.name} cannot be loaded"
         try:
-            with no_progress_bars(), only_errors():
-                model, report = EfficientNetNVForImageClassification.from_pretrained(
-                    self.name, output_loading_info=True, ignore_mismatched_sizes=True, **settings
-                )
-        except SafetensorError as error:
-            raise UserError(f"{where}: its weights are damaged ({error}).") from None
-        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:  # the last: modelopt is missing
+            config = EfficientNetNVConfig.from_dict(self.config.to_dict(), **settings)
+            with torch.device("meta"):  # every tensor is replaced, so no initial values are drawn
+                model = EfficientNetNVForImageClassification(config)
+        except (ValueError, RuntimeError, ImportError) as error:  # the last: modelopt is missing
             raise UserError(f"{where}: {first_line(error)}") from None
-        problems = (("lacks", report["missing_keys"]), ("has another shape of", report["mismatched_keys"]))
-        for problem, entries in problems:
-            names = sorted(entry if isinstance(entry, str) else entry[0] for entry in entries)
-            names = [name for name in names if not (new_classifier and name.startswith("classifier."))]
+        weights, own = _prefixed(read_weights(self.name, where)), model.state_dict()
+        fresh = {name for name in own if new_classifier and name.startswith("classifier.")}
+        fresh -= {name for name in fresh & weights.keys() if weights[name].shape == own[name].shape}
+        shared = own.keys() & weights.keys() - fresh
+        for fault, names in (
+            ("lacks", own.keys() - weights.keys() - fresh),
+            ("has no use for", {name for name in weights.keys() - own.keys() if not name.startswith("classifier.")}),
+            ("has another shape of", {name for name in shared if weights[name].shape != own[name].shape}),
+            ("holds other numbers than weights in", {name for name in shared if not _fits(weights[name], own[name])}),
+            ("holds NaN or infinity in", {name for name in shared if not _finite(name, weights[name])}),
+        ):
             if names:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                raise UserError(f"{where}: its weights file {problem} {names[0]}{more}.")
-        return model
+                raise UserError(f"{where}: its weights file {fault} {printable(min(names))}{more}.")
+        kept = {name: weights[name].to(own[name].dtype, copy=True) for name in own.keys() - fresh}
+        model.load_state_dict(kept, strict=False, assign=True)
+        if fresh:
+            model.classifier.to_empty(device="cpu")
+            model._init_weights(model.classifier)
+        if missing := uncalibrated(model):
+            raise UserError(f"{where}: {len(missing)} of its quantizers have no range, e.g. {missing[0]}.")
+        return model.eval()
 
 
 def open_checkpoint(name: str, flag: str = "--model") -> Checkpoint:
-    """Opens one of our checkpoints, a folder or a Hub id, without reading its weights.
+    """Opens one of our checkpoints, a folder or a Hub id, without reading its weights or running its code.
 
     Args:
         flag: the option that names it, for sentences.
 
     Raises:
-        UserError: it is not there, cannot be read, or belongs to another architecture.
+        UserError: it is not there, cannot be read, belongs to another architecture, or takes no RGB images.
     """
-    where = f"{flag} {name}"
+    if not name:
+        raise UserError(f"{flag} is empty; name a folder or a Hub id.")
+    name = os.path.expanduser(name)
+    where = f"{flag} {printable(name)}"
     looks_local = os.path.exists(name) or name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_local and not Path(name).is_dir():
-        reason = "is a file; name the folder that holds it" if Path(name).is_file() else "does not exist"
+    if looks_local and not os.path.isdir(name):
+        reason = "is a file; name the folder that holds it" if os.path.exists(name) else "does not exist"
         raise UserError(f"{where} {reason}.")
-    if looks_local and not Path(name, "config.json").is_file():
+    if looks_local and not Path(name, CONFIG).exists():
         raise UserError(f"{where} holds no config.json, so it is not a saved model.")
-    try:
-        config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        hub = "" if looks_local else "there is no such folder here, and on the Hub: "
-        raise UserError(f"{where} cannot be opened: {hub}{first_line(error)}") from None
-    except (TypeError, AttributeError):
-        raise UserError(f"{where} cannot be opened: its config.json is no JSON object.") from None
-    if not isinstance(config, EfficientNetNVConfig):
-        raise UserError(
-            f"{where} is a {config.model_type!r} model, not one of ours;"
-            f" if it is an EfficientNet, convert it first: {invocation('convert')} --help"
-        )
+    config = read_config(name, where)
+    if config.num_channels != 3:
+        raise UserError(f"{where} is for images of {config.num_channels} channels, and ours are prepared as RGB, of 3.")
     if config.quantization and importlib.util.find_spec("modelopt") is None:
         raise UserError(
             f"{where} is quantized and needs NVIDIA's Model Optimizer: pip install nvidia-modelopt requests"
         )
+    if os.path.isfile(Path(name, MANIFEST)) and (change := problem(Path(name), only=(CONFIG, PROCESSOR))):
+        say(f"{where}: {change}; it is taken as it is now")  # people do edit labels and sizes by hand
     return Checkpoint(name, flag, config)
+
+
+def read_config(name: str, where: str) -> EfficientNetNVConfig:
+    """The configuration of one of our networks in a folder or on the Hub: its fields, and nothing else of the file.
+
+    Args:
+        where: what to call it in a sentence.
+
+    Raises:
+        UserError: there is none, it is another architecture's, or a field is wrong.
+    """
+    file = _find(name, CONFIG, where)
+    if file is None:
+        raise UserError(f"{where} holds no config.json, so it is not a saved model.")
+    fields = _opened(read_json, file, where)
+    kind = fields.get("model_type")
+    if kind != EfficientNetNVConfig.model_type:
+        named = f"is a {short(kind)} model" if kind else "names no model_type in its config.json, so it is"
+        raise UserError(
+            f"{where} {named}, not one of ours;"
+            f" if it is an EfficientNet, convert it first: {invocation('convert')} --help"
+        )
+    try:
+        return read_config_fields(fields)
+    except Exception as error:  # ours say what is wrong; transformers' are of many kinds
+        raise UserError(f"{where} cannot be opened: {file}: {printable(first_line(error))}") from None
+
+
+def read_processor(name: str, where: str) -> EfficientNetNVImageProcessor:
+    """How images are prepared for the network in a folder or on the Hub.
+
+    Args:
+        where: what to call it in a sentence.
+
+    Raises:
+        UserError: it does not say, or not in a way that can be read or done.
+    """
+    file = _find(name, PROCESSOR, where)
+    if file is None:
+        raise UserError(f"{where} holds no preprocessor_config.json, so it does not say how to prepare images.")
+    try:
+        processor = read_processor_fields(read_json(file))
+    except (UserError, ValueError, TypeError) as error:
+        reason = printable(first_line(error)).rstrip(".")
+        reason = reason if str(file) in reason else f"{file}: {reason}"
+        raise UserError(f"{where} does not say how to prepare images, its file is unusable: {reason}.") from None
+    require_one_size(processor, where)
+    return processor
+
+
+def read_config_fields(fields: dict) -> EfficientNetNVConfig:
+    """A configuration of what a config.json says: of the fields that it knows. transformers would take every other one
+    as an attribute: code to run, a method.
+
+    Raises:
+        ValueError: a field is wrong; transformers raises other kinds, too.
+    """
+    known = {*inspect.signature(EfficientNetNVConfig).parameters, *_LABELS} - {"kwargs"}
+    return EfficientNetNVConfig(**{name: value for name, value in fields.items() if name in known})
+
+
+def read_processor_fields(fields: dict) -> EfficientNetNVImageProcessor:
+    """The same of a preprocessor_config.json."""
+    known = {*inspect.signature(EfficientNetNVImageProcessor).parameters} - {"kwargs"}
+    return EfficientNetNVImageProcessor(**{name: value for name, value in fields.items() if name in known})
+
+
+def read_weights(name: str, where: str) -> dict[str, torch.Tensor]:
+    """The tensors of a folder or Hub id by name, from safetensors, in one file or several, or an old PyTorch file.
+
+    Args:
+        where: how a sentence begins.
+
+    Raises:
+        UserError: there are none, or they are damaged or more than data.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    if os.path.isfile(Path(name, MANIFEST)) and (damage := problem(Path(name), only=(WEIGHTS,))):
+        raise UserError(f"{where}: {damage}; where you changed it yourself, remove {MANIFEST}.")
+    if file := _find(name, WEIGHTS, where):
+        tensors = _opened(read_tensors, file, where)[0]
+    elif file := _find(name, _INDEX, where):
+        parts = _opened(read_json, file, where).get("weight_map")
+        parts = (
+            set(parts.values())
+            if isinstance(parts, dict) and all(isinstance(v, str) for v in parts.values())
+            else set()
+        )
+        if not parts or any(Path(part).name != part or not part.endswith(".safetensors") for part in parts):
+            raise UserError(f"{where}: {file} should name .safetensors files beside it, and no others.")
+        for part in sorted(parts):
+            if (found := _find(name, part, where)) is None:
+                raise UserError(f"{where}: there is no {printable(part)}, which {file} names.")
+            tensors |= _opened(read_tensors, found, where)[0]
+    elif file := _find(name, _PICKLE, where):
+        tensors = _opened(read_tensors, file, where)[0]
+    else:
+        folder = Path(name)
+        exported = folder.is_dir() and any(any(folder.glob(kind)) for kind in ("*.onnx", "*.xml", "*.pt2"))
+        hint = "; it is an export, and its README.md says how to run it" if exported else ""
+        raise UserError(f"{where}: it holds no {WEIGHTS}{hint}.")
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise UserError(f"{where}: {file} is not a dictionary of tensors.")
+    return tensors
 
 
 def require_one_size(processor: EfficientNetNVImageProcessor, where: str) -> None:
@@ -147,3 +259,40 @@ def require_one_size(processor: EfficientNetNVImageProcessor, where: str) -> Non
             f"{where}: its preprocessor_config.json says do_center_crop false, so its images have many sizes and"
             " make no batch; set do_center_crop true there, and crop_size to the size that the network was trained on."
         )
+
+
+def _find(name: str, file: str, where: str) -> Path | None:
+    """A file of a folder, or of a Hub id, downloaded; None where there is none."""
+    if os.path.isdir(name):
+        return Path(name, file) if os.path.lexists(Path(name, file)) else None
+    try:
+        with no_progress_bars():
+            found = cached_file(name, file, _raise_exceptions_for_missing_entries=file == CONFIG)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{where} cannot be opened: there is no such folder here, and on the Hub: {first_line(error)}"
+        ) from None
+    return None if found is None else Path(found)
+
+
+def _opened(read, file: Path, where: str):
+    try:
+        return read(file)
+    except UserError as error:
+        raise UserError(f"{where}{'' if 'cannot' in where else ' cannot be opened'}: {error}") from None
+
+
+def _prefixed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Under the classifier's names also where the network was saved without one."""
+    bare = not any(name.startswith("efficientnet.") for name in weights)
+    return {f"efficientnet.{name}": tensor for name, tensor in weights.items()} if bare else weights
+
+
+def _fits(tensor: torch.Tensor, own: torch.Tensor) -> bool:
+    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    return (tensor.dtype in floats) if own.is_floating_point() else (tensor.dtype == own.dtype)
+
+
+def _finite(name: str, tensor: torch.Tensor) -> bool:
+    # A sum is finite where all its terms are, and twenty times faster to ask. A quantizer without a range has NaN.
+    return name.endswith("._amax") or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())

@@ -12,6 +12,7 @@ import difflib
 import inspect
 import math
 import numbers
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -46,7 +47,19 @@ _LITE_SIZES = {
     "lite4": (1.4, 1.8, 300, 0.3, 1.0),
 }
 _LITE_SETTINGS = {"se_ratio": 0.0, "hidden_act": "relu6", "padding": "same", "scale_stem_and_head": False}
-_PROBLEM_TYPES = (None, "regression", "single_label_classification", "multi_label_classification")
+_short = reprlib.repr  # a value may have a million entries
+# What a field may be. The upper ends are far from any network that trains; beyond them building one takes for ever.
+_INTERVALS = {
+    "width_coefficient": "(0, 1000]", "depth_coefficient": "(0, 1000]", "batch_norm_eps": "(0, 1000]",
+    "se_ratio": "[0, 1]", "batch_norm_momentum": "[0, 1]", "dropout_rate": "[0, 1)", "survival_prob": "(0, 1]",
+}  # fmt: skip
+_TABLE = ("kernel_sizes", "strides", "num_block_repeats", "expand_ratios", "out_channels")
+_LARGEST, _LARGEST_IMAGE, _MOST_LABELS, _MOST_BLOCKS, _WIDEST = 65_536, 16_384, 1_000_000, 1000, 1_000_000
+_CHOICES = {
+    "scale_stem_and_head": (True, False), "se_base": ("input", "hidden"), "stochastic_depth_mode": ("batch", "row"),
+    "conv_init": ("fan_in", "fan_out"), "padding": ("symmetric", "same"),
+    "problem_type": (None, "regression", "single_label_classification", "multi_label_classification"),
+}  # fmt: skip
 
 # What `quantization` may say, with its defaults.
 QUANTIZATION = {
@@ -60,6 +73,10 @@ QUANTIZATION = {
     "batch_norm": "train",  # in fine-tuning: "train", "frozen" (statistics stay), "folded" (into the convolutions)
     "float_layers": [],  # modules left without quantizers, by name; shell wildcards
 }
+_QUANTIZATION_CHOICES = {
+    "engine": ("modelopt",), "placement": ("nvidia", "cpu"), "num_bits": range(2, 9), "narrow_range": (False, True),
+    "calibration_method": ("percentile", "entropy", "max"), "batch_norm": ("train", "frozen", "folded"),
+}  # fmt: skip
 
 VARIANTS = (*_SIZES, *(f"widese-{size}" for size in _SIZES), *_LITE_SIZES)
 
@@ -152,8 +169,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         out_indices: list[int] | None = None,
         **kwargs,
     ):
-        if (kind := kwargs.get("problem_type")) not in _PROBLEM_TYPES:  # transformers 5 would raise no ValueError
-            raise ValueError(f"problem_type must be {' or '.join(map(repr, _PROBLEM_TYPES))}, got {kind!r}.")
+        _check_choice("problem_type", kwargs.get("problem_type"), _CHOICES["problem_type"])  # transformers 5 does later
         super().__init__(**_complete_labels(kwargs))
         self.image_size = image_size
         self.num_channels = num_channels
@@ -204,8 +220,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
 
         Args:
             name: `b0`…`b7`, `widese-b0`…`widese-b7` or `lite0`…`lite4`. The original's prefixes are understood:
-                `efficientnet-` is dropped, and so is `quant-`, because every model of this package can be quantized
-                (its residual adds and squeeze-excite products are modules that a quantizer can attach to).
+                `efficientnet-` is dropped, and so is `quant-`: every model of this package can be quantized.
             overrides: any field of the configuration; `num_labels` defaults to ImageNet's 1000.
         """
         key = str(name).lower().replace("_", "-").removeprefix("efficientnet-").removeprefix("quant-")
@@ -217,15 +232,8 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         settings = dict(_LITE_SETTINGS) if size in _LITE_SIZES else {}
         if key.startswith("widese-"):
             settings["se_base"] = "hidden"
-        width, depth, image_size, dropout_rate, survival_prob = {**_SIZES, **_LITE_SIZES}[size]
-        settings.update(
-            variant=key,
-            width_coefficient=width,
-            depth_coefficient=depth,
-            image_size=image_size,
-            dropout_rate=dropout_rate,
-            survival_prob=survival_prob,
-        )
+        fields = ("width_coefficient", "depth_coefficient", "image_size", "dropout_rate", "survival_prob")
+        settings |= {"variant": key, **dict(zip(fields, (_SIZES | _LITE_SIZES)[size]))}
         if not {"id2label", "label2id"} & overrides.keys():
             settings["num_labels"] = 1000
         return cls(**{**settings, **overrides})
@@ -248,40 +256,31 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
 
     def check(self) -> None:
         """Raises `ValueError` if a field is out of range. Models call it too: a field may have been set by hand."""
-        _check_integers(self, 1, "image_size", "num_channels", "depth_divisor", "stem_channels", "head_channels")
-        _check_range(self, 0, None, "width_coefficient", "depth_coefficient", "batch_norm_eps", exclusive=True)
-        _check_range(self, 0, 1, "se_ratio", "batch_norm_momentum")
-        if not (_is_number(self.dropout_rate) and 0 <= self.dropout_rate < 1):
-            raise ValueError(f"dropout_rate must be a number in [0, 1), got {self.dropout_rate!r}.")
-        if not (_is_number(self.survival_prob) and 0 < self.survival_prob <= 1):
-            raise ValueError(f"survival_prob must be a number in (0, 1], got {self.survival_prob!r}; 1.0 is off.")
-        for field, allowed in (
-            ("se_base", ("input", "hidden")),
-            ("stochastic_depth_mode", ("batch", "row")),
-            ("conv_init", ("fan_in", "fan_out")),
-            ("padding", ("symmetric", "same")),
-            ("problem_type", _PROBLEM_TYPES),
-        ):
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} must be {' or '.join(map(repr, allowed))}, got {getattr(self, field)!r}.")
-        if not isinstance(self.scale_stem_and_head, bool):
-            raise ValueError(f"scale_stem_and_head must be True or False, got {self.scale_stem_and_head!r}.")
+        _check_integers("image_size", self.image_size, most=_LARGEST_IMAGE)
+        for field in ("num_channels", "depth_divisor", "stem_channels", "head_channels"):
+            _check_integers(field, getattr(self, field))
+        for field, interval in _INTERVALS.items():
+            _check_interval(field, getattr(self, field), interval)
+        for field, allowed in _CHOICES.items():
+            _check_choice(field, getattr(self, field), allowed)
         if not isinstance(self.hidden_act, str) or self.hidden_act not in ACT2FN:
-            raise ValueError(
-                f"hidden_act {self.hidden_act!r} is not an activation of transformers, e.g. 'silu', 'relu'."
-            )
+            raise ValueError(f"hidden_act {_short(self.hidden_act)} is not an activation of transformers, e.g. 'silu'.")
+        if self.variant is not None and not (isinstance(self.variant, str) and self.variant.isprintable()):
+            raise ValueError(f"variant must be a name or None, got {_short(self.variant)}.")
         if self.quantization is not None:
             _check_quantization(self.quantization)
-        table = ("kernel_sizes", "strides", "num_block_repeats", "expand_ratios", "out_channels")
-        for field in table:
-            if not isinstance(getattr(self, field), list):
-                raise ValueError(f"{field} must be a list with one entry per stage, got {getattr(self, field)!r}.")
-        lengths = {field: len(getattr(self, field)) for field in table}
+        for field in _TABLE:
+            _check_integers(field, getattr(self, field), listed=True)
+        lengths = {field: len(getattr(self, field)) for field in _TABLE}
         if len(set(lengths.values())) != 1 or not self.out_channels:
             raise ValueError(f"The block table needs one entry per stage in each of its fields, got lengths {lengths}.")
-        _check_integers(self, 1, *table, listed=True)
         if any(kernel % 2 == 0 for kernel in self.kernel_sizes):
-            raise ValueError(f"kernel_sizes must be odd, got {self.kernel_sizes}.")
+            raise ValueError(f"kernel_sizes must be odd, got {_short(self.kernel_sizes)}.")
+        if self.num_hidden_layers > _MOST_BLOCKS:
+            raise ValueError(f"num_block_repeats and depth_coefficient make more than {_MOST_BLOCKS:,} blocks.")
+        widest = max(width * ratio for width, ratio in zip(self.hidden_sizes, self.expand_ratios))
+        if max(widest, *self.hidden_sizes, self.hidden_dim) > _WIDEST:
+            raise ValueError(f"The widths make a layer of more than {_WIDEST:,} channels; lower width_coefficient.")
 
     # What follows is derived, never stored.
 
@@ -331,14 +330,14 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         sizes, depths, probs = self.hidden_sizes, self.depths, self.survival_probs
         return [
             StageSpec(
-                name=f"stage{i + 1}",
-                kernel_size=self.kernel_sizes[i],
-                stride=self.strides[i],
-                expand_ratio=self.expand_ratios[i],
-                in_channels=sizes[i],
-                out_channels=sizes[i + 1],
+                f"stage{i + 1}",
+                self.kernel_sizes[i],
+                self.strides[i],
+                self.expand_ratios[i],
+                sizes[i],
+                sizes[i + 1],
                 survival_probs=tuple(probs[sum(depths[:i]) : sum(depths[: i + 1])]),
-            )
+            )  # fmt: skip
             for i in range(len(depths))
         ]
 
@@ -350,7 +349,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
 
 
 def _is_number(value) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) < 1e300  # type: ignore[operator]
 
 
 def _is_integer(value, minimum: int) -> bool:
@@ -361,21 +360,24 @@ def _as_list(value):
     return list(value) if isinstance(value, (list, tuple)) else value  # anything else is refused by `check`
 
 
-def _check_integers(config, minimum: int, *fields: str, listed: bool = False) -> None:
-    for field in fields:
-        value = getattr(config, field)
-        if not all(_is_integer(entry, minimum) for entry in (value if listed else [value])):
-            wanted = "made of whole numbers" if listed else "a whole number"
-            raise ValueError(f"{field} must be {wanted} of at least {minimum}, got {value!r}.")
+def _check_integers(field: str, value, most: int = _LARGEST, listed: bool = False) -> None:
+    if listed and not isinstance(value, list):
+        raise ValueError(f"{field} must be a list with one entry per stage, got {_short(value)}.")
+    if not all(_is_integer(entry, 1) and entry <= most for entry in (value if listed else [value])):
+        wanted = "made of whole numbers" if listed else "a whole number"
+        raise ValueError(f"{field} must be {wanted} from 1 to {most}, got {_short(value)}.")
 
 
-def _check_range(config, low: float, high: float | None, *fields: str, exclusive: bool = False) -> None:
-    for field in fields:
-        value = getattr(config, field)
-        above = _is_number(value) and (value > low if exclusive else value >= low)
-        if not above or (high is not None and value > high):
-            wanted = f"greater than {low}" if high is None else f"between {low} and {high}"
-            raise ValueError(f"{field} must be a number {wanted}, got {value!r}.")
+def _check_interval(field: str, value, interval: str) -> None:
+    low, high = map(float, interval[1:-1].split(","))
+    inside = _is_number(value) and low <= value <= high
+    if not inside or (value == low and interval[0] == "(") or (value == high and interval[-1] == ")"):
+        raise ValueError(f"{field} must be a number in {interval}, got {_short(value)}.")
+
+
+def _check_choice(field: str, value, allowed: Sequence) -> None:
+    if not any(value == choice and type(value) is type(choice) for choice in allowed):  # 1 is not True, 8.0 not 8
+        raise ValueError(f"{field} must be {' or '.join(map(repr, allowed))}, got {_short(value)}.")
 
 
 def _completed(quantization):
@@ -386,43 +388,42 @@ def _completed(quantization):
 
 def _check_quantization(section) -> None:
     if not isinstance(section, dict) or section.keys() != QUANTIZATION.keys():
-        raise ValueError(f"quantization must be a dict with the keys {', '.join(QUANTIZATION)}, got {section!r}.")
-    for key, allowed in (
-        ("engine", ("modelopt",)),
-        ("placement", ("nvidia", "cpu")),
-        ("num_bits", range(2, 9)),
-        ("narrow_range", (False, True)),
-        ("calibration_method", ("percentile", "entropy", "max")),
-        ("batch_norm", ("train", "frozen", "folded")),
-    ):
-        if section[key] not in allowed:
-            choices = " or ".join(map(repr, allowed))
-            raise ValueError(f"quantization: {key} must be {choices}, got {section[key]!r}.")
-    percentile, layers = section["calibration_percentile"], section["float_layers"]
-    if not (_is_number(percentile) and 0 < percentile <= 100):
-        raise ValueError(f"quantization: calibration_percentile must be a number in (0, 100], got {percentile!r}.")
+        raise ValueError(f"quantization must have the keys {', '.join(QUANTIZATION)}, got {_short(section)}.")
+    for key, allowed in _QUANTIZATION_CHOICES.items():
+        _check_choice(f"quantization: {key}", section[key], allowed)
+    _check_interval("quantization: calibration_percentile", section["calibration_percentile"], "(0, 100]")
     if not _is_integer(section["calibration_pictures"], 0):
-        raise ValueError(f"quantization: calibration_pictures must count, got {section['calibration_pictures']!r}.")
+        raise ValueError(f"quantization: calibration_pictures must count, got {_short(section)}.")
+    layers = section["float_layers"]
     if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
-        raise ValueError(f"quantization: float_layers must be a list of names, got {layers!r}.")
+        raise ValueError(f"quantization: float_layers must be a list of names, got {_short(layers)}.")
 
 
 def _complete_labels(kwargs: dict) -> dict:
     """Checks `num_labels`, `id2label` and `label2id` against each other and derives the map that is missing."""
     num_labels, names, indices = (kwargs.get(field) for field in ("num_labels", "id2label", "label2id"))
-    if num_labels is not None and not _is_integer(num_labels, 0):
-        raise ValueError(f"num_labels must be a whole number of at least 0, got {num_labels!r}.")
-    if names is None and isinstance(indices, dict):
-        names = {index: name for name, index in indices.items()}
-    if names is None:
+    if num_labels is not None and not (_is_integer(num_labels, 0) and num_labels <= _MOST_LABELS):
+        raise ValueError(f"num_labels must be a whole number from 0 to {_MOST_LABELS}, got {_short(num_labels)}.")
+    if indices is not None and not isinstance(indices, dict):
+        raise ValueError(f"label2id must be a map of names to 0 to N - 1, got {_short(indices)}.")
+    if names is None and indices is None:
         return kwargs
+    names = {index: name for name, index in (indices or {}).items()} if names is None else names
     names = dict(enumerate(names)) if isinstance(names, (list, tuple)) else names
     if not isinstance(names, dict) or {str(index) for index in names} != {str(i) for i in range(len(names))}:
-        raise ValueError(f"id2label must name the classes 0 to N - 1, e.g. {{0: 'cat', 1: 'dog'}}, got {names!r}.")
+        raise ValueError(f"id2label must name the classes 0 to N - 1, e.g. {{0: 'cat'}}, got {_short(names)}.")
     if num_labels is not None and len(names) != num_labels:
         raise ValueError(f"num_labels is {num_labels} but id2label names {len(names)} classes; give one of them.")
-    names = {int(index): name for index, name in names.items()}
-    return {**kwargs, "id2label": names, "label2id": indices or {name: index for index, name in names.items()}}
+    names = {int(index): name for index, name in sorted(names.items(), key=lambda entry: int(entry[0]))}
+    if wrong := [name for name in names.values() if not isinstance(name, str)]:
+        raise ValueError(f"id2label must name every class in words, got {_short(wrong[0])}.")
+    derived = {name: index for index, name in names.items()}
+    if len(derived) != len(names):
+        twice = next(name for index, name in names.items() if derived[name] != index)
+        raise ValueError(f"id2label names two classes {_short(twice)}; every class needs a name of its own.")
+    if indices not in (None, {}, derived):
+        raise ValueError(f"label2id {_short(indices)} does not say what id2label does; leave it out.")
+    return {**kwargs, "id2label": names, "label2id": derived}
 
 
 __all__ = ["EfficientNetNVConfig", "QUANTIZATION", "StageSpec", "VARIANTS"]

@@ -7,7 +7,9 @@ original uses with a short side of `image_size + 32`.
 This file travels inside every saved checkpoint: it imports only numpy, pillow and transformers.
 """
 
-from typing import Any
+import reprlib
+from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -21,24 +23,37 @@ IMAGENET_STD = [0.229, 0.224, 0.225]
 RESIZE_MARGIN = 32
 # Beyond this aspect ratio the far ends are cut before resizing: a 10 x 10,000 panorama would otherwise grow to 200 MB.
 MAX_ASPECT_RATIO = 16
+_ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+LARGEST_SIDE = 16_384  # pixels of a prepared image: 3 GB as float32
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image that Pillow opens as upright 8-bit RGB.
+    """Any image that Pillow opens as upright 8-bit RGB, maybe `image` itself.
 
     Turns by the EXIF orientation (as `transformers.pipeline` does), drops alpha (as torchvision's `ImageFolder` does),
     takes the first frame of an animation and the upper 8 bits of a 16-bit image.
     """
-    image = ImageOps.exif_transpose(image)
+    image.load()  # EXIF may stand behind the pixels
+    if image.getexif().get(_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)  # copies even what is upright
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip instead of scale
-        grey = np.asarray(image).astype(np.int64).clip(0, 65535)
-        deep = image.mode != "I" or grey.max() > 255  # "I" does not tell how many of its 32 bits were meant
-        return Image.fromarray((grey >> 8 if deep else grey).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_upper_byte(np.asarray(image), image.mode)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _upper_byte(grey: np.ndarray, mode: str) -> np.ndarray:
+    """uint8; numpy works through `out` in small pieces, so that nothing wider than 16 bits is copied."""
+    eight_bits = np.empty(grey.shape, np.uint8)
+    if mode == "I":  # does not tell how many of its 32 bits were meant
+        sixteen_bits = np.clip(grey, 0, 65535, out=np.empty(grey.shape, np.uint16), casting="unsafe")
+        if grey.max() <= 255:
+            return sixteen_bits.astype(np.uint8)
+        grey = sixteen_bits
+    return np.right_shift(grey, 8, out=eight_bits, casting="unsafe")
 
 
 def resize_and_crop(
@@ -114,9 +129,13 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        switches = {"do_resize": do_resize, "do_center_crop": do_center_crop}
+        for name, value in (switches | {"do_rescale": do_rescale, "do_normalize": do_normalize}).items():
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, got {reprlib.repr(value)}.")
         self.do_resize = do_resize
         self.size = _shortest_edge(224 + RESIZE_MARGIN if size is None else size)
-        self.resample = int(Image.Resampling(resample))
+        self.resample = _filter(resample)
         self.do_center_crop = do_center_crop
         self.crop_size = _height_width(224 if crop_size is None else crop_size)
         self.do_rescale = do_rescale
@@ -208,37 +227,53 @@ def _is_channels_first(image, shape: tuple[int, ...], input_data_format) -> bool
     return first and (not last or is_torch_tensor(image))
 
 
+def _is_number(value, low: float) -> bool:
+    """In the range in which float32 can be multiplied and divided by it."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= 1e30
+
+
+def _filter(value) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value not in list(Image.Resampling):
+        known = ", ".join(f"{int(filter_)} ({filter_.name.lower()})" for filter_ in sorted(Image.Resampling))
+        raise ValueError(f"resample must be one of {known}, got {reprlib.repr(value)}.")
+    return int(value)
+
+
 def _factor(value) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"rescale_factor must be a number, got {value!r}.")
+    if not _is_number(value, 1e-30):
+        raise ValueError(f"rescale_factor must be a number above 0, got {reprlib.repr(value)}.")
     return value
 
 
 def _per_channel(name: str, value) -> list[float]:
-    values = [value] * 3 if isinstance(value, (int, float)) else list(value)
-    if len(values) != 3 or not all(isinstance(entry, (int, float)) for entry in values):
-        raise ValueError(f"{name} must be a number or a list of three, one per colour, got {value!r}.")
-    if name == "image_std" and not all(values):
-        raise ValueError(f"image_std must not contain 0, got {value!r}.")
+    low = 1e-30 if name == "image_std" else -1e30
+    values = list(value) if isinstance(value, (list, tuple)) else [value] * 3
+    if len(values) != 3 or not all(_is_number(entry, low) for entry in values):
+        wanted = "a number above 0 or a list of three" if name == "image_std" else "a number or a list of three"
+        raise ValueError(f"{name} must be {wanted}, one per colour, got {reprlib.repr(value)}.")
     return values
 
 
+def _is_side(value) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIDE
+
+
 def _shortest_edge(size) -> dict[str, int]:
-    if isinstance(size, int):
-        size = {"shortest_edge": size}
-    value = dict(size).get("shortest_edge")
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"size must be a positive number of pixels or {{'shortest_edge': pixels}}, got {size!r}.")
-    return {"shortest_edge": value}
+    value: Any = size.get("shortest_edge") if isinstance(size, Mapping) else size
+    if not _is_side(value):
+        wanted = f"1 to {LARGEST_SIDE} pixels or {{'shortest_edge': pixels}}"
+        raise ValueError(f"size must be {wanted}, got {reprlib.repr(size)}.")
+    return {"shortest_edge": int(value)}
 
 
 def _height_width(size) -> dict[str, int]:
-    if isinstance(size, int):
-        size = {"height": size, "width": size}
-    sides: dict[str, Any] = {side: dict(size).get(side) for side in ("height", "width")}
-    if not all(isinstance(value, int) and value > 0 for value in sides.values()):
-        raise ValueError(f"crop_size must be a positive number of pixels or {{'height', 'width'}}, got {size!r}.")
-    return sides
+    sides: dict[str, Any] = {
+        side: size.get(side) if isinstance(size, Mapping) else size for side in ("height", "width")
+    }
+    if not all(map(_is_side, sides.values())):
+        wanted = f"1 to {LARGEST_SIDE} pixels or {{'height', 'width'}}"
+        raise ValueError(f"crop_size must be {wanted}, got {reprlib.repr(size)}.")
+    return {side: int(value) for side, value in sides.items()}
 
 
 __all__ = ["EfficientNetNVImageProcessor"]

@@ -94,23 +94,46 @@ def test_widths_never_shrink_by_more_than_a_tenth():
 @pytest.mark.parametrize(
     ("field", "value", "sentence"),
     [
-        ("image_size", 0, "image_size must be a whole number of at least 1, got 0"),
+        ("image_size", 0, "image_size must be a whole number from 1 to 16384, got 0"),
+        ("image_size", 10**9, "image_size must be a whole number from 1 to 16384, got 1000000000"),
+        ("stem_channels", 10**12, "stem_channels must be a whole number from 1 to 65536"),
+        ("width_coefficient", 10**400, r"width_coefficient must be a number in \(0, 1000\], got 1000"),
+        ("width_coefficient", 900, "The widths make a layer of more than 1,000,000 channels"),
+        ("expand_ratios", [1, 6, 6, 6, 6, 6, 60_000], "The widths make a layer of more than 1,000,000 channels"),
+        ("depth_coefficient", 999.0, "num_block_repeats and depth_coefficient make more than 1,000 blocks"),
+        ("num_labels", 10**12, "num_labels must be a whole number from 0 to 1000000"),
+        ("num_labels", True, "num_labels must be a whole number"),
+        ("variant", 3, "variant must be a name or None, got 3"),
+        ("variant", "b0\x1b[2J", r"variant must be a name or None, got 'b0\\x1b"),
+        ("id2label", {0: "cat", 1: "cat"}, "id2label names two classes 'cat'; every class needs a name of its own"),
+        ("id2label", {0: "cat", 1: 7}, "id2label must name every class in words, got 7"),
+        ("id2label", {0: "cat", "0": "dog"}, "id2label must name the classes 0 to N - 1"),
+        ("id2label", "cat", "id2label must name the classes 0 to N - 1"),
+        ("label2id", ["cat"], "label2id must be a map of names"),
+        ("label2id", {"cat": 0, "dog": 2}, "id2label must name the classes 0 to N - 1"),
+        ("quantization", {"placement": ["cpu"]}, "quantization: placement must be 'nvidia' or 'cpu'"),
+        ("quantization", {"num_bits": 8.0}, "quantization: num_bits must be 2 or .*, got 8.0"),
+        ("quantization", {"narrow_range": 1}, "quantization: narrow_range must be False or True, got 1"),
+        ("quantization", {"calibration_percentile": 0}, r"calibration_percentile must be a number in \(0, 100\]"),
+        ("quantization", {"float_layers": "head"}, "float_layers must be a list of names, got 'head'"),
+        ("quantization", {"bits": 4}, "quantization must have the keys engine"),
+        ("quantization", True, "quantization must have the keys engine"),
         ("image_size", 224.0, "image_size must be a whole number"),
-        ("image_size", [224, 224], r"image_size must be a whole number of at least 1, got \[224, 224\]"),
+        ("image_size", [224, 224], r"image_size must be a whole number from 1 to 16384, got \[224, 224\]"),
         ("num_channels", True, "num_channels must be a whole number"),
         ("stem_channels", "32", "stem_channels must be a whole number"),
         ("head_channels", -1, "head_channels must be a whole number"),
         ("depth_divisor", 8.0, "depth_divisor must be a whole number"),
-        ("width_coefficient", 0, "width_coefficient must be a number greater than 0, got 0"),
-        ("depth_coefficient", float("nan"), "depth_coefficient must be a number greater than 0"),
-        ("depth_coefficient", float("inf"), "depth_coefficient must be a number greater than 0"),
-        ("batch_norm_eps", 0.0, "batch_norm_eps must be a number greater than 0"),
-        ("batch_norm_momentum", 1.01, "batch_norm_momentum must be a number between 0 and 1, got 1.01"),
-        ("se_ratio", -0.25, "se_ratio must be a number between 0 and 1"),
-        ("se_ratio", "0.25", "se_ratio must be a number between 0 and 1"),
+        ("width_coefficient", 0, r"width_coefficient must be a number in \(0, 1000\], got 0"),
+        ("depth_coefficient", float("nan"), r"depth_coefficient must be a number in \(0, 1000\]"),
+        ("depth_coefficient", float("inf"), r"depth_coefficient must be a number in \(0, 1000\]"),
+        ("batch_norm_eps", 0.0, r"batch_norm_eps must be a number in \(0, 1000\]"),
+        ("batch_norm_momentum", 1.01, r"batch_norm_momentum must be a number in \[0, 1\], got 1.01"),
+        ("se_ratio", -0.25, r"se_ratio must be a number in \[0, 1\]"),
+        ("se_ratio", "0.25", r"se_ratio must be a number in \[0, 1\]"),
         ("dropout_rate", 1.0, r"dropout_rate must be a number in \[0, 1\), got 1.0"),
         ("dropout_rate", "0.2", r"dropout_rate must be a number in \[0, 1\)"),
-        ("survival_prob", 0.0, r"survival_prob must be a number in \(0, 1\], got 0.0; 1.0 is off"),
+        ("survival_prob", 0.0, r"survival_prob must be a number in \(0, 1\], got 0.0"),
         ("survival_prob", 1.2, r"survival_prob must be a number in \(0, 1\]"),
         ("se_base", "output", "se_base must be 'input' or 'hidden', got 'output'"),
         ("stochastic_depth_mode", "pixel", "stochastic_depth_mode must be 'batch' or 'row'"),
@@ -122,11 +145,11 @@ def test_widths_never_shrink_by_more_than_a_tenth():
         ("kernel_sizes", 3, "kernel_sizes must be a list with one entry per stage, got 3"),
         ("kernel_sizes", [3, 3, 5, 3, 5, 5, 4], "kernel_sizes must be odd"),
         ("kernel_sizes", [3, 3, 5], "needs one entry per stage in each of its fields, got lengths"),
-        ("strides", [1, 2, 2, 2, 1, 2, 0], "strides must be made of whole numbers of at least 1"),
+        ("strides", [1, 2, 2, 2, 1, 2, 0], "strides must be made of whole numbers from 1"),
         ("num_block_repeats", [1, 2, 2, 3, 3, 4, 1.5], "num_block_repeats must be made of whole numbers"),
         ("expand_ratios", "1666666", "expand_ratios must be a list with one entry per stage"),
         ("out_channels", [], "needs one entry per stage"),
-        ("num_labels", -1, "num_labels must be a whole number of at least 0, got -1"),
+        ("num_labels", -1, "num_labels must be a whole number from 0 to 1000000, got -1"),
         ("num_labels", "ten", "num_labels must be a whole number"),
         ("problem_type", "multi_label", "problem_type must be None or 'regression'"),
         ("out_features", ["stage8"], "out_features must be a subset of stage_names"),
@@ -155,6 +178,12 @@ def test_every_list_of_the_block_table_needs_the_same_length():
 def test_contradicting_class_counts_are_refused():
     with pytest.raises(ValueError, match="num_labels is 3 but id2label names 2 classes; give one of them"):
         EfficientNetNVConfig(num_labels=3, id2label={0: "cat", 1: "dog"})
+
+
+def test_label_maps_that_disagree_are_refused():
+    with pytest.raises(ValueError, match="label2id {'cat': 1, 'dog': 0} does not say what id2label does"):
+        EfficientNetNVConfig(id2label={0: "cat", 1: "dog"}, label2id={"cat": 1, "dog": 0})
+    assert EfficientNetNVConfig(id2label={"1": "dog", "0": "cat"}).id2label == {0: "cat", 1: "dog"}
 
 
 def test_out_features_and_out_indices_must_name_the_same_stages():

@@ -13,6 +13,7 @@ from huggingface_hub import ModelCard
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.cli import run
 from effnet_hf.commands.convert import main
+from effnet_hf.conversion import read_trainer_state
 from effnet_hf.conversion.dialect import expected_shapes
 from effnet_hf.conversion.nvidia import NVIDIA
 
@@ -68,19 +69,20 @@ def test_from_auto_to_folder(convert, checkpoint, ours, tmp_path):
         "config.json",
         "configuration.py",
         "image_processing_efficientnet_nv.py",
+        "manifest.json",
         "model.safetensors",
         "modeling_efficientnet_nv.py",
         "preprocessor_config.json",
         "quantization_efficientnet_nv.py",
-        "trainer_state.pt",
+        "trainer_state.safetensors",
     ]
     model, info = EfficientNetNVForImageClassification.from_pretrained(folder, output_loading_info=True)
     assert not any(info.values())
     assert all(torch.equal(tensor, ours[key]) for key, tensor in model.state_dict().items())
     assert model.config.id2label[0] == "tench, Tinca tinca" and model.config.architectures == [type(model).__name__]
     assert EfficientNetNVImageProcessor.from_pretrained(folder).size == {"shortest_edge": 256}
-    trainer = torch.load(folder / "trainer_state.pt", weights_only=True)
-    assert (trainer["epoch"], trainer["best_top1"], trainer["optimizer_state"]) == (4, 70.5, {})
+    trainer = read_trainer_state(folder)
+    assert (trainer.epoch, trainer.best_top1, trainer.optimizer_state) == (4, 70.5, {})
 
     card = (folder / "README.md").read_text()
     for words in (

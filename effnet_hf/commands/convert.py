@@ -14,11 +14,12 @@ from ..cli import (
     ArgumentParser,
     command_line,
     invocation,
+    path,
     run,
     say_new_spelling,
 )
 from ..conversion import DIALECTS, FOREIGN, load_foreign, warm_start, write_folder, write_foreign
-from ..errors import UserError, did_you_mean
+from ..errors import UserError, did_you_mean, printable
 from ..recipes import available_recipes
 from .upload import add_upload_flags, check_upload_flags, upload
 
@@ -26,12 +27,12 @@ from .upload import add_upload_flags, check_upload_flags, upload
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.old_spellings = {"--output": "--output_dir"}
-    parser.add_argument("source", metavar="SRC", help="file, folder, Hub id, NGC path, or lite0")
+    parser.add_argument("source", metavar="SRC", type=path, help="file, folder, Hub id, NGC path, or lite0")
     parser.add_argument(
         "--to", metavar="DIALECT", help=f"write another project's format: {', '.join(FOREIGN)}; default: ours"
     )
     parser.add_argument(
-        "--output_dir", metavar="PATH", help="folder to write; with --to also a .pth or .safetensors file"
+        "--output_dir", type=path, metavar="PATH", help="folder to write; with --to also a .pth or .safetensors file"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     parser.add_argument(
@@ -50,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     warm = parser.add_argument_group("warm start")
     warm.add_argument("--warm_start", metavar="VARIANT", help="make this variant (b0, widese-b0) from a Lite SRC")
-    warm.add_argument("--images", metavar="DIR", help="images to measure batch norm statistics on")
+    warm.add_argument("--images", type=path, metavar="DIR", help="images to measure batch norm statistics on")
     warm.add_argument("--padding", default="symmetric", choices=["symmetric", "same"], help="default: symmetric")
     warm.add_argument("--num_images", type=int, metavar="N", help="how many of them; default: 200, or all if fewer")
 
@@ -63,10 +64,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Flags that need each other; before anything is read."""
     if args.to is not None and args.to not in FOREIGN:
-        if args.output_dir is not None:
+        if args.output_dir is not None or not args.to:
             raise UserError(f"--to {args.to}: there are {', '.join(FOREIGN)}.{did_you_mean(args.to, FOREIGN)}")
         say_new_spelling("--to DIR", "--output_dir DIR")
-        args.to, args.output_dir = None, args.to
+        args.to, args.output_dir = None, path(args.to)
     if args.output_dir is None:
         raise UserError("--output_dir PATH says where to write.")
     foreign = args.to is not None
@@ -95,16 +96,16 @@ def main(argv: list[str] | None = None) -> None:
         converted = warm_start(
             converted, args.warm_start, args.images, num_images=args.num_images, padding=args.padding
         )
-    config = converted.config
+    config, written = converted.config, printable(args.output_dir)
     print(
-        f"{converted.path.name}: {converted.dialect} names, {config.variant or 'custom shape'}, "
-        f"{config.num_labels} classes, {config.image_size} x {config.image_size} px, {converted.verdict}"
+        f"{printable(converted.path.name)}: {converted.dialect} names, {config.variant or 'custom shape'}, "
+        f"{config.num_labels} classes, {config.image_size} x {config.image_size} px, {printable(converted.verdict)}"
     )
     for note in converted.notes:
-        print(f"  {note}")
+        print(f"  {printable(note)}")
     if args.to is not None:
         how = write_foreign(converted, args.to, args.output_dir, force=args.force, overwrite=args.overwrite)
-        print(f"wrote  {args.output_dir}\nopen   {how}")
+        print(f"wrote  {written}\nopen   {printable(how)}")
         return
     write_folder(
         converted,
@@ -114,10 +115,10 @@ def main(argv: list[str] | None = None) -> None:
         command=command_line(),
         model_id=args.hub_model_id,
     )
-    opened = f'AutoModelForImageClassification.from_pretrained("{args.output_dir}")'
-    print(f"wrote  {args.output_dir}\nopen   import effnet_hf; {opened}")
+    opened = f'AutoModelForImageClassification.from_pretrained("{written}")'
+    print(f"wrote  {written}\nopen   import effnet_hf; {opened}")
     if converted.can_be_resumed and config.variant in available_recipes():
-        print(f"resume {invocation('train')} --config {config.variant} --data_dir DIR --resume {args.output_dir}")
+        print(f"resume {invocation('train')} --config {config.variant} --data_dir DIR --resume {written}")
     if args.push_to_hub:
         print(f"pushed {upload(args, args.output_dir)}")
 

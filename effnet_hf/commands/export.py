@@ -10,15 +10,15 @@ docs/export.md says how to open them in ONNX Runtime, Optimum, OpenVINO and Tens
 
 import argparse
 
-from ..cli import ArgumentParser, command_line, run
+from ..cli import ArgumentParser, command_line, path, run
 from .upload import add_upload_flags, check_upload_flags, upload
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__)
     parser.old_spellings = {"--output": "--output_dir", "--num_pictures": "--num_images"}
-    parser.add_argument("--model", required=True, metavar="CHECKPOINT", help="checkpoint folder or Hub id")
-    parser.add_argument("--output_dir", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--model", type=path, required=True, metavar="CHECKPOINT", help="checkpoint folder or Hub id")
+    parser.add_argument("--output_dir", type=path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is there")
 
     graph = parser.add_argument_group("the file")
@@ -38,7 +38,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     graph.add_argument("--exporter", metavar="NAME", help="torchscript or dynamo; default: by the opset")
 
     proof = parser.add_argument_group("the proof")
-    proof.add_argument("--data_dir", metavar="DIR", help="images to check on, DIR/val/<class>/…; else generated ones")
+    proof.add_argument(
+        "--data_dir", type=path, metavar="DIR", help="images to check on, DIR/val/<class>/…; else generated ones"
+    )
     proof.add_argument("--val_fraction", type=float, default=0.0, help="share that training held out, without a val/")
     proof.add_argument("--num_images", type=int, metavar="N", help="how many of them; default: 64, with --int8 all")
     add_upload_flags(parser)

@@ -1,8 +1,8 @@
 """Any EfficientNet in, ours out, and back: see docs/conversion.md."""
 
 from .load import DIALECTS, Converted, find_dialect, imagenet_names, load_foreign
-from .save import FOREIGN, TRAINER_FILE, to_foreign, write_folder, write_foreign
-from .trainer_state import TrainerState
+from .save import FOREIGN, to_foreign, write_folder, write_foreign
+from .trainer_state import TRAINER_FILE, TrainerState, read_trainer_state
 from .warm_start import warm_start
 
 
@@ -15,6 +15,7 @@ __all__ = [
     "find_dialect",
     "imagenet_names",
     "load_foreign",
+    "read_trainer_state",
     "to_foreign",
     "warm_start",
     "write_folder",

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
+from ..checkpoint import read_config_fields, read_processor_fields
 from ..configuration import VARIANTS, EfficientNetNVConfig
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from .dialect import HEAD, STEM, Dialect, expected_shapes, weight_shapes
@@ -17,7 +18,7 @@ from .ours import OURS
 from .source import Source, open_source, state_tensors
 from .timm import TIMM
 from .torchvision import TORCHVISION
-from .trainer_state import TrainerState, read_trainer_state
+from .trainer_state import TrainerState, trainer_state_of
 from .transformers import TRANSFORMERS
 
 
@@ -170,16 +171,23 @@ def load_foreign(
     spoken = find_dialect(opened.tensors) if dialect == "auto" else DIALECTS[dialect]
     tensors = {spoken.respell(key): tensor for key, tensor in opened.tensors.items()}
     amax = {key: tensors.pop(key) for key in list(tensors) if key.endswith(_AMAX) and spoken in (NVIDIA, OURS)}
-    config, processor = _described(opened, spoken, tensors, arch)
-    config = _overridden(config, image_size=image_size, batch_norm_eps=batch_norm_eps)
-    if processor is None:
-        processor = spoken.processor(config, opened, arch)
+    try:
+        config, processor = _described(opened, spoken, tensors, arch)
+        config = _overridden(config, image_size=image_size, batch_norm_eps=batch_norm_eps)
+        if processor is None:
+            processor = spoken.processor(config, opened, arch)
+        difference = spoken.read_difference(config, opened)
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:  # of values nobody has met yet
+        what = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{opened.name}: what lies beside its weights describes no EfficientNet: {what}") from error
     if config.quantization and config.quantization["batch_norm"] == "folded":
         raise UserError(f"{where}: its batch norm is folded into the convolutions, which no other EfficientNet has.")
     state = spoken.read(tensors, config, where)
     quantizer_amax = spoken.read_quantizers(amax, config, where)
     keys = {theirs: ours for ours, theirs in spoken.key_names(config).items()}
-    trainer_state, trainer_notes = read_trainer_state(opened.extras, list(tensors), keys, expected_shapes(config))
+    trainer_state, trainer_notes = trainer_state_of(opened.extras, list(tensors), keys, expected_shapes(config))
     if trainer_state and opened.averaged and not amax:
         try:
             averaged = state_tensors(opened.averaged, where, [])
@@ -194,7 +202,7 @@ def load_foreign(
         dialect=spoken.name,
         source=opened.name,
         path=opened.path,
-        difference=spoken.read_difference(config, opened),
+        difference=difference,
         notes=(*opened.notes, *spoken.notes(config, opened), *trainer_notes),
         quantizer_amax=quantizer_amax,
         trainer_state=trainer_state,
@@ -209,7 +217,7 @@ def _described(
     """Our configuration (and processor, if we wrote one down) of the weights."""
     if source.header:
         config = _from_dict(source.header.get("config"), source)
-        return config, EfficientNetNVImageProcessor.from_dict(source.header.get("processor") or {})
+        return config, read_processor_fields(source.header.get("processor") or {})
     if source.config.get("model_type") == EfficientNetNVConfig.model_type:
         return _from_dict(source.config, source), None
     variant = find_variant(tensors, dialect, source.path.name)
@@ -226,9 +234,9 @@ def _described(
 
 def _from_dict(fields, source: Source) -> EfficientNetNVConfig:
     try:
-        return EfficientNetNVConfig.from_dict({key: value for key, value in fields.items() if key != "auto_map"})
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"{source.name}: its configuration is damaged: {error}") from error
+        return read_config_fields(fields)
+    except Exception as error:  # ours say what is wrong; transformers' are of many kinds
+        raise UserError(f"{source.name}: its configuration is damaged: {first_line(error)}") from error
 
 
 def _overridden(config: EfficientNetNVConfig, **fields) -> EfficientNetNVConfig:
@@ -246,14 +254,16 @@ def _labels(source: Source, num_labels: int) -> dict:
     """Class names: the source's own, or ImageNet's for 1000 classes."""
     names = source.config.get("id2label") or source.config.get("label_names")
     if isinstance(names, dict):
-        names = [names.get(key, f"LABEL_{key}") for key in sorted(names, key=int)]
+        names = [names[key] for key in sorted(names, key=int)]
     if names and source.config.get("label_descriptions"):
-        names = [source.config["label_descriptions"].get(name, name) for name in names]
+        names = [str(source.config["label_descriptions"].get(name, name)) for name in names]
     generic = not names or list(names) == [f"LABEL_{i}" for i in range(len(names))]
     if generic and num_labels == 1000:
         names, generic = imagenet_names(), False
     if not names or generic or len(names) != num_labels:
         return {"num_labels": num_labels}
+    if len(set(names)) < len(names):  # ImageNet has two cranes, and some files call both that
+        names = [name if names.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(names)]
     return {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import torch
 
+from ..checkpoint import read_processor_fields
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
@@ -38,7 +39,7 @@ class Ours(Dialect):
     def processor(self, config: EfficientNetNVConfig, source: Source, arch: str | None) -> EfficientNetNVImageProcessor:
         if not source.preprocessor:
             return EfficientNetNVImageProcessor.for_image_size(config.image_size)
-        return EfficientNetNVImageProcessor.from_dict(source.preprocessor)
+        return read_processor_fields(source.preprocessor)
 
     def read_quantizers(self, amax: Mapping[str, torch.Tensor], config: EfficientNetNVConfig, where: str) -> dict:
         return {key.removesuffix("_quantizer._amax"): tensor for key, tensor in amax.items()}

@@ -1,7 +1,7 @@
 """Writing a converted checkpoint: as a folder of ours, or in a foreign dialect."""
 
-import dataclasses
 import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from .load import DIALECTS, Converted
 from .nvidia import NVIDIA
 from .source import HEADER_KEY
 from .timm import TIMM
+from .trainer_state import write_trainer_state
 from .transformers import TRANSFORMERS
 
 
-TRAINER_FILE = "trainer_state.pt"
 FOREIGN = tuple(name for name in DIALECTS if name != "effnet_hf")
 _FILE_SUFFIXES = (".safetensors", ".pth", ".pt", ".pth.tar")
 
@@ -52,7 +52,7 @@ def write_folder(
     model_id: str | None = None,
 ) -> None:
     """Writes a checkpoint folder that `from_pretrained` opens: configuration, weights, image processor, model card,
-    modelling code; and `trainer_state.pt` where the source was a training checkpoint.
+    modelling code; and `trainer_state.safetensors` where the source was a training checkpoint.
 
     Args:
         force: also when the source's model is another function; the card then says so.
@@ -69,7 +69,7 @@ def write_folder(
         model.save_pretrained(temporary)
         converted.processor.save_pretrained(temporary)
         if converted.trainer_state:
-            torch.save(dataclasses.asdict(converted.trainer_state), temporary / TRAINER_FILE)
+            write_trainer_state(converted.trainer_state, temporary)
         card = render_card(_facts(converted, command, model_id))
         (temporary / "README.md").write_text(card, encoding="utf-8")
 
@@ -98,7 +98,9 @@ def write_foreign(
             if output.suffix == ".safetensors":
                 handle.write(safetensors_bytes(state, metadata=_header(converted)))
             else:
-                torch.save(state, handle)
+                buffer = io.BytesIO()  # torch's own writer ends the process when a disk is full
+                torch.save(state, buffer)
+                handle.write(buffer.getbuffer())
     elif spoken in (TIMM, TRANSFORMERS):
         with atomic_folder(output, overwrite) as folder:
             if spoken is TIMM:

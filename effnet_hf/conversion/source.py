@@ -5,20 +5,21 @@ A file is judged by its first bytes, not by its name. Pickles are opened with `w
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
-from ..errors import UserError, first_line
+from ..errors import UserError, printable
 from ..hub import download
+from ..reading import read_json, read_tensors, short
 
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -74,22 +75,23 @@ def open_source(
     Raises:
         UserError: it does not exist, or is not what it claims to be; the message says what it is instead.
     """
-    name = str(name)
+    name = os.path.expanduser(str(name))
     path, origin = _locate(name, revision, token)
     config = preprocessor = {}
     if path.is_dir():
         folder, path = path, _weight_file(path, name)
-        config = _read_json(folder / "config.json") or {}
-        preprocessor = _read_json(folder / "preprocessor_config.json") or {}
-    content, header = _read(path)
+        config, preprocessor = (_described(folder / file) for file in ("config.json", "preprocessor_config.json"))
+    content, metadata = read_tensors(path)
+    header = _header(metadata, path)
     tensors, averaged, extras, notes = _unwrap(content, path.name, ema)
     return Source(name, path, tensors, config, preprocessor, header, extras, averaged, origin, tuple(notes))
 
 
 def _locate(name: str, revision: str | None, token) -> tuple[Path, str | None]:
-    path = Path(name)
-    if path.exists():
-        return path, None
+    if not name:
+        raise UserError("SRC is empty; name a file, a folder, a Hub id or lite0.")
+    if os.path.exists(name):
+        return Path(name), None
     if name == "lite0":
         return _lite0(), None
     if match := _NGC.fullmatch(name):
@@ -136,87 +138,84 @@ def _weight_file(folder: Path, name: str) -> Path:
     ]
     if len(files) == 1:
         return files[0]
-    found = f"several: {', '.join(file.name for file in files)}; name one" if files else "none"
+    found = f"several: {', '.join(printable(file.name) for file in files)}; name one" if files else "none"
     raise UserError(f"{name} should hold {' or '.join(WEIGHT_FILES)}, or one weight file; there are {found}.")
 
 
-def _read_json(path: Path) -> dict | None:
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} should hold a JSON object, not a {type(content).__name__}.")
+def _described(path: Path) -> dict:
+    """What a JSON file beside the weights says; nothing if there is none.
+
+    Raises:
+        UserError: a field that a dialect asks for is of another kind.
+    """
+    if not os.path.lexists(path):
+        return {}
+    content = read_json(path)
+    pretrained = content.get("pretrained_cfg")
+    for section in (content, pretrained if isinstance(pretrained, dict) else {}):
+        for name, (fits, wanted) in _FIELDS.items():
+            if section.get(name) is not None and not fits(section[name]):
+                got = short(section[name])
+                raise UserError(f"{path}: {name} must be {wanted}, got {got}.")
     return content
 
 
-def _read(path: Path) -> tuple[Any, dict]:
-    """The content of a weight file, and our own header if it has one."""
-    try:
-        with open(path, "rb") as handle:
-            start = handle.read(512)
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    if kind := _not_weights(start):
-        raise UserError(f"{path} is {kind}, not a file of weights.")
-    if start[8:9] == b"{":
-        return _read_safetensors(path)
-    if start[:4] == b"PK\x03\x04" or start[:1] == b"\x80":
-        return _read_pickle(path), {}
-    raise UserError(f"{path} is neither a PyTorch file nor a safetensors file; it starts with {start[:8]!r}.")
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e30 < value < 1e30
 
 
-def _not_weights(start: bytes) -> str | None:
-    """What a file is, if its first bytes say it is something people often mistake for weights."""
-    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if not start:
-        return "empty (0 bytes)"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, probably a login or error page saved by a download"
-    if text.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer (git lfs pull fetches the file itself)"
-    if text.startswith((b"{", b"[")):
-        return "a JSON text"
-    if start.startswith(b"\x1f\x8b"):
-        return "a gzip archive (unpack it first)"
-    if start.startswith(b"\x89HDF"):
-        return "an HDF5 file (Keras)"
-    if start[257:262] == b"ustar":
-        return "a tar archive (unpack it first; PyTorch's .pth.tar is no tar)"
-    return None
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 16_384
 
 
-def _read_safetensors(path: Path) -> tuple[dict, dict]:
-    try:
-        with safe_open(path, framework="pt") as handle:
-            tensors = {key: handle.get_tensor(key) for key in handle.keys()}
-            metadata = handle.metadata() or {}
-    except (SafetensorError, OSError, ValueError, MemoryError) as error:
-        raise UserError(f"{path} is a damaged safetensors file: {first_line(error)}") from error
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) in (1, 3) and all(map(_is_number, value))
+
+
+def _is_size(value: Any) -> bool:
+    return _is_side(value) or isinstance(value, dict) and all(map(_is_side, value.values()))
+
+
+_INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "random", "")  # the last two: any
+# Fields of other projects' files that a dialect asks for: whether a value will do, and what to say. Ours have checks of
+# their own.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(("batch_norm_eps", "rescale_factor"), (_is_number, "a number")),
+    "dropout_rate": (lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"),
+    "crop_pct": (lambda value: _is_number(value) and 0.01 <= value <= 100, "a number from 0.01 to 100"),
+    "interpolation": (lambda value: value in _INTERPOLATIONS, f"one of {', '.join(_INTERPOLATIONS)}"),
+    **dict.fromkeys(("architecture", "pooling_type", "hidden_act", "license"), (_is_text, "text")),
+    **dict.fromkeys(("do_normalize", "include_top", "do_center_crop", "rescale_offset"), (_is_flag, "true or false")),
+    **dict.fromkeys(("mean", "std", "image_mean", "image_std"), (_is_colour, "a list of three numbers")),
+    **dict.fromkeys(("size", "crop_size"), (_is_size, "a number of pixels, or a map of such")),
+    "image_size": (_is_side, "a number of pixels, 1 to 16384"),
+    "input_size": (lambda value: isinstance(value, list) and len(value) == 3 and all(map(_is_side, value)),
+                   "a list of three numbers of pixels"),
+    "depthwise_padding": (lambda value: isinstance(value, list) and all(isinstance(i, int) for i in value),
+                          "a list of numbers"),
+    "label_names": (lambda value: isinstance(value, list) and all(map(_is_text, value)), "a list of names"),
+    "id2label": (lambda value: isinstance(value, dict) and all(key.isdecimal() and len(key) < 8 for key in value)
+                 and all(map(_is_text, value.values())), "a map of numbers to names"),
+    **dict.fromkeys(("model_args", "pretrained_cfg", "label_descriptions"),
+                    (lambda value: isinstance(value, dict), "a map")),
+}  # fmt: skip
+
+
+def _header(metadata: dict[str, str], path: Path) -> dict:
+    """What we wrote about a model into its safetensors file, if we did."""
     try:
         header = json.loads(metadata.get(HEADER_KEY, "{}"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} has a damaged {HEADER_KEY} header: {error}.") from error
-    return tensors, header if isinstance(header, dict) else {}
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises a dozen kinds, by where the damage is
-        text = str(error)
-        if match := re.search(r"(?:GLOBAL|global) ([\w.]+)", text):
-            raise UserError(
-                f"{path} refused: it holds a pickled {match[1]} besides tensors, and unpickling such objects can run "
-                "any code. Where the file is trusted, save its state dict alone: torch.save(model.state_dict(), …)."
-            ) from error
-        if "weights_only" in text or "Weights only" in text:
-            raise UserError(
-                f"{path} refused: it does not open with torch.load(weights_only=True), so it holds more than tensors."
-            ) from error
-        raise UserError(f"{path} is damaged or cut short: {first_line(error)}") from error
+    return header if isinstance(header, dict) else {}
 
 
 def _unwrap(content: Any, name: str, ema: bool) -> tuple[dict, Mapping, dict, list[str]]:
@@ -254,27 +253,25 @@ def state_tensors(state: Mapping, name: str, notes: list[str]) -> dict[str, torc
     strange = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}
     if strange or not state:
         key, value = next(iter(strange.items()), (None, None))
-        what = f"{key} is a {type(value).__name__}" if strange else "it is empty"
+        what = f"{printable(key)} is a {type(value).__name__}" if strange else "it is empty"
         raise UserError(f"{name} is not a dictionary of tensors: {what}.")
     return _without_prefix(_plain_tensors(state, name, notes))
 
 
 def _plain_tensors(state: dict, name: str, notes: list[str]) -> dict[str, torch.Tensor]:
-    """Dense, finite, float32 (counters int64), contiguous."""
+    """Finite, float32 (counters int64), contiguous."""
     plain, cast = {}, set()
     for key, tensor in state.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise UserError(f"{name}: {key} is not a plain tensor but {tensor.layout}, {tensor.dtype}.")
         wanted = torch.int64 if key.endswith("num_batches_tracked") else torch.float32
         if tensor.dtype != wanted:
             if wanted == torch.float32 and not tensor.is_floating_point():
-                raise UserError(f"{name}: {key} holds {tensor.dtype}, weights are floating-point numbers.")
+                raise UserError(f"{name}: {printable(key)} holds {tensor.dtype}, weights are floating-point numbers.")
             cast.add(str(tensor.dtype).removeprefix("torch."))
             tensor = tensor.round() if wanted == torch.int64 and tensor.is_floating_point() else tensor
         # A sum is finite where all its terms are, and twenty times faster to ask.
         if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
-            raise UserError(f"{name}: {key} holds NaN or infinity; the training that wrote it had diverged.")
-        plain[key] = tensor.detach().to(wanted).contiguous()
+            raise UserError(f"{name}: {printable(key)} holds NaN or infinity; the training that wrote it had diverged.")
+        plain[key] = tensor.detach().to(wanted, copy=True).contiguous()  # two names of one tensor become two
     if cast:
         notes.append(f"Tensors of type {', '.join(sorted(cast))} were cast to float32 (counters to int64).")
     return plain
@@ -289,5 +286,5 @@ def _without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def _few(content: Mapping) -> str:
-    keys = [str(key) for key in content]
+    keys = [printable(key) for key in content]
     return ", ".join(keys[:4]) + (", …" if len(keys) > 4 else "")

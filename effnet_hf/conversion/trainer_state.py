@@ -3,15 +3,29 @@
 PyTorch numbers the optimizer's tensors in the order it was given them. The original makes two groups, the parameters
 with `bn` in their name and the others (by default without and with weight decay); the order within a group is the
 model's, which is that of the state dict. Here every tensor gets our parameter's name instead of a number.
+
+What `convert` keeps of it is one safetensors file: `optimizer/KEY/PARAMETER`, `average/NAME`, and everything that is
+no tensor as JSON in the file's header.
 """
 
+import json
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+
+from ..checkpoint import read_weights
+from ..errors import UserError, printable
+from ..reading import read_tensors, short
 
 
+TRAINER_FILE = "trainer_state.safetensors"
+_MOST_EPOCHS = 1_000_000_000
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -21,7 +35,8 @@ class TrainerState:
     Attributes:
         epoch: number of finished epochs, i.e. the index of the next one.
         best_top1: best validation accuracy so far, percent.
-        param_groups: hyperparameters of each group, and under `"params"` our names of its parameters.
+        param_groups: hyperparameters of each group that are numbers, words or lists of such, and under `"params"` our
+            names of its parameters.
         optimizer_state: our parameter name to its state (`momentum_buffer`, `square_avg`, `step`, …), in our shapes.
         averaged: the moving average (EMA) of the weights under our names, if the weights themselves are the plain ones.
     """
@@ -33,10 +48,80 @@ class TrainerState:
     averaged: dict[str, torch.Tensor] | None = None
 
 
-def read_trainer_state(
+def write_trainer_state(state: TrainerState, folder: str | os.PathLike) -> None:
+    """Writes it into a folder, for [`read_trainer_state`]."""
+    entries = [
+        (f"optimizer/{key}/{name}", value) for name, own in state.optimizer_state.items() for key, value in own.items()
+    ]
+    entries += [(f"average/{name}", tensor) for name, tensor in (state.averaged or {}).items()]
+    described = {
+        "epoch": state.epoch,
+        "best_top1": state.best_top1,
+        "param_groups": state.param_groups,
+        "numbers": {key: value for key, value in entries if not isinstance(value, torch.Tensor)},
+    }
+    tensors = {  # copies: safetensors refuses tensors that share memory
+        key: value.clone(memory_format=torch.contiguous_format)
+        for key, value in entries
+        if isinstance(value, torch.Tensor)
+    }
+    save_file(tensors, Path(folder, TRAINER_FILE), metadata={"trainer_state": json.dumps(described)})
+
+
+def read_trainer_state(folder: str | os.PathLike) -> TrainerState:
+    """What [`write_trainer_state`] wrote beside the weights.
+
+    Raises:
+        UserError: it is damaged, or a field or tensor is not what it can be for these weights.
+    """
+    path = Path(folder, TRAINER_FILE)
+    tensors, metadata = read_tensors(path)
+    try:
+        described = json.loads(metadata.get("trainer_state", ""))
+        if described.keys() != {"epoch", "best_top1", "param_groups", "numbers"}:
+            raise ValueError
+        groups, numbers = list(described["param_groups"]), dict(described["numbers"])
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path} does not say what it holds; convert the original's checkpoint again.") from None
+    for field, fits, wanted in (
+        ("epoch", _is_epoch, f"a whole number from 0 to {_MOST_EPOCHS}"),
+        ("best_top1", _is_percent, "a number from 0 to 100"),
+    ):
+        if described[field] is not None and not fits(described[field]):
+            raise UserError(f"{path}: {field} must be {wanted}, got {short(described[field])}.")
+    weights = read_weights(str(folder), str(path))
+    parts: dict[str, dict[str, Any]] = {"optimizer": {}, "average": {}}
+    for key, value in {**tensors, **numbers}.items():
+        part, _, rest = key.partition("/")
+        slot, name = rest.split("/", 1) if part == "optimizer" and "/" in rest else ("", rest)
+        belongs = part in parts and name in weights
+        if belongs and isinstance(value, torch.Tensor):
+            own = weights[name]
+            like = value.is_floating_point() == own.is_floating_point() and value.shape == own.shape
+            belongs = value.numel() == 1 if slot == "step" else like
+        if not belongs:
+            raise UserError(f"{path}: {printable(key)} belongs to no weight of this shape beside it.")
+        if not (_is_finite(value) if isinstance(value, torch.Tensor) else _is_number(value)):
+            raise UserError(f"{path}: {printable(key)} is not finite.")
+        if part == "optimizer":
+            parts[part].setdefault(name, {})[slot] = value
+        else:
+            parts[part][name] = value
+    for part, names in (
+        ("optimizer", {name for name in weights if not name.endswith(_BUFFERS)}),
+        ("average", set(weights)),
+    ):
+        if parts[part] and names - parts[part].keys():
+            raise UserError(f"{path} lacks the {part}'s {min(names - parts[part].keys())}.")
+    return TrainerState(
+        described["epoch"], described["best_top1"], groups, parts["optimizer"], parts["average"] or None
+    )
+
+
+def trainer_state_of(
     extras: Mapping[str, Any], their_keys: list[str], names: Mapping[str, str], shapes: Mapping[str, tuple]
 ) -> tuple[TrainerState | None, list[str]]:
-    """The trainer's state, and notes on what could not be used.
+    """The trainer's state in a training checkpoint, and notes on what could not be used.
 
     Args:
         extras: the entries of the checkpoint besides the weights.
@@ -52,15 +137,47 @@ def read_trainer_state(
             groups, state = _by_name(optimizer, order, names, shapes)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             groups, state = [], {}
-            notes.append(f"The optimizer state does not fit the weights and was left out: {error}.")
-    epoch, best = extras.get("epoch"), extras.get("best_prec1")
-    others = sorted(str(key) for key in extras if key not in ("epoch", "best_prec1", "optimizer"))
+            notes.append(f"The optimizer state does not fit the weights and was left out: {printable(error)}.")
+    counts: dict[str, Any] = {}
+    for field, fits, wanted in (
+        ("epoch", _is_epoch, f"no whole number from 0 to {_MOST_EPOCHS}"),
+        ("best_prec1", _is_percent, "no number from 0 to 100"),
+    ):
+        value = extras.get(field)
+        counts[field] = value = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+        if value is not None and not fits(value):
+            counts[field] = None
+            notes.append(f"Its {field}, {short(value)}, is {wanted} and was left out.")
+    others = sorted(printable(key) for key in extras if key not in ("epoch", "best_prec1", "optimizer"))
     if others:
         notes.append(f"Left out of the training checkpoint: {', '.join(others)}.")
+    epoch, best = counts["epoch"], counts["best_prec1"]
     if epoch is None and best is None and not groups:
         return None, notes
-    best = None if best is None else float(best)
-    return TrainerState(None if epoch is None else int(epoch), best, groups, state), notes
+    return TrainerState(epoch, None if best is None else float(best), groups, state), notes
+
+
+def _is_epoch(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MOST_EPOCHS
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e38 < value < 1e38
+
+
+def _is_percent(value: Any) -> bool:
+    return _is_number(value) and 0 <= value <= 100
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON keeps it as it is."""
+    if isinstance(value, (list, tuple)):
+        return len(value) < 100 and all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, str)) or isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _by_name(optimizer: Mapping, order: list[str], names: Mapping[str, str], shapes: Mapping[str, tuple]):
@@ -78,16 +195,26 @@ def _by_name(optimizer: Mapping, order: list[str], names: Mapping[str, str], sha
     for group, keys in zip(optimizer["param_groups"], known[tuple(sizes)]):
         ours = [names[key] for key in keys]
         name_of.update(zip(group["params"], ours))
-        groups.append({**group, "params": ours})
+        groups.append({**{name: value for name, value in group.items() if _is_plain(value)}, "params": ours})
     state = {}
     for number, entries in optimizer["state"].items():
         name = name_of[number]
-        state[name] = {key: _reshaped(value, shapes[name], key, name) for key, value in entries.items()}
+        state[name] = {
+            key: _reshaped(value, shapes[name], key, name) for key, value in entries.items() if value is not None
+        }
+    if state and state.keys() != set(name_of.values()):
+        raise ValueError(f"it holds nothing of {min(set(name_of.values()) - state.keys())}")
     return groups, state
 
 
 def _reshaped(value: Any, shape: tuple, key: str, name: str) -> Any:
-    if not isinstance(value, torch.Tensor) or value.numel() == 1 and key == "step":
+    if not isinstance(value, torch.Tensor):
+        if value is not None and not _is_number(value):
+            raise ValueError(f"{key} of {name} is {short(value)}")
+        return value
+    if not _is_finite(value):
+        raise ValueError(f"{key} of {name} holds NaN or infinity")
+    if value.numel() == 1 and key == "step":
         return value
     if value.numel() != torch.Size(shape).numel():
         raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter {shape}")

@@ -7,15 +7,16 @@ so batch norm's running statistics are measured again on a few hundred images. T
 """
 
 import dataclasses
+import os
 import random
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import nn
 
 from ..configuration import EfficientNetNVConfig
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification, SqueezeExcite
 from .load import Converted
@@ -90,11 +91,11 @@ def warm_start(
 
 
 def _draw(folder: str | Path, count: int | None, seed: int) -> list[Path]:
-    folder = Path(folder)
-    if not folder.is_dir():
+    from ..data import list_images  # datasets take a second to import, which other conversions do not need
+
+    if not os.path.isdir(folder):
         raise UserError(f"--images {folder} is not a folder.")
-    readable = Image.registered_extensions()
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in readable)
+    paths = sorted(map(Path, list_images(folder)[0]))
     if not paths:
         raise UserError(f"--images {folder} holds no images.")
     count = min(DEFAULT_IMAGES, len(paths)) if count is None else count
@@ -124,8 +125,9 @@ def _measure_batch_norm(model: nn.Module, processor: EfficientNetNVImageProcesso
 
 
 def _open(path: Path) -> Image.Image:
+    from ..data import BadPicture, Picture, read_file
+
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError) as error:
-        raise UserError(f"{path} is not an image that can be read: {error}") from error
+        return Picture(read_file(path)).rgb()
+    except BadPicture as error:
+        raise UserError(f"{printable(path)} {error}; take it out of the folder.") from None

@@ -4,8 +4,6 @@ What needs the onnx package is imported where it is used: `--format pt2` does wi
 `ExportOptions` says so.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,7 +70,7 @@ def export_model(
     _refuse(checkpoint, options, data_dir)
     images = check_images(checkpoint, data_dir, val_fraction, num_images, options)
     network = checkpoint.load().float().eval()
-    with _disk_errors(output_dir), atomic_folder(output_dir, overwrite) as folder:
+    with atomic_folder(output_dir, overwrite) as folder:
         file = folder / options.file_name
         if options.int8:
             from .int8 import write_int8
@@ -180,11 +178,3 @@ def verify_float(
         accuracy = top1(outputs["file"], images.labels), top1(outputs["torch"], images.labels)
     size = sum(path.stat().st_size for path in file.parent.iterdir())
     return Exported(file.parent, file, size, options, runtime, images.description, comparison, accuracy)
-
-
-@contextmanager
-def _disk_errors(output_dir) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {output_dir}: {error.strerror or error}; nothing was left there.") from error

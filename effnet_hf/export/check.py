@@ -1,14 +1,17 @@
 """Proof before anything is put in place: on which images a file is checked, and that its answers are PyTorch's."""
 
+import contextlib
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..data import BadPicture, DataSource, Picture, Split, map_labels
+from ..data import BadFile, BadFiles, BadPicture, DataSource, Picture, Split, map_labels
 from ..errors import UserError
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from .options import ExportOptions
@@ -24,19 +27,23 @@ LEAST_SNR: dict[str | None, float] = {"tensorrt": 12.0, "ort-cpu": 5.0}
 # The graph's own resizing differs from Pillow's by one in some thousands of bytes: of a probability.
 PREPROCESSING_TOLERANCE = 2e-2
 
+log = logging.getLogger(__name__)
+
 Feed = Callable[[list[Image.Image]], np.ndarray]
 
 
 class CheckImages:
-    """Upright RGB images, opened one at a time.
+    """Upright RGB images, opened one at a time."""
 
-    Attributes:
-        description: for a sentence, e.g. "64 images of imagenette".
-        labels: class indices, or None where they are not known.
-    """
+    @property
+    def description(self) -> str:
+        """For a sentence, e.g. "64 images of imagenette"."""
+        raise NotImplementedError
 
-    def __init__(self, description: str, labels: np.ndarray | None):
-        self.description, self.labels = description, labels
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Class indices of what `batches` has given, or None where they are not known."""
+        return None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -44,53 +51,83 @@ class CheckImages:
     def open(self, index: int) -> Image.Image:
         raise NotImplementedError
 
+    def readable(self) -> Iterator[Image.Image]:
+        """All images in order, without those that cannot be read."""
+        return map(self.open, range(len(self)))
+
     def batches(self, sizes: Sequence[int]) -> Iterator[list[Image.Image]]:
-        """All images in order, in batches of these sizes; the last size repeats."""
-        start, sizes = 0, list(sizes)
-        while start < len(self):
-            size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
-            yield [self.open(i) for i in range(start, min(start + size, len(self)))]
-            start += size
+        """The readable ones in batches of these sizes; the last size repeats."""
+        images, sizes = self.readable(), list(sizes)
+        while batch := list(islice(images, sizes[0])):
+            yield batch
+            sizes = sizes[1:] or sizes
 
 
 class FolderImages(CheckImages):
     """Of `DIR/val/<class>/…`, or of the `val_fraction` that training held out of `DIR/<class>/…`.
 
-    Every n-th, so that `count` of them cover all classes; all with `count=None`.
+    Every n-th, so that `count` of them cover all classes; all with `count=None`. One in a hundred, at least one, may be
+    unreadable; it is passed over, as in validation.
 
     `labels` is None when the folders are other classes than the model's.
 
     Raises:
-        UserError: no such folder.
+        UserError: no such folder; later, too many unreadable images.
     """
+
+    _labels: np.ndarray | None
 
     def __init__(self, data_dir: str, class_names: list[str], count: int | None = None, val_fraction: float = 0.0):
         source = DataSource.from_folder(data_dir, val_fraction, train=False)
         assert source.val is not None  # a folder without validation images is refused
-        split = _thinned(source.val, count)
-        try:
-            labels = map_labels(source.class_names, class_names, data_dir, by_position=True)[split.labels]
-        except UserError:
-            labels = None
-        self._split = split
-        super().__init__(f"{len(split):,} images of {Path(data_dir).resolve().name}", labels)
+        self._take(_thinned(source.val, count), f" of {Path(data_dir).resolve().name}")
+        with contextlib.suppress(UserError):  # other classes than the model's
+            self._labels = map_labels(source.class_names, class_names, data_dir, by_position=True)[self._split.labels]
 
     @classmethod
     def of(cls, split: Split, count: int | None = None) -> "FolderImages":
         """Of a split that is open already, labels unknown."""
         found = cls.__new__(cls)
-        found._split = _thinned(split, count)
-        CheckImages.__init__(found, f"{len(found._split):,} images", None)
+        found._take(_thinned(split, count), "")
         return found
+
+    def _take(self, split: Split, of_what: str) -> None:
+        self._split, self._of_what = split, of_what
+        self._labels = None
+        self._unreadable: set[int] = set()
+        self._bad_files = BadFiles(None, len(split), has_flags=False)
+
+    @property
+    def description(self) -> str:
+        return f"{len(self._split) - len(self._unreadable):,} images{self._of_what}"
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return None if self._labels is None else np.delete(self._labels, sorted(self._unreadable))
 
     def __len__(self) -> int:
         return len(self._split)
 
     def open(self, index: int) -> Image.Image:
+        """This one, or the next that can be read."""
+        images = map(self._read, chain(range(index, len(self)), range(index)))
+        image = next(filter(None, images), None)
+        if image is None:
+            raise UserError(f"none of the {len(self)} images can be read; the last: {self._bad_files.names[-1]}.")
+        return image
+
+    def readable(self) -> Iterator[Image.Image]:
+        self.open(0)  # there is one
+        return filter(None, map(self._read, range(len(self))))
+
+    def _read(self, index: int) -> Image.Image | None:
         try:
             return Picture(self._split.read(index)).rgb()
         except BadPicture as error:
-            raise UserError(f"{self._split.name(index)} {error}; take it out of the folder.") from None
+            self._unreadable.add(index)
+            for file in self._bad_files.report([BadFile(self._split.name(index), str(error))]):
+                log.warning("%s; it is passed over", file)
+            return None
 
 
 def _thinned(split: Split, count: int | None) -> Split:
@@ -106,8 +143,11 @@ class GeneratedImages(CheckImages):
     """
 
     def __init__(self, count: int, side: int):
-        super().__init__(f"{count} generated images", None)
         self._count, self._side = count, side
+
+    @property
+    def description(self) -> str:
+        return f"{self._count} generated images"
 
     def __len__(self) -> int:
         return self._count
@@ -137,15 +177,14 @@ class MirroredPairs(CheckImages):
     the first one alone."""
 
     def __init__(self, images: CheckImages):
-        super().__init__(images.description, None)
         self._images = images
 
-    def __len__(self) -> int:
-        return 2 * len(self._images) - 1
-
-    def open(self, index: int) -> Image.Image:
-        image = self._images.open((index + 1) // 2)
-        return image if index == 0 or index % 2 else ImageOps.mirror(image)
+    def readable(self) -> Iterator[Image.Image]:
+        images = self._images.readable()
+        yield next(images)
+        for image in images:
+            yield image
+            yield ImageOps.mirror(image)
 
 
 def size_of(processor: EfficientNetNVImageProcessor) -> tuple[int, int]:

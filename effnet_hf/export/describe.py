@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from ..checkpoint import Checkpoint
+from ..errors import printable
 from ..hub import CardFacts, describe_preprocessing, render_card, software_versions
 from ..tables import text_table
 from .check import LEAST_SNR, Comparison, size_of
@@ -82,9 +83,9 @@ class Exported:
         options, checked = self.options, self.comparison
         graph = f"opset {options.opset}, " if options.format == "onnx" else ""
         lines = [
-            f"wrote    {self.file}   {self.size / 1e6:.1f} MB, {graph}{options.int8 or options.dtype}",
+            f"wrote    {printable(self.file)}   {self.size / 1e6:.1f} MB, {graph}{options.int8 or options.dtype}",
             f"graph    {options.input_name} -> {options.output_name}",
-            f"checked  {self.runtime} against PyTorch on {self.images}:"
+            f"checked  {self.runtime} against PyTorch on {printable(self.images)}:"
             f" largest difference {checked.difference:.2g}, top-1 agreement {checked.agreement:.2f} %",
         ]
         if options.int8:
@@ -130,6 +131,7 @@ def write_configuration(checkpoint: Checkpoint, folder: Path) -> None:
     # The file replaces the weights that a model class would look for.
     config = json.loads((folder / "config.json").read_text("utf-8"))
     automatic = {name: place for name, place in config.get("auto_map", {}).items() if name == "AutoConfig"}
+    config["architectures"] = ["EfficientNetNVForImageClassification"]
     config["auto_map"] = automatic or {"AutoConfig": "configuration.EfficientNetNVConfig"}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
 

@@ -107,7 +107,10 @@ def write_openvino(model: onnx.ModelProto, path: Path, options: ExportOptions) -
     import openvino
 
     converted = openvino.convert_model(io.BytesIO(model.SerializeToString()))
-    openvino.save_model(converted, path, compress_to_fp16=options.dtype == "fp16")
+    try:
+        openvino.save_model(converted, path, compress_to_fp16=options.dtype == "fp16")
+    except RuntimeError as error:
+        raise UserError(f"cannot write {path.name}: {first_line(error)} Is the disk full?") from error
 
 
 def check_structure(

@@ -74,7 +74,9 @@ def write_pt2(network: ExportedNetwork, path: Path, size: tuple[int, int], optio
         program = torch.export.export(
             network, (network.example(size),), dynamic_shapes={"pixel_values": free_axes(options)}
         )
-        torch.export.save(program, path)
+        buffer = io.BytesIO()  # torch's own writer ends the process when a disk is full
+        torch.export.save(program, buffer)
+    path.write_bytes(buffer.getbuffer())
 
 
 @contextlib.contextmanager

@@ -11,10 +11,10 @@ from transformers import pipeline
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from ..checkpoint import require_one_size
+from ..checkpoint import read_config, read_processor
 from ..cli import invocation
 from ..configuration import EfficientNetNVConfig
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..hub import download
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor, to_rgb
 from .check import pixels_of
@@ -61,9 +61,9 @@ class ONNXEfficientNet(torch.nn.Module):
             UserError: no such folder, or no model.onnx in it.
         """
         require("onnxruntime")
-        path = Path(folder)
-        if not path.is_dir():
-            if path.exists() or str(folder).count("/") != 1:
+        path = Path(folder).expanduser()
+        if not os.path.isdir(path):
+            if os.path.exists(path) or str(folder).count("/") != 1:
                 raise UserError(f"{folder} is not a folder; name one that {invocation('export')} wrote.")
             path = download(str(folder), revision=revision, token=token, patterns=["*.json", "*.onnx", "*.onnx_data"])
         if not (path / "model.onnx").is_file():
@@ -71,12 +71,9 @@ class ONNXEfficientNet(torch.nn.Module):
             raise UserError(f"{folder} holds no model.onnx; write one: {command}")
         try:
             session = onnxruntime_session(path / "model.onnx", threads, providers)
-            config = EfficientNetNVConfig.from_pretrained(path)
-            processor = EfficientNetNVImageProcessor.from_pretrained(path)
         except Exception as error:  # ONNX Runtime's own classes derive from Exception only
-            raise UserError(f"{folder} cannot be opened: {str(error).strip().splitlines()[0]}") from error
-        require_one_size(processor, str(folder))
-        return cls(session, config, processor)
+            raise UserError(f"{folder} cannot be opened: {first_line(error)}") from error
+        return cls(session, read_config(str(path), str(folder)), read_processor(str(path), str(folder)))
 
     def forward(self, pixel_values, **_) -> ImageClassifierOutput:
         """`pixel_values` (N, 3, H, W), tensor or array; logits come back as a tensor on the same device.

@@ -10,14 +10,16 @@ import math
 import platform
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from PIL import Image
 
+from ..errors import printable
 from ..tables import markdown_table
 
 
@@ -92,15 +94,22 @@ class CardFacts:
 
 def render_card(facts: CardFacts) -> str:
     """The model card as Markdown with its YAML head, as the Hub reads it."""
+    metadata = _metadata(facts)  # YAML, which is safe by itself
+    said = ("name", "variant", "preprocessing", "dataset", "base_model", "hardware", "notes", "limits", "tables")
+    facts = replace(
+        facts,
+        **{name: _inert(getattr(facts, name)) for name in said},
+        command=None if facts.command is None else printable(facts.command),
+    )
     card = ModelCard.from_template(
-        _metadata(facts),
+        metadata,
         template_path=str(TEMPLATE),
         facts=facts,
         model=facts.model_id or "path/to/this/folder",
         metrics=[(_METRICS.get(key, (key, key))[0], _number(value)) for key, value in facts.metrics.items()],
         metrics_table=_table,
         pixels="{} x {}".format(*((facts.image_size,) * 2 if isinstance(facts.image_size, int) else facts.image_size)),
-        recipe=yaml.safe_dump(_plain(facts.recipe), sort_keys=False, allow_unicode=True).strip(),
+        recipe=yaml.safe_dump(_plain(facts.recipe), sort_keys=False, allow_unicode=True, width=math.inf).strip(),
     )
     return str(card).rstrip() + "\n"
 
@@ -165,6 +174,14 @@ def _metadata(facts: CardFacts) -> ModelCardData:
     )
 
 
+def _inert(value: Any) -> Any:
+    """Words of others (a folder's, a file's, a layer's name) as Markdown shows them: no link, no picture, no HTML, no
+    new line."""
+    if isinstance(value, str):
+        return re.sub(r"[\\`\[\]<>]", r"\\\g<0>", printable(value))
+    return [_inert(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
 def _number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -174,5 +191,9 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples, paths, numpy numbers, … as what YAML can say."""
-    return json.loads(json.dumps(value, default=str))
+    """Tuples, paths, numpy numbers, … as what YAML can say, every text in one line: none ends the block of the card."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    return json.loads(json.dumps(value)) if isinstance(value, (int, float, bool, NoneType)) else printable(value)

@@ -69,7 +69,9 @@ class DataOptions:
     mixup: float = option(0.0, "alpha of mixup's Beta distribution, 0 is off", low=0)
     cutmix: float = option(0.0, "alpha of cutmix's Beta distribution, 0 is off", low=0)
     strict: bool = option(False, "stop at the first unreadable image instead of replacing it")
-    max_bad_files: float = option(0.01, "stop when more than this share of the images is unreadable", low=0, high=1)
+    max_bad_files: float = option(
+        0.01, "stop when more than this share of a split is unreadable; one image may be, but for 0", low=0, high=1
+    )
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,7 @@ class RunOptions:
     resume: str | None = option(
         None, "continue from a checkpoint folder, or `auto`: the newest one in output_dir if any"
     )
+    accept_changed_data: bool = option(False, "go on with --resume although images were added, removed or replaced")
     run_epochs: int = option(0, "stop after so many epochs of this launch (staged jobs), 0 is all of them", low=0)
     top_k: int = option(5, "k of the second accuracy", low=1)
     log_every: int = option(20, "optimizer steps between two lines of metrics", low=1)

@@ -5,18 +5,22 @@ import dataclasses
 import json
 import math
 import os
+import reprlib
+import stat
 import types
 import typing
 from argparse import SUPPRESS, Namespace
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers import HfArgumentParser
 
 from ..cli import HelpFormatter, OneLineErrors, program_name, say_new_spelling
 from ..configuration import EfficientNetNVConfig
-from ..errors import UserError, did_you_mean
+from ..errors import UserError, did_you_mean, first_line, printable
 from ..run_folder import RunFolder
 from . import options
 
@@ -25,6 +29,10 @@ FOLDER = Path(__file__).parent
 # What a checkpoint says of itself, in config.json and in preprocessor_config.json if it has one. With --model a flag
 # may replace it, a recipe's file does not.
 OF_A_CONFIG, OF_A_PROCESSOR = ("image_size", "batch_norm_eps"), ("resize_margin", "interpolation")
+# Options that name a file, a folder or a Hub id.
+PATHS = ("data_dir", "dataset_name", "model", "teacher", "output_dir", "resume")
+LARGEST = {int: 1_000_000_000, float: 1e30}  # of a number without an end of its own; beyond, arithmetic overflows
+LARGEST_FILE = 1 << 20  # bytes of a recipe
 OLD_SPELLINGS = {"--topk": "--top_k"}
 
 
@@ -50,10 +58,18 @@ class Recipe(
             value = _coerce(field.name, getattr(self, field.name), _HINTS[field.name])
             object.__setattr__(self, field.name, value)
             low, high = field.metadata.get("low"), field.metadata.get("high", math.inf)
-            for entry in value if isinstance(value, list) and low is not None else [value]:
-                if low is not None and entry is not None and not low <= entry <= high:
+            for entry in value if isinstance(value, list) else [value]:
+                if type(entry) not in LARGEST:
+                    continue
+                if low is not None and entry < low or entry > high:
                     bound = f"at least {low}" if high == math.inf else f"between {low} and {high}"
                     raise UserError(f"--{field.name} must be {bound}, got {entry}.")
+                if high == math.inf and entry > LARGEST[type(entry)]:
+                    raise UserError(f"--{field.name} must be at most {LARGEST[type(entry)]:g}, got {entry:g}.")
+        for name in PATHS:
+            object.__setattr__(self, name, _path(name, getattr(self, name)))
+        if self.name != printable(self.name):
+            raise UserError(f"the recipe's name must be one line of text, got {self.name!r}.")
         if len(self.adam_betas) != 2:
             raise UserError(f"--adam_betas takes two numbers, e.g. 0.9 0.999; got {self.adam_betas}.")
         if self.epochs < self.warmup_epochs:
@@ -193,7 +209,7 @@ class _RecipeParser(OneLineErrors, HfArgumentParser):
 
 
 def _read_values(name_or_path: str) -> dict:
-    path = Path(name_or_path)
+    path = Path(os.path.expanduser(name_or_path))
     if path.suffix not in (".yaml", ".yml"):
         path = FOLDER / f"{name_or_path}.yaml"
         if name_or_path not in available_recipes():
@@ -202,11 +218,19 @@ def _read_values(name_or_path: str) -> dict:
                 f"{did_you_mean(name_or_path, available_recipes())} Built in: {', '.join(available_recipes())}."
             )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a pipe would be waited for
+            raise UserError(f"cannot read the recipe {path}: it is no regular file.")
+        if status.st_size > LARGEST_FILE:
+            raise UserError(f"cannot read the recipe {path}: it has {status.st_size:,} bytes, is it something else?")
+        values = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}.") from None
+    except Exception as error:  # PyYAML raises its own kind and half a dozen of Python's
+        reason = "nested too deeply" if isinstance(error, RecursionError) else printable(first_line(error)).rstrip(".")
+        raise UserError(f"{path} is not valid YAML: {reason}.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `option: value` lines, one per option.")
     for key in list(values):
@@ -219,9 +243,29 @@ def _read_values(name_or_path: str) -> dict:
         elif key == "hub_token":
             raise UserError(f"{path}: a token is no part of a recipe; give --hub_token, or set HF_TOKEN.")
         elif key not in _NAMES:
-            raise UserError(f"{path}: unknown option {key!r}.{did_you_mean(key, _NAMES)}")
+            raise UserError(f"{path}: unknown option {reprlib.repr(key)}.{did_you_mean(key, _NAMES)}")
     values.setdefault("name", path.stem)
     return values
+
+
+class _EachKeyOnce(yaml.SafeLoader):
+    """Refuses what stands twice: YAML's own loader would take the last one without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, times in names.items():
+            if times > 1:
+                raise yaml.YAMLError(f"{reprlib.repr(name)} stands twice")
+        return super().construct_mapping(node, deep)
+
+
+def _path(name: str, value: Any) -> Any:
+    """A path whose `~` is the home folder, so that the recipe which a run writes means the same folder to everybody."""
+    if not isinstance(value, str):
+        return value  # None, or refused by `_coerce`
+    if not value or "\0" in value:
+        raise UserError(f"--{name} is {'empty' if not value else 'no path'}; name a folder, or leave it out.")
+    return os.path.expanduser(value)
 
 
 def _merged(values: dict, given: dict) -> dict:
@@ -230,6 +274,10 @@ def _merged(values: dict, given: dict) -> dict:
     The preset of `hardware` goes over the file when it is given, and under it when the file names it itself, as one
     does that `to_yaml` wrote.
     """
+    values, given = (
+        {name: _path(name, value) if name in PATHS else value for name, value in source.items()}
+        for source in (values, given)
+    )
     if given.get("model") and not _same_place(given["model"], values.get("model")):
         folder = RunFolder(given["model"])
         speaks = not folder.path.is_dir() or folder.processor.is_file()
@@ -277,9 +325,8 @@ def _coerce(name: str, value, hint):
         if value is False and "none" in allowed:  # YAML: `augmentation: no`
             return "none"
         if value not in allowed:
-            raise UserError(
-                f"--{name} must be one of {', '.join(allowed)}, got {value!r}.{did_you_mean(value, allowed)}"
-            )
+            got = f"{reprlib.repr(value)}.{did_you_mean(value, allowed) if isinstance(value, str) else ''}"
+            raise UserError(f"--{name} must be one of {', '.join(allowed)}, got {got}")
         return value
     if typing.get_origin(hint) is list:
         entries = value if isinstance(value, (list, tuple)) else [value]
@@ -287,11 +334,11 @@ def _coerce(name: str, value, hint):
     if hint in (int, float) and not isinstance(value, bool):
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = None
         if number is not None and math.isfinite(number) and (hint is float or number == int(number)):
             return hint(number)
     elif hint is bool and isinstance(value, bool) or hint is str and isinstance(value, str):
         return value
     wanted = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[hint]
-    raise UserError(f"--{name} must be {wanted}, got {value!r}.")
+    raise UserError(f"--{name} must be {wanted}, got {reprlib.repr(value)}.")

@@ -129,7 +129,7 @@ def test_warm_start_refuses(variant, options, words, lite0, pictures):
 
 def test_warm_start_names_a_picture_that_is_none(lite0, pictures, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"broken")
-    with pytest.raises(UserError, match="broken.jpg is not an image that can be read"):
+    with pytest.raises(UserError, match="broken.jpg is not an image"):
         warm_start(lite0, "b0", tmp_path, num_images=1)
     with pytest.raises(UserError, match="nowhere is not a folder"):
         warm_start(lite0, "b0", tmp_path / "nowhere")

@@ -4,6 +4,7 @@ import argparse
 import gzip
 import io
 import json
+import os
 import pickle
 import struct
 import sys
@@ -14,13 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 from random_weights import random_state
-from safetensors.torch import save, save_file
+from safetensors.torch import load_file, save, save_file
 
 from effnet_hf import EfficientNetNVConfig
+from effnet_hf.checkpoint import open_checkpoint
 from effnet_hf.cli import run
 from effnet_hf.commands import convert
+from effnet_hf.conversion import load_foreign, write_folder
 from effnet_hf.conversion.nvidia import NVIDIA
 from effnet_hf.conversion.timm import TIMM
+from effnet_hf.errors import UserError
 
 
 ROOT = Path(__file__).parents[2]
@@ -125,6 +129,20 @@ def timm_folder(config):
     return write
 
 
+def compressed(path, state):
+    """A torch file whose zip is packed: 4 MB of zeros in some kilobytes."""
+    buffer = io.BytesIO()
+    torch.save({"x": torch.zeros(1_000_000)}, buffer)
+    with zipfile.ZipFile(buffer) as plain, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+
+
+def many_views(state):
+    numbers = torch.zeros(100_000)
+    return {**state, **{f"view{i}": numbers[: 100_000 - i] for i in range(400)}}
+
+
 NAN = torch.full((32, 3, 3, 3), float("nan"))
 GOOD = pickled(lambda state: state)
 
@@ -216,6 +234,35 @@ CASES = {
         (),
         "not a plain tensor",
     ),
+    "a million million numbers": (
+        with_(stem__conv__weight=torch.zeros(1).expand(10**6, 10**6)),
+        "x.pth",
+        (),
+        "stem.conv.weight claims 1,000,000,000,000 numbers of 4 bytes; it was expanded",
+    ),
+    "an expanded average": (
+        pickled(lambda state: {"state_dict": state, "state_dict_ema": {"a": torch.zeros(1).expand(10**12)}}),
+        "x.pth",
+        (),
+        "state_dict_ema.a claims",
+    ),
+    "expanded optimizer state": (
+        pickled(lambda state: {"state_dict": state, "optimizer": {"state": {0: {"m": torch.zeros(1).expand(10**12)}}}}),
+        "x.pth",
+        (),
+        "optimizer.state.0.m claims",
+    ),
+    "many views of one tensor": (pickled(many_views), "x.pth", (), "many times what it holds"),
+    "a packed zip": (compressed, "x.pth", (), "unpacks to 4,00"),
+    "meta tensor": (
+        with_(stem__conv__weight=torch.zeros(32, 3, 3, 3, device="meta")),
+        "x.pth",
+        (),
+        "not a plain tensor",
+    ),
+    "sparse tensor": (with_(x=torch.eye(3).to_sparse()), "x.pth", (), "x.pth "),
+    "pipe": (lambda path, state: os.mkfifo(path), "x.pth", (), "is no regular file"),
+    "key with an escape": (with_(**{"\x1b[2J": torch.zeros(3)}), "x.pth", (), r"\x1b[2J"),
     "empty folder": (folder(), "x", (), "there are none"),
     "folder without weights": (folder(config__json="{}"), "x", (), "there are none"),
     "folder with two files": (
@@ -269,6 +316,49 @@ def test_malformed_input(name, state, tmp_path, capsys, monkeypatch):
     assert len(error) < 700, error
     assert "this ran" not in out and out == ""
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_lists_within_lists_take_no_time(state, tmp_path):
+    bomb: list = ["x"]
+    for _ in range(100):
+        bomb = [bomb, bomb]
+    torch.save({"state_dict": state, "args": bomb, "epoch": bomb, "optimizer": {"param_groups": bomb}}, tmp_path / "x")
+    found = load_foreign(tmp_path / "x")
+    assert found.trainer_state is None and any("Its epoch" in note and len(note) < 300 for note in found.notes)
+
+
+@pytest.mark.parametrize("value", [True, -1, 1.5, float("nan"), "3", [3], {}, 10**12, torch.tensor([1, 2]), "\x1b[2J"])
+def test_an_epoch_that_is_none_is_left_out_and_said(value, state, tmp_path):
+    torch.save({"state_dict": state, "epoch": value, "best_prec1": 70.5}, tmp_path / "x.pth")
+    found = load_foreign(tmp_path / "x.pth")
+    assert found.trainer_state.epoch is None and found.trainer_state.best_top1 == 70.5 and not found.can_be_resumed
+    assert any("Its epoch" in note and "is no whole number" in note and note.isprintable() for note in found.notes)
+
+
+@pytest.mark.parametrize("value", [-1, 101, float("inf"), "70", {}])
+def test_a_best_figure_that_is_none_is_left_out_and_said(value, state, tmp_path):
+    torch.save({"state_dict": state, "epoch": torch.tensor(3), "best_prec1": value}, tmp_path / "x.pth")
+    found = load_foreign(tmp_path / "x.pth")
+    assert found.trainer_state.epoch == 3 and found.trainer_state.best_top1 is None
+    assert any("Its best_prec1" in note for note in found.notes)
+
+
+def test_two_names_of_one_tensor_become_two(state, tmp_path):
+    shared = {**state, "stem.bn.running_var": state["stem.bn.weight"]}
+    torch.save(shared, tmp_path / "x.pth")
+    write_folder(load_foreign(tmp_path / "x.pth"), tmp_path / "out")
+    assert (
+        load_file(tmp_path / "out/model.safetensors")["efficientnet.encoder.stem.bn.running_var"].sum()
+        == state["stem.bn.weight"].sum()
+    )
+
+
+def test_one_channel_converts_and_is_refused_where_images_are_prepared(tmp_path):
+    config = EfficientNetNVConfig.from_variant("b0", num_labels=3, num_channels=1)
+    torch.save(NVIDIA.write(random_state(config), config), tmp_path / "x.pth")
+    write_folder(load_foreign(tmp_path / "x.pth"), tmp_path / "grey")
+    with pytest.raises(UserError, match="is for images of 1 channels, and ours are prepared as RGB"):
+        open_checkpoint(str(tmp_path / "grey"))
 
 
 def test_the_good_one_passes(state, tmp_path, capsys, monkeypatch):

@@ -42,7 +42,7 @@ def logits_of(checkpoint, array):
 def test_folder_holds_one_file_and_what_opens_it(exported):
     names = {path.name for path in exported.iterdir()}
     assert names == {
-        *("model.onnx", "config.json", "preprocessor_config.json", "README.md"),
+        *("model.onnx", "config.json", "preprocessor_config.json", "README.md", "manifest.json"),
         *("configuration.py", "image_processing_efficientnet_nv.py"),
     }
     model = onnx.load(exported / "model.onnx")

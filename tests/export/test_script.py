@@ -60,7 +60,7 @@ WRONG = [  # (arguments, what the line names)
     ("--model {model} --output_dir {tmp}/full", "not empty"),
     ("--model {model} --output_dir {tmp}/file", "is a file"),
     ("--model {model} --output_dir {tmp}/file/out", "is a file"),
-    ("--model {model} --output_dir /proc/none/out", "Cannot write /proc/none/out"),
+    ("--model {model} --output_dir /proc/none/out", "cannot write /proc/none/out"),
     ("--model {model} --output_dir {tmp}/out --opset 16", "--opset 16"),
     ("--model {model} --output_dir {tmp}/out --opset 17 --exporter dynamo", "18 to 23"),
     ("--model {model} --output_dir {tmp}/out --opset 99", "--opset 99"),

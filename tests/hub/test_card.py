@@ -110,3 +110,29 @@ def test_preprocessing_in_words():
 def test_versions_leave_out_what_is_not_installed():
     versions = software_versions("pillow", "no-such-package")
     assert {"python", "torch", "transformers", "pillow"} <= set(versions) and "no-such-package" not in versions
+
+
+EVIL = "a\x1b[2J [x](http://evil) <img src=x> `id`\n\n# Title\n```\n{{ facts }} {% raw %} 例"
+
+
+def test_words_of_others_stay_words():
+    """No link, no HTML, no heading, no end of a code block, no escape for a terminal, and nothing for the template."""
+    facts = dataclasses.replace(
+        FULL,
+        name=EVIL,
+        dataset=EVIL,
+        base_model=EVIL,
+        hardware=EVIL,
+        command=EVIL,
+        notes=[EVIL],
+        limits=[EVIL],
+        recipe={"data_dir": EVIL, "float_layers": [EVIL]},
+        tables=[(EVIL, [EVIL, "ms"], [[EVIL, 1]])],
+    )
+    card = render_card(facts)
+    plain = render_card(FULL)
+    assert "\x1b" not in card and "{{ facts }}" in card and "例" in card
+    assert card.count("\n# ") == plain.count("\n# ") and card.count("\n```") == plain.count("\n```")
+    text = card.split("## How it was made")[0].split("---", 2)[2] + card.split("## Limits")[1]
+    assert "](http" not in text.replace(r"\]", "") and "<img" not in text.replace(r"\<", "")
+    assert ModelCard(card).data.tags == ModelCard(plain).data.tags
