@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from transformers import pipeline
 
 from .checkpoint import open_checkpoint
-from .errors import UserError
+from .data import BadPicture, Picture, read_file
+from .errors import UserError, printable
 from .files import atomic_write
-from .image_processing_efficientnet_nv import to_rgb
 from .quiet import only_errors
 
 
@@ -21,7 +21,8 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Prediction:
-    """`predictions` as the pipeline gives them, best first: `{"label", "score"}`; or why the image has none."""
+    """`predictions` as the pipeline gives them, best first: `{"label", "score"}`; or why the image has none, as the end
+    of a sentence about it."""
 
     path: Path
     predictions: list[dict]
@@ -87,14 +88,9 @@ def find_device(name: str | None) -> torch.device:
 
 def _open(path: Path) -> tuple[Image.Image | None, str | None]:
     try:
-        with Image.open(path) as picture:
-            return to_rgb(picture), None
-    except UnidentifiedImageError:
-        return None, "not an image"
-    except Image.DecompressionBombError:
-        return None, "too many pixels"
-    except (OSError, ValueError, SyntaxError) as error:
-        return None, getattr(error, "strerror", None) or str(error) or "cannot be read"
+        return Picture(read_file(path)).rgb(), None
+    except BadPicture as error:
+        return None, str(error)
 
 
 def draw_predictions(results: list[Prediction], path: str, most: int = 12) -> None:
@@ -109,13 +105,15 @@ def draw_predictions(results: list[Prediction], path: str, most: int = 12) -> No
         raise UserError("--save_plot: no image could be classified, so there is nothing to draw.")
     figure, axes = plt.subplots(len(shown), 2, figsize=(7, 1.9 * len(shown)), squeeze=False, layout="constrained")
     for (left, right), result in zip(axes, shown):
-        left.imshow(_open(result.path)[0])
-        left.set_title(result.path.name, fontsize=8)
+        picture, _ = _open(result.path)
+        if picture is not None:  # it was there when it was classified
+            left.imshow(picture)
+        left.set_title(printable(result.path.name), fontsize=8, parse_math=False)
         left.axis("off")
-        labels = [prediction["label"].split(",")[0][:28] for prediction in result.predictions][::-1]
+        labels = [printable(prediction["label"].split(",")[0])[:28] for prediction in result.predictions][::-1]
         scores = [100 * prediction["score"] for prediction in result.predictions][::-1]
         bars = right.barh(range(len(labels)), scores, color="#76b900")
-        right.set_yticks(range(len(labels)), labels, fontsize=8)
+        right.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
         right.bar_label(bars, fmt="%.1f %%", fontsize=7, padding=2)
         right.set_xlim(0, 115)
         right.set_xticks([])

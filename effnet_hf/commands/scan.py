@@ -9,9 +9,9 @@ from ..files import atomic_write
 def main(argv: list[str] | None = None) -> int:
     """Prints what each split holds; 1 when a file is unreadable."""
     parser = cli.ArgumentParser(description="Check a folder of images before a run meets it.")
-    parser.add_argument("folder", help="a folder with train/ and val/, or with one folder per class")
+    parser.add_argument("folder", type=cli.path, help="a folder with train/ and val/, or with one folder per class")
     parser.add_argument("--num_workers", type=cli.at_least(0), help="processes; the free cores by default")
-    parser.add_argument("--output", default=None, help="write the unreadable files to this text file, one per line")
+    parser.add_argument("--output", type=cli.path, help="write the unreadable files to this text file, one per line")
     arguments = parser.parse_args(argv)
     from ..data import scan_data_dir  # torch and datasets take seconds
 
@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
             print(found.summary)
             bad += found.bad
         if output is not None:
-            output.writelines(file.line for file in bad)
+            output.writelines(file.line() for file in bad)
     return 1 if bad else 0
 
 

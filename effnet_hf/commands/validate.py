@@ -6,15 +6,15 @@ effnet-hf validate --model runs/b0 --dataset_name user/name
 
 import json
 
-from ..cli import ArgumentParser, run
+from ..cli import ArgumentParser, path, run
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(description="Measure a checkpoint on a folder of labelled images.")
     parser.old_spellings = {"--topk": "--top_k"}
-    parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--data_dir", help="folder with val/<class>/… or <class>/…")
-    parser.add_argument("--dataset_name", help="a `datasets` source instead of a folder, e.g. user/name")
+    parser.add_argument("--model", type=path, required=True, help="checkpoint folder or Hub id")
+    parser.add_argument("--data_dir", type=path, help="folder with val/<class>/… or <class>/…")
+    parser.add_argument("--dataset_name", type=path, help="a `datasets` source instead of a folder, e.g. user/name")
     parser.add_argument("--dataset_config", help="configuration name of that dataset")
     parser.add_argument("--val_fraction", type=float, default=0.0, help="share that training held out, without a val/")
     parser.add_argument(
@@ -26,6 +26,10 @@ def main(argv: list[str] | None = None) -> None:
         "--loader", choices=["imagefolder", "dali-cpu", "dali-gpu"], default="imagefolder", help="input pipeline"
     )
     parser.add_argument("--top_k", type=int, default=5, help="k of the second accuracy")
+    parser.add_argument(
+        "--max_bad_files", type=float, default=0.01, help="stop when more than this share of the images is unreadable"
+    )
+    parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
     from ..training import validate_checkpoint
@@ -41,6 +45,8 @@ def main(argv: list[str] | None = None) -> None:
         num_workers=arguments.num_workers,
         loader=arguments.loader,
         top_k=arguments.top_k,
+        max_bad_files=arguments.max_bad_files,
+        strict=arguments.strict,
     )
     show(figures, arguments.top_k, arguments.json)
 
@@ -53,7 +59,8 @@ def show(figures: dict | None, top_k: int, as_json: bool = False) -> None:
         print(json.dumps(figures))
         return
     print(f"top1 {figures['top1']:.2f} %   top{top_k} {figures[f'top{top_k}']:.2f} %   loss {figures['loss']:.4f}")
-    print(f"on {figures['n']:,} images, {figures['total_ips']:.1f} images/s")
+    left_out = f", {bad:,} unreadable left out" if (bad := figures.get("bad_files")) else ""
+    print(f"on {figures['n']:,} images{left_out}, {figures['total_ips']:.1f} images/s")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 from .bad_files import BadFile, BadFiles
 from .device_stage import BatchMixer, DeviceStage
+from .folder import list_images
+from .listing import DataListing
 from .loaders import Loader, Loaders, build_loaders
-from .pictures import BadPicture, Box, Picture
+from .pictures import BadPicture, Box, Picture, read_file
 from .sampler import BatchPlan
 from .scan import Scan, scan_data_dir, scan_folder
 from .source import DataSource, Split, map_labels
@@ -17,6 +19,7 @@ __all__ = [
     "BatchMixer",
     "BatchPlan",
     "Box",
+    "DataListing",
     "DataSource",
     "DeviceStage",
     "EvaluationTransform",
@@ -27,7 +30,9 @@ __all__ = [
     "Split",
     "TrainTransform",
     "build_loaders",
+    "list_images",
     "map_labels",
+    "read_file",
     "scan_data_dir",
     "scan_folder",
 ]

@@ -105,7 +105,7 @@ class EncodedBatches(PictureBatches):
 
     def __getitem__(self, request: BatchRequest) -> dict:
         encoded, batch = self.load(request)
-        return {"encoded": encoded, **batch}
+        return {"encoded": encoded, **batch, "request": request}  # whole: `decoded_by_pillow` may need it
 
     def decoded_by_pillow(self, request: BatchRequest) -> dict:
         """The same micro-batch after DALI refused a file of it: here every file is decoded, the bad ones replaced."""
@@ -199,6 +199,8 @@ class DaliPipeline:
         batch = next(self._source)
         while not batch["encoded"]:
             self._bad_only += batch["bad"]
+            if self._files.replace_bad:
+                raise StopIteration  # in training an error: what is under way is finished, then it is said
             batch = next(self._source)
         batch["bad"], self._bad_only = self._bad_only + batch["bad"], []
         self._under_way.append(batch)

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from functools import cached_property
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from .listing import UNKNOWN, rows
 from .sampler import BatchRequest, mix
 
 
@@ -147,6 +149,20 @@ def draw_box(rng: np.random.Generator, height: int, width: int, lam: float) -> t
     top, bottom = np.clip([y - cut_height // 2, y + (cut_height + 1) // 2], 0, height)
     left, right = np.clip([x - cut_width // 2, x + (cut_width + 1) // 2], 0, width)
     return int(top), int(bottom), int(left), int(right)
+
+
+class SyntheticImages:
+    """So many images that nobody looks at."""
+
+    def __init__(self, count: int):
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def listing(self, split: str) -> pa.Table:
+        """Their part of a `DataListing`."""
+        return rows(split, ["synthetic images"], np.array([UNKNOWN]), np.array([self._count]))
 
 
 class SyntheticBatches:

@@ -20,12 +20,16 @@ import pyarrow as pa
 
 from ..errors import UserError
 from ..files import atomic_write
+from ..run_folder import RunFolder, made_by_a_run
 
 
-EXTENSIONS = frozenset(".jpg .jpeg .jpe .jfif .png .ppm .pgm .pbm .pnm .bmp .gif .tif .tiff .webp".split())
+EXTENSIONS = frozenset(".jpg .jpeg .jpe .jfif .png .ppm .pgm .pbm .pnm .bmp .gif .tif .tiff .webp .avif".split())
 VALIDATION_NAMES = ("val", "validation", "test")
 _METADATA = b"effnet_hf"
-_FORMAT = 1
+_FORMAT = 2
+# Of a run whose output_dir is the folder of images itself.
+_FOLDERS_OF_A_RUN = frozenset((*RunFolder("").written_while_running(), *RunFolder("").published()))
+_LOCK = ".lock"  # all that a run has in its folder while it looks at the data for the first time
 _SETTLED_NS = 1_500_000_000  # a folder changed this recently may change again within its clock's tick: not remembered
 
 
@@ -38,6 +42,7 @@ class Tree:
         paths: every image, by class, then by path; `labels` has its class's position.
         notes: sentences about what looks odd but is usable.
         folders: every folder below and including the root, with its modification time in ns.
+        runs: the folders of training runs, which were passed over.
     """
 
     root: str
@@ -46,6 +51,12 @@ class Tree:
     labels: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     folders: dict[str, int] = field(default_factory=dict)
+    runs: list[str] = field(default_factory=list)
+
+    @property
+    def note_on_runs(self) -> str:
+        """A sentence about them, or ""."""
+        return f"passed over, a training run's: {self.runs[0]}{_more(self.runs)}." if self.runs else ""
 
 
 def find_splits(data_dir: str | os.PathLike, flag: str = "--data_dir") -> tuple[Path, Path | None]:
@@ -59,20 +70,32 @@ def find_splits(data_dir: str | os.PathLike, flag: str = "--data_dir") -> tuple[
     Raises:
         UserError: `data_dir` is not a folder.
     """
-    root = Path(data_dir).expanduser()
+    if not os.fspath(data_dir):  # which would mean the working folder
+        raise UserError(f"{flag or 'the folder'} is empty; name a folder of images.")
+    root = Path(os.path.expanduser(data_dir))
     where = f"{flag} {root}".strip()
-    if not root.exists():
-        raise UserError(f"{where} does not exist.")
+    try:
+        os.stat(root)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{where} does not exist.") from None
+    except (OSError, ValueError) as error:  # a name that is too long, a folder that may not be looked into
+        raise UserError(f"{where} cannot be opened: {getattr(error, 'strerror', None) or error}.") from None
     if not root.is_dir():
         raise UserError(f"{where} is a file; name the folder that holds train/ and val/.")
-    validation = next((root / name for name in VALIDATION_NAMES if (root / name).is_dir()), None)
-    if (root / "train").is_dir() or validation is not None and not _other_folders(root):
+    validation = next((root / name for name in VALIDATION_NAMES if _holds_data(root / name)), None)
+    if _holds_data(root / "train") or validation is not None and not _other_folders(root):
         return root / "train", validation
     return root, None
 
 
+def _holds_data(folder: Path) -> bool:
+    return folder.is_dir() and not made_by_a_run(folder)
+
+
 def _other_folders(root: Path) -> list[str]:
-    return [entry.name for entry in _entries(str(root)) if _is_folder(entry) and entry.name not in VALIDATION_NAMES]
+    tree = Tree(str(root))
+    folders = [entry.name for entry in _entries(tree.root) if _is_folder(entry) and not _passed_over(entry, tree)]
+    return [name for name in folders if name not in VALIDATION_NAMES]
 
 
 def scan_tree(root: str | os.PathLike) -> Tree:
@@ -91,8 +114,13 @@ def scan_tree(root: str | os.PathLike) -> Tree:
         if not _is_folder(entry):
             loose += _is_image(entry.name)
             continue
+        if _passed_over(entry, tree):
+            continue
         paths: list[str] = []
-        nested += _collect(entry.path, ancestors, paths, left_out, tree.folders)
+        nested += _collect(entry.path, ancestors, paths, left_out, tree)
+        if not paths and os.path.lexists(os.path.join(entry.path, _LOCK)):
+            tree.runs.append(entry.path)
+            continue
         if not paths:
             empty.append(entry.name)
         tree.paths += sorted(paths)
@@ -107,7 +135,21 @@ def scan_tree(root: str | os.PathLike) -> Tree:
         )
     if nested:
         tree.notes.append(f"{_images(nested)} under {root} deeper than a class folder: they count towards that class.")
+    if tree.runs:
+        tree.notes.append(tree.note_on_runs)
     return tree
+
+
+def list_images(root: str | os.PathLike) -> tuple[list[str], str]:
+    """Every image below a folder whatever the folders in it mean, sorted, and a note about what was passed over.
+
+    Raises:
+        UserError: a folder cannot be listed, or links back to one above it.
+    """
+    tree = Tree(os.fspath(root))
+    paths: list[str] = []
+    _collect(tree.root, (), paths, [], tree)
+    return sorted(paths), tree.note_on_runs
 
 
 def open_folder(root: str | os.PathLike, use_cache: bool = True) -> tuple[datasets.Dataset, list[str]]:
@@ -146,9 +188,18 @@ def _entries(folder: str) -> list[os.DirEntry]:
         raise UserError(f"cannot list {folder}: {error.strerror}.") from None
 
 
-def _collect(folder: str, ancestors: tuple, paths: list, left_out: list, folders: dict, depth: int = 0) -> int:
+def _passed_over(entry: os.DirEntry, tree: Tree) -> bool:
+    """Whether a folder below `tree.root` is a training run's, which it then notes."""
+    inside = entry.name in _FOLDERS_OF_A_RUN and made_by_a_run(os.path.dirname(entry.path))
+    if inside or made_by_a_run(entry.path):
+        tree.runs.append(entry.path)
+        return True
+    return False
+
+
+def _collect(folder: str, ancestors: tuple, paths: list, left_out: list, tree: Tree, depth: int = 0) -> int:
     """Adds the images below one class folder to `paths`; returns how many lie deeper than it."""
-    identity = _identity(folder, folders)
+    identity = _identity(folder, tree.folders)
     if identity in ancestors:
         raise UserError(f"{folder} links back to a folder above it; remove that symbolic link.")
     deeper = 0
@@ -159,7 +210,8 @@ def _collect(folder: str, ancestors: tuple, paths: list, left_out: list, folders
                 if name[0] == ".":
                     continue
                 if _is_folder(entry):
-                    deeper += _collect(entry.path, (*ancestors, identity), paths, left_out, folders, depth + 1)
+                    if not _passed_over(entry, tree):
+                        deeper += _collect(entry.path, (*ancestors, identity), paths, left_out, tree, depth + 1)
                 elif _is_image(name):
                     paths.append(entry.path)
                     deeper += depth > 0
@@ -211,8 +263,12 @@ def _refuse(tree: Tree, loose: int, empty: list[str]) -> None:
             f"{root} has class folders that differ only in case, {' and '.join(twins)}; merge or rename them."
         )
     if empty:
-        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-        raise UserError(f"the class folder {os.path.join(root, empty[0])} holds no images{more}; fill or remove it.")
+        where = os.path.join(root, empty[0])
+        raise UserError(f"the class folder {where} holds no images{_more(empty)}; fill or remove it.")
+
+
+def _more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
 
 
 def _table(tree: Tree) -> pa.Table:
@@ -224,10 +280,14 @@ def _table(tree: Tree) -> pa.Table:
     except UnicodeEncodeError as error:
         raise UserError(f"the file name {error.object!r} under {tree.root} is not valid UTF-8; rename it.") from None
     images = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])
-    own = {"format": _FORMAT, "root": tree.root, "folders": tree.folders, "notes": tree.notes}
+    own = {"format": _FORMAT, "root": tree.root, "folders": tree.folders, "notes": tree.notes, "runs": tree.runs}
     schema = features.arrow_schema
     schema = schema.with_metadata({**schema.metadata, _METADATA: json.dumps(own).encode()})
     return pa.table([images, pa.array(tree.labels, pa.int64())], schema=schema)
+
+
+def _is_of_a_run(folder: str) -> bool:
+    return made_by_a_run(folder) or made_by_a_run(os.path.dirname(folder)) or os.path.lexists(f"{folder}/{_LOCK}")
 
 
 def _cache_path(root: str) -> Path:
@@ -242,6 +302,8 @@ def _read_index(cache: Path) -> tuple[datasets.Dataset, list[str]] | None:
             own = json.loads(reader.schema.metadata[_METADATA])
         if own["format"] != _FORMAT or any(os.stat(path).st_mtime_ns != time for path, time in own["folders"].items()):
             return None
+        if not all(map(_is_of_a_run, own["runs"])):
+            return None  # classes like any other now
         return datasets.Dataset.from_file(str(cache)), own["notes"]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid):
         return None

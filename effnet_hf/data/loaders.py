@@ -1,7 +1,7 @@
 """`build_loaders`: one interface in front of every backend."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,8 @@ from .bad_files import BadFiles
 from .cores import choose_workers, own_cores
 from .dali import DaliDecoder, dali_is_installed, require_dali
 from .dali_pipeline import DaliPipeline, EncodedBatches, EvaluationPlanner, TrainPlanner
-from .device_stage import IMAGENET_SIZES, BatchMixer, DeviceStage, SyntheticBatches
+from .device_stage import IMAGENET_SIZES, BatchMixer, DeviceStage, SyntheticBatches, SyntheticImages
+from .listing import DataListing
 from .named_dataset import StreamedSplit, StreamedTrainingPlan, StreamedValidationPlan, open_named
 from .sampler import BatchPlan, TrainingPlan, ValidationPlan
 from .source import DataSource
@@ -47,6 +48,7 @@ class Loader:
         self._stage = stage
         self._kind = kind
         self._device_type = device_type
+        self._trains = isinstance(plan, TrainingPlan)
 
     def epoch(self, epoch: int = 0, start_update: int = 0) -> Iterator[dict]:
         """Device batches `{"pixel_values", "labels", "index"}` of one pass, from update `start_update` on.
@@ -81,9 +83,14 @@ class Loader:
     def _checked(self, batches):
         for batch in batches:
             for file in self.bad_files.report(batch["bad"]):
-                log.warning("%s %s; it is passed over", file.name, file.reason)
+                log.warning("%s; it is passed over", file)
             if len(batch["index"]):
                 yield batch
+            elif self._trains:
+                raise UserError(
+                    "none of the images of a step on one device could be read, nor any that were tried in their place"
+                    f" (the last: {batch['bad'][-1]}); mend the data, or raise --per_device_batch_size."
+                )
 
 
 @dataclass
@@ -93,12 +100,15 @@ class Loaders:
     Attributes:
         class_names: in label order.
         train: None when built with `train=False`.
+        listing: describes the images of both, by name, label and size; asks for the size of every file, so one process
+            calls it.
         notes: sentences about the data worth printing once.
     """
 
     class_names: list[str]
     train: Loader | None
     val: Loader
+    listing: Callable[[], DataListing]
     notes: list[str] = field(default_factory=list)
 
     def close(self) -> None:
@@ -142,9 +152,9 @@ def build_loaders(
     require_one_size(processor, f"--model {recipe.model}" if recipe.model else "the image processor")
     source = _open_source(recipe, device, train, class_names)
 
-    def loader(split, train: bool) -> Loader:
+    def loader(split, trains: bool) -> Loader:
         mixer = None
-        if train and (recipe.mixup or recipe.cutmix):
+        if trains and (recipe.mixup or recipe.cutmix):
             mixer = BatchMixer(len(source.class_names), recipe.seed, recipe.mixup, recipe.cutmix)
         stage: DeviceStage | None = DeviceStage(device, processor, channels_last, mixer)
         backend: SyntheticBatches | DaliPipeline | WorkerPool
@@ -152,23 +162,23 @@ def build_loaders(
             classes = len(source.class_names)
             backend, stage = SyntheticBatches(device, processor, classes, recipe.seed, channels_last, mixer), None
         elif recipe.loader == "dali-gpu":
-            backend = _dali_pipeline(recipe, processor, plan, device, split, train)
+            backend = _dali_pipeline(recipe, processor, plan, device, split, trains)
         else:
-            backend = _worker_pool(recipe, processor, plan, device, split, train)
-        listing = RunFolder(recipe.output_dir).bad_files if train else None
-        bad_files = BadFiles(listing, len(split), recipe.max_bad_files, recipe.strict)
-        return Loader(_sample_plan(recipe, plan, split, train), backend, stage, bad_files, recipe.loader, device.type)
+            backend = _worker_pool(recipe, processor, plan, device, split, trains)
+        listed = RunFolder(recipe.output_dir).bad_files if train else None  # `validate` has no folder of its own
+        name = "train" if trains else "val"
+        bad_files = BadFiles(listed, len(split), recipe.max_bad_files, recipe.strict, name)
+        return Loader(_sample_plan(recipe, plan, split, trains), backend, stage, bad_files, recipe.loader, device.type)
 
-    training = loader(source.train, train=True) if train else None
-    return Loaders(source.class_names, training, loader(source.val, train=False), source.notes)
+    training = loader(source.train, trains=True) if train else None
+    return Loaders(source.class_names, training, loader(source.val, trains=False), source.listing, source.notes)
 
 
 def _open_source(recipe: Recipe, device: torch.device, train: bool, class_names: list[str] | None) -> DataSource:
     """The images, after the refusals that need none."""
     if recipe.loader == "synthetic":
         names = class_names or [str(i) for i in range(recipe.num_labels or 1000)]
-        samples = map(range, IMAGENET_SIZES)  # nobody asks them for more than their length
-        return DataSource(names, *samples)  # type: ignore[arg-type]
+        return DataSource(names, *map(SyntheticImages, IMAGENET_SIZES))  # type: ignore[arg-type]
     if recipe.loader.startswith("dali"):
         require_dali()
     if recipe.loader == "dali-gpu" and device.type != "cuda":

@@ -1,26 +1,37 @@
 """`--dataset_name`: images of any `datasets` source, from the Hub or a local folder, downloaded first or streamed."""
 
+import logging
+import os
 import queue
+import re
 import threading
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, islice
 from typing import TypeVar
 
 import datasets
+import fsspec
 import numpy as np
+import pyarrow as pa
 from datasets.distributed import split_dataset_by_node
 
-from ..errors import UserError
+from ..errors import UserError, first_line, printable
 from .folder import VALIDATION_NAMES
+from .listing import UNKNOWN, rows
 from .pictures import BadPicture, read_file
 from .sampler import BatchRequest, TrainingPlan, mix
-from .source import DataSource, Split, map_labels, split_by_name
+from .source import NO_IMAGE, DataSource, Split, map_labels, split_by_name
 
 
 T = TypeVar("T")
 _END = object()
 SHUFFLE_BUFFER = 1000  # images, undecoded: about 100 MB of ImageNet
+_SPARE = 8  # images of a stream beside those of a micro-batch, for the places of unreadable ones
+_QUIET = 300.0  # seconds without an answer before a line says so
+_LEAVE = 1.0  # seconds that a reading thread is waited for at the end
+log = logging.getLogger(__name__)
 
 
 def open_named(
@@ -42,8 +53,8 @@ def open_named(
     try:
         splits = datasets.load_dataset(name, config, streaming=streaming)
     except Exception as error:  # load_dataset raises nearly every kind; the first line is the useful one
-        raise UserError(f"--dataset_name {name} cannot be loaded: {str(error).splitlines()[0]}") from error
-    source = _Source(name, streaming)
+        raise UserError(f"--dataset_name {name} cannot be loaded: {printable(first_line(error))}") from error
+    source = _Source(name, config, streaming)
     validation = next((split for split in VALIDATION_NAMES if split in splits), None)
     if train and "train" not in splits:
         raise UserError(f"--dataset_name {name} has no split named train; it has {', '.join(splits)}.")
@@ -67,6 +78,7 @@ def open_named(
 @dataclass
 class _Source:
     name: str
+    config: str | None
     streaming: bool
 
     def split(self, dataset, split: str, class_names: list[str] | None, by_position: bool = False):
@@ -77,18 +89,28 @@ class _Source:
             if not isinstance(feature, datasets.ClassLabel):
                 raise UserError(f"--streaming needs a ClassLabel column; {label_column!r} of {self.name} is {feature}.")
             mapping = map_labels(feature.names, class_names, where, by_position=by_position)
-            size = self._size(dataset, split)
-            return StreamedSplit(dataset, image_column, label_column, mapping, size), class_names or feature.names
-        values = dataset.data.column(label_column).to_numpy()
-        if isinstance(feature, datasets.ClassLabel):
-            found, labels = feature.names, values
-        else:
-            found, labels = np.unique(values.astype(str), return_inverse=True)
-            found = found.tolist()
-        if len(labels) == 0:
+            origin, size = (self.name, self.config, split), self._size(dataset, split)
+            streamed = StreamedSplit(dataset, image_column, label_column, mapping, size, origin)
+            return streamed, class_names or feature.names
+        column = dataset.data.column(label_column)
+        if len(column) == 0:
             raise UserError(f"{where} is empty.")
+        if column.null_count:
+            raise UserError(f"{where} has {column.null_count:,} images without a label (null).")
+        if isinstance(feature, datasets.ClassLabel):
+            found, labels = feature.names, column.to_numpy()
+        elif pa.types.is_integer(column.type) or pa.types.is_boolean(column.type) or _is_text(column.type):
+            found, labels = np.unique(column.to_numpy().astype(str), return_inverse=True)
+            found = found.tolist()
+        else:
+            raise UserError(
+                f"the column {label_column} of {self.name} holds {column.type}, no classes: it should be a ClassLabel,"
+                " whole numbers or words."
+            )
         if np.any(labels < 0):
             raise UserError(f"{where} has images without a label (-1).")
+        if np.any(labels >= len(found)):
+            raise UserError(f"{where} has the label {labels.max()}, and names for {len(found)} classes only.")
         mapping = map_labels(found, class_names, where, np.unique(labels), by_position)
         return Split(dataset, image_column, mapping[labels]), class_names or found
 
@@ -113,16 +135,35 @@ class _Source:
         return info.num_examples
 
 
-class StreamedSplit:
-    """Images that can only be read in order."""
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
-    def __init__(self, dataset: datasets.IterableDataset, image_column, label_column, mapping: np.ndarray, size: int):
+
+class StreamedSplit:
+    """Images that can only be read in order.
+
+    Args:
+        mapping: of a row's label to ours.
+        size: images in it.
+        origin: what `--dataset_name` and `--dataset_config` were, and the split's name.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        image_column: str,
+        label_column: str,
+        mapping: np.ndarray,
+        size: int,
+        origin: tuple[str, str | None, str],
+    ):
         dataset = dataset.select_columns([image_column, label_column])
         self._dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
         self._image_column = image_column
         self._label_column = label_column
         self._mapping = mapping
         self._size = size
+        self._origin = origin
 
     def __len__(self) -> int:
         return self._size
@@ -134,12 +175,36 @@ class StreamedSplit:
             dataset = dataset.shuffle(seed=shuffle_seed & 0xFFFFFFFF, buffer_size=SHUFFLE_BUFFER)
         if world_size > 1:
             dataset = split_dataset_by_node(dataset, rank, world_size)
-        for row in dataset:
-            yield row[self._image_column], int(self._mapping[row[self._label_column]])
+        stream, name = iter(dataset), self._origin[0]
+        while True:
+            try:
+                row = next(stream, None)
+            except Exception as error:  # a network's, a damaged file's: of every kind
+                raise UserError(f"the stream of --dataset_name {name} broke: {printable(first_line(error))}") from error
+            if row is None:
+                return
+            label = row[self._label_column]
+            if label is None or not 0 <= label < len(self._mapping):
+                raise UserError(f"--dataset_name {name} has an image whose label is {label}, which is no class of it.")
+            yield row[self._image_column] or NO_IMAGE, int(self._mapping[label])
+
+    def listing(self, split: str) -> pa.Table:
+        """Its part of a `DataListing`: the files that it is read from, since nobody knows its images beforehand."""
+        name, config, own = self._origin
+        try:
+            files = (datasets.load_dataset_builder(name, config).config.data_files or {}).get(own, [])
+            sizes = [int(fs.info(path).get("size") or UNKNOWN) for fs, path in map(fsspec.core.url_to_fs, files)]
+        except Exception as error:  # as `load_dataset`
+            raise UserError(f"--dataset_name {name} cannot be listed: {printable(first_line(error))}") from error
+        home = os.path.abspath(name)
+        names = [os.path.relpath(file, home) if file.startswith(home + os.sep) else file for file in map(str, files)]
+        names = [re.sub("@[0-9a-f]{40}", "", each) for each in names]  # a commit may have changed other files only
+        names, sizes = [*names, f"all images of {own}"], [*sizes, self._size]
+        return rows(split, names, np.full(len(names), UNKNOWN), np.array(sizes))
 
 
 class MicroBatchSplit:
-    """The images of one micro-batch, looked up by number like a `Split`."""
+    """The images of one micro-batch, and maybe some beside it, looked up by number like a `Split`."""
 
     def __init__(self, indices: np.ndarray, samples: list[tuple[dict, int]]):
         self._samples = dict(zip(indices.tolist(), samples))
@@ -159,7 +224,7 @@ class MicroBatchSplit:
         return read_file(image["path"])
 
     def stand_ins(self, index: int, seed: int):
-        """The other images of the micro-batch, those of the same class first."""
+        """The other images, those of the same class first."""
         same = self.label(index)
         yield from sorted((other for other in self._samples if other != index), key=lambda o: self.label(o) != same)
 
@@ -175,16 +240,24 @@ class StreamedTrainingPlan(TrainingPlan):
     split: StreamedSplit | None = None
 
     def requests(self, epoch: int, start_update: int = 0) -> Iterator[BatchRequest]:
-        first = start_update * self.steps_per_update
-        samples = islice(self._samples(epoch), first * self.per_device_batch_size, None)
-        return read_ahead(self._requests(epoch, first, samples))
+        return read_ahead(self._requests(epoch, start_update * self.steps_per_update))
 
-    def _requests(self, epoch, first, samples):
+    def _requests(self, epoch, first):
+        # Each micro-batch comes with some neighbours, those before it but in the first ones: nothing is read that no
+        # micro-batch needs, and a resumed run has the same ones.
+        size = self.per_device_batch_size
+        start = max(0, first * size - _SPARE)
+        samples, held = islice(self._samples(epoch), start, None), deque()
         for micro_batch in range(first, self.batches_per_epoch):
-            positions = micro_batch * self.per_device_batch_size + np.arange(self.per_device_batch_size)
-            indices = positions * self.world_size + self.rank
-            split = MicroBatchSplit(indices, list(islice(samples, self.per_device_batch_size)))
-            yield BatchRequest(epoch, micro_batch * self.world_size + self.rank, indices, split)
+            own = micro_batch * size
+            while start < own - _SPARE:
+                held.popleft()
+                start += 1
+            held.extend(islice(samples, size + _SPARE - len(held)))
+            numbers = np.arange(start, start + len(held)) * self.world_size + self.rank
+            split = MicroBatchSplit(numbers, list(held))
+            slot = micro_batch * self.world_size + self.rank
+            yield BatchRequest(epoch, slot, numbers[own - start : own - start + size], split)
 
     def _samples(self, epoch):
         for lap in count():
@@ -231,7 +304,8 @@ class StreamedValidationPlan:
 def read_ahead(iterator: Iterator[T], depth: int = 4) -> Iterator[T]:
     """The same items, fetched by a thread a few ahead of whoever consumes them: a network is slow.
 
-    What the iterator raises is raised here. The thread ends when this generator is closed.
+    What the iterator raises is raised here. The thread ends when this generator is closed; one that waits for an answer
+    is left to itself.
     """
     items: queue.Queue = queue.Queue(maxsize=depth)
     stopped = threading.Event()
@@ -258,7 +332,11 @@ def read_ahead(iterator: Iterator[T], depth: int = 4) -> Iterator[T]:
     thread.start()
     try:
         while True:
-            item, error = items.get()
+            try:
+                item, error = items.get(timeout=_QUIET)
+            except queue.Empty:
+                log.warning("nothing has been read from the stream for %.0f minutes; waiting on", _QUIET / 60)
+                continue
             if error is not None:
                 raise error
             if item is _END:
@@ -266,4 +344,4 @@ def read_ahead(iterator: Iterator[T], depth: int = 4) -> Iterator[T]:
             yield item
     finally:
         stopped.set()
-        thread.join()
+        thread.join(_LEAVE)

@@ -1,10 +1,13 @@
 """From the bytes of a file to RGB pixels, with every way a file can be bad turned into one `BadPicture`.
 
+Whatever opens an image of a user's does it here: `Picture(read_file(path)).rgb()`.
+
 Plain JPEGs are decoded by simplejpeg where it is installed: its pixels are Pillow's bit for bit and come faster
 (docs/data.md has the measurement; torchvision's decoder is as fast but on its way out). Everything else goes through
 Pillow and `to_rgb`.
 """
 
+import importlib.util
 import io
 import os
 import stat
@@ -15,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..errors import first_line, printable
 from ..image_processing_efficientnet_nv import to_rgb
 
 
@@ -23,6 +27,11 @@ try:
 except ImportError:
     simplejpeg = None
 
+# What is opened, whatever a file is called. Pillow knows more kinds, and some start programs: EPS runs Ghostscript.
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+if importlib.util.find_spec("PIL.AvifImagePlugin") is not None:  # Pillow 11.3 and later
+    FORMATS += ("AVIF",)
+LARGEST_FILE = 1 << 30  # bytes; the most pixels that Pillow opens, at 8 bytes each, are 0.7 GB
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _END_OF_JPEG = b"\xff\xd9"
 
@@ -40,24 +49,37 @@ class BadPicture(Exception):
     """A file that gives no image; the message continues the sentence "<file> …"."""
 
 
-def read_file(path: str) -> bytes:
+def read_file(path: str | os.PathLike) -> bytes:
     """The content of a file.
 
     Raises:
-        BadPicture: it is gone, locked, unreadable, or no file (a pipe would block for ever).
+        BadPicture: it is gone, locked, unreadable, too large, or no file (a pipe would block for ever).
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 raise BadPicture("is not a file but a pipe, device or folder")
-            return file.read()
+            if status.st_size > LARGEST_FILE:
+                raise BadPicture(f"is too large for an image ({status.st_size:,} bytes; {LARGEST_FILE:,} at most)")
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(status.st_size + 1)  # never without a bound: some files have no end
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise BadPicture("has vanished") from None
     except PermissionError:
         raise BadPicture("may not be read (permission denied)") from None
     except OSError as error:
         raise BadPicture(f"cannot be read: {error.strerror or error}") from None
+    except MemoryError:
+        raise BadPicture("does not fit into memory") from None
+    except ValueError:  # a zero byte, half a character
+        raise BadPicture("has a name that no file can have") from None
+    if len(data) > status.st_size:
+        raise BadPicture("grows while it is read")
+    return data
 
 
 class Picture:
@@ -78,7 +100,7 @@ class Picture:
         if not data:
             raise BadPicture("is empty (0 bytes)")
         self.data = data
-        self._image = _guarded(lambda: Image.open(io.BytesIO(data)))
+        self._image = _guarded(lambda: Image.open(io.BytesIO(data), formats=FORMATS))
         self.kind = f"{self._image.format} {self._image.mode}"
         self.plain_jpeg = (
             self._image.format == "JPEG"
@@ -128,7 +150,7 @@ def _decode_jpeg(data: bytes) -> torch.Tensor | None:
         return None
     try:
         return torch.from_numpy(simplejpeg.decode_jpeg(data, "RGB")).permute(2, 0, 1)
-    except ValueError:
+    except (ValueError, MemoryError):
         return None
 
 
@@ -142,8 +164,10 @@ def _guarded(function):
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise BadPicture(f"is a decompression bomb (more than {Image.MAX_IMAGE_PIXELS:,} pixels)") from None
     except Image.UnidentifiedImageError:
-        raise BadPicture("is not an image that Pillow knows") from None
+        raise BadPicture(f"is not an image that is read here ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, … on bad bytes
         if isinstance(error, OSError) and "truncated" in str(error).lower():
             raise BadPicture("is truncated") from None
-        raise BadPicture(f"cannot be decoded: {type(error).__name__}: {error}".rstrip(": ")) from None
+        said = printable(first_line(error))[:200].rstrip(".")
+        kind = type(error).__name__
+        raise BadPicture(f"cannot be decoded: {kind}" + (f": {said}" if said != kind else "")) from None

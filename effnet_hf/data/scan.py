@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from ..cli import moved
-from ..errors import UserError
+from ..errors import UserError, printable
 from .bad_files import BadFile
 from .cores import usable_cores
 from .folder import find_splits, open_folder
 from .pictures import BadPicture, Picture, read_file
+from .worker_pool import WorkerPool
+
+
+_AT_ONCE = 16  # files that a process is given together
 
 
 class Scan(NamedTuple):
@@ -54,7 +58,7 @@ def scan_folder(folder: Path, workers: int = 1, progress: bool | None = None) ->
     sizes, bad = [], []
     hide = None if progress is None else not progress  # tqdm: None is "only on a terminal"
     for path, (size, kind, reason) in zip(
-        paths, tqdm(_inspected(paths, workers), str(folder), len(paths), disable=hide)
+        paths, tqdm(_inspected(paths, workers), printable(folder), len(paths), disable=hide)
     ):
         if reason is None:
             sizes.append(size)
@@ -75,19 +79,17 @@ def inspect(path: str) -> tuple[tuple[int, int] | None, str, str | None]:
 
 
 class _Inspections(Dataset):
-    def __init__(self, paths: list[str]):
-        self._paths = paths
-
-    def __len__(self):
-        return len(self._paths)
-
-    def __getitem__(self, index):
-        return inspect(self._paths[index])
+    def __getitem__(self, paths: list[str]):
+        return [inspect(path) for path in paths]
 
 
 def _inspected(paths: list[str], workers: int):
-    loader = DataLoader(_Inspections(paths), batch_size=16, num_workers=workers, collate_fn=list)
-    return (result for batch in loader for result in batch)
+    pool = WorkerPool(_Inspections(), workers)
+    try:
+        for batch in pool.batches(paths[i : i + _AT_ONCE] for i in range(0, len(paths), _AT_ONCE)):
+            yield from batch
+    finally:
+        pool.close()
 
 
 def _summary(folder, classes, labels, sizes, kinds, bad, notes) -> str:
@@ -108,10 +110,10 @@ def _summary(folder, classes, labels, sizes, kinds, bad, notes) -> str:
         lines.append(f"  size: median {width} x {height}, short side {short.min():,} to {short.max():,} pixels")
         lines.append("  kinds: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()))
     lines += [f"  note: {note}" for note in notes]
-    lines += [f"  bad: {name} {reason}" for name, reason in bad[:50]]
+    lines += [f"  bad: {file}" for file in bad[:50]]
     if len(bad) > 50:
         lines.append(f"  … and {len(bad) - 50:,} more; --output FILE lists them all")
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _compare_classes(train: Path, validation: Path) -> None:

@@ -1,19 +1,40 @@
 """Processes that read, decode and transform; whole micro-batches leave them. All that the default loader needs."""
 
+import atexit
 import gc
+import logging
+import multiprocessing
+import multiprocessing.queues
+import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from .bad_files import BadFile
 from .pictures import BadPicture, Picture
 from .sampler import BatchRequest, mix
 from .source import Split
+
+
+_POLL = 5.0  # seconds between two looks at loader processes that give nothing
+_QUIET = 300.0  # seconds without a batch before a line says so
+_LEAVE = 3.0  # seconds that loader processes have to end by themselves
+_DIED = (
+    "a loader process died ({}); usually memory ran out: lower --num_workers, or give a container more memory and"
+    " shared memory (docker run --shm-size=8g)."
+)
+log = logging.getLogger(__name__)
 
 
 class PictureBatches(Dataset):
@@ -56,7 +77,8 @@ class PictureBatches(Dataset):
                 stand_ins = stand_ins or (split.stand_ins(index, seed) if self.replace_bad else iter(()))
                 candidate, picture = next(stand_ins, None), None
         numbers = {"labels": torch.tensor(labels, dtype=torch.int64), "index": torch.tensor(kept, dtype=torch.int64)}
-        return prepared, {**numbers, "request": request, "bad": bad}
+        # Without the images of a stream, which would come back from the worker with it.
+        return prepared, {**numbers, "request": replace(request, split=None), "bad": bad}
 
     def split_of(self, request: BatchRequest) -> Split:
         return self.split if request.split is None else request.split
@@ -103,19 +125,21 @@ class MicroBatches(PictureBatches):
 
 
 class WorkerPool:
-    """Runs `PictureBatches` in worker processes that live as long as the pool, or in this process with 0 workers."""
+    """Runs a data set of whole batches, `PictureBatches` as a rule, in worker processes that live as long as the pool,
+    or in this process with 0 workers."""
 
-    def __init__(
-        self, dataset: PictureBatches, num_workers: int = 0, prefetch_factor: int = 2, pin_memory: bool = False
-    ):
+    def __init__(self, dataset: Dataset, num_workers: int = 0, prefetch_factor: int = 2, pin_memory: bool = False):
         self.num_workers = num_workers
         self._dataset = dataset
         self._pin = pin_memory
         self._requests = _Requests()
-        self._loader = None
+        self._loader: DataLoader | None = None
+        self._iterator: Any = None
+        self._interrupted = False
+        self._end: Any = None  # kills the workers
         if num_workers:
             self._loader = DataLoader(
-                dataset,
+                _InWorker(dataset),
                 batch_size=None,
                 sampler=self._requests,
                 num_workers=num_workers,
@@ -123,12 +147,17 @@ class WorkerPool:
                 persistent_workers=True,
                 pin_memory=pin_memory,
                 collate_fn=_unchanged,
-                worker_init_fn=_leave_signals_to_the_parent,
+                worker_init_fn=_start_worker,
                 # Its own generator: a draw from the global one would make dropout depend on the number of workers.
                 generator=torch.Generator(),
             )
 
-    def batches(self, requests: Iterator[BatchRequest]) -> Iterator[dict]:
+    def batches(self, requests: Iterator) -> Iterator:
+        """The data set's answer to each request, in order.
+
+        Raises:
+            UserError: a worker died, or shared memory is full.
+        """
         if self._loader is None:
             for request in requests:
                 batch = self._dataset[request]
@@ -136,44 +165,170 @@ class WorkerPool:
                     batch = {k: v.pin_memory() if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
                 yield batch
             return
-        if self._loader._iterator is None and "nvidia.dali" in sys.modules:
-            # The workers are forked next. One that collects a pipeline left in a cycle waits for threads it has not.
-            gc.collect()
         self._requests.current = requests
         try:
-            yield from self._loader
-        except (RuntimeError, OSError, EOFError) as error:
-            if not self._a_worker_died():
-                raise
-            raise UserError(
-                f"a loader process died ({str(error).splitlines()[0]}); usually memory ran out: lower --num_workers or"
-                " --prefetch_factor, or give a container more shared memory (docker run --shm-size=8g)."
-            ) from error
-
-    def _a_worker_died(self) -> bool:
-        workers = getattr(getattr(self._loader, "_iterator", None), "_workers", [])
-        try:
-            for _ in range(20):  # its connections close a moment before it counts as dead
-                if any(not worker.is_alive() for worker in workers):
-                    return True
-                time.sleep(0.1)
-        except RuntimeError:  # torch's signal handler says the same, now
-            return True
-        return False
+            iterator = self._start()
+            while (batch := self._wait(lambda: next(iterator, None))) is not None:
+                if isinstance(batch, _Failure):
+                    raise UserError(batch.sentence)
+                yield batch
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self._interrupted = True
+            raise
 
     def close(self):
-        """Ends the workers."""
-        iterator = getattr(self._loader, "_iterator", None)
-        if iterator is not None:
+        """Ends the workers, if need be by force: they have nothing to save."""
+        iterator, self._loader, self._iterator = self._iterator, None, None
+        if iterator is None:
+            return
+        kill = threading.Timer(0 if self._interrupted else _LEAVE, _kill, [iterator._workers])  # they ignore SIGTERM
+        kill.daemon = True
+        kill.start()
+        try:
             iterator._shutdown_workers()  # the DataLoader has no public way to end persistent workers
-        self._loader = None
+        finally:
+            kill.cancel()
+            atexit.unregister(self._end)
+            self._end()
+
+    def death(self) -> str | None:
+        """What ended one of the workers, in a sentence; None while all of them live."""
+        dead = (worker for worker in getattr(self._iterator, "_workers", ()) if not worker.is_alive())
+        code = next((worker.exitcode for worker in dead), None)
+        if code is None:
+            return None
+        try:
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"{os.strerror(code)}"
+        except ValueError:
+            how = f"exit code {code}"
+        return _DIED.format(how)
+
+    def _start(self) -> Any:
+        if self._iterator is None:
+            self._iterator = self._start_workers()
+        else:
+            self._iterator._timeout = 0  # what is left of an epoch that was not finished may take long
+            self._wait(lambda: iter(self._loader))  # type: ignore[arg-type]
+        self._iterator._timeout = _POLL
+        return self._iterator
+
+    def _start_workers(self) -> Any:
+        if "nvidia.dali" in sys.modules:
+            # The workers are forked next. One that collects a pipeline left in a cycle waits for threads it has not.
+            gc.collect()
+        before = multiprocessing.active_children()
+        # torch's own handler would raise wherever the main thread happens to be, in the middle of a training step too.
+        signal_handling._SIGCHLD_handler_set = True
+        try:
+            # As many locks as it will take: where they have no room, torch's iterator is left half-made and noisy.
+            [multiprocessing.Lock() for _ in range(3 * self.num_workers + 12)]
+            with warnings.catch_warnings():
+                # The run's lock and pinned memory have threads, which wait and hold nothing that a worker needs.
+                warnings.filterwarnings("ignore", ".*multi-threaded, use of fork", DeprecationWarning)
+                iterator: Any = iter(self._loader)  # type: ignore[arg-type]
+            _leave_deaths_to_the_pool(iterator)
+        except BaseException as error:
+            _kill([child for child in multiprocessing.active_children() if child not in before])
+            if isinstance(error, OSError):
+                raise UserError(
+                    f"the loader processes cannot be started ({error.strerror or error}); lower --num_workers, or do"
+                    " without them: --num_workers 0."
+                ) from error
+            if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+                raise UserError(_DIED.format("at its start")) from error
+            raise
+        # Whatever ends this process: Python would ask them to end, which they ignore, and wait for them.
+        self._end = atexit.register(weakref.finalize(self, _kill, iterator._workers))
+        return iterator
+
+    def _wait(self, call: Callable[[], Any]) -> Any:
+        """`call()`, which asks the DataLoader, over and over until it has an answer; what keeps it from one is said."""
+        global _waiting
+        quiet = 0.0
+        while True:
+            _waiting = self
+            try:
+                if sentence := self.death():
+                    raise UserError(sentence)
+                return call()
+            except (RuntimeError, OSError, EOFError) as error:
+                deadline = time.monotonic() + (0 if isinstance(error, RuntimeError) else _LEAVE)
+                while (sentence := self.death()) is None and time.monotonic() < deadline:
+                    time.sleep(0.05)  # its connections close a moment before it counts as dead
+                if sentence:
+                    raise UserError(sentence) from error
+                if "Too many open files" in str(error) or "ancdata" in str(error):
+                    raise UserError(
+                        "the loader processes need more open files than this session may have; raise the limit"
+                        " (ulimit -n 65536), or lower --num_workers."
+                    ) from error
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+            finally:
+                _waiting = None
+            quiet += _POLL
+            if quiet >= _QUIET:
+                quiet = 0.0
+                log.warning(
+                    "no batch has come from the loader processes for %.0f minutes, and they are alive: does the storage"
+                    " hang? Waiting on.",
+                    _QUIET / 60,
+                )
+
+
+_waiting: WorkerPool | None = None  # the pool that the main thread waits for
+
+
+class _Failure(NamedTuple):
+    """Instead of a batch: why there is none."""
+
+    sentence: str
+
+
+class _InWorker(Dataset):
+    """The same batches in shared memory. It is filled here, where it can fail with a sentence: the thread that torch
+    leaves it to would print an error, and the batch would never arrive."""
+
+    def __init__(self, batches: Dataset):
+        self._batches = batches
+
+    def __getitem__(self, request) -> Any:
+        try:
+            batch = self._batches[request]
+        except UserError as error:
+            return _Failure(str(error))
+        except MemoryError:
+            return _Failure("a loader process ran out of memory; lower --num_workers or --per_device_batch_size.")
+        tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)] if type(batch) is dict else []
+        try:
+            needed = sum(tensor.nbytes for tensor in tensors)
+            if os.path.isdir("/dev/shm"):  # memory that is not there is a bus error where it is first written to
+                status = os.statvfs("/dev/shm")
+                if needed > status.f_bavail * status.f_frsize:
+                    return _full(needed, "no space left")
+            for tensor in tensors:
+                tensor.share_memory_()
+        except (RuntimeError, OSError) as error:
+            return _full(needed, first_line(error).rstrip("."))
+        return batch
+
+
+def _full(needed: int, reason: str) -> _Failure:
+    return _Failure(
+        "/dev/shm, through which loader processes hand over batches, has no room for one of"
+        f" {needed / 1e6:.1f} MB"
+        f" ({reason}); give the container more (docker run --shm-size=8g), lower --num_workers, or do without such"
+        " processes: --num_workers 0."
+    )
 
 
 class _Requests:
     """Hands the current epoch's requests to a `DataLoader` that outlives the epoch."""
 
     def __init__(self):
-        self.current: Iterator[BatchRequest] = iter(())
+        self.current: Iterator = iter(())
 
     def __iter__(self):
         return self.current
@@ -183,8 +338,43 @@ def _unchanged(batch):
     return batch
 
 
-def _leave_signals_to_the_parent(worker: int):
+def _kill(workers: list) -> None:
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+
+
+def _leave_deaths_to_the_pool(iterator) -> None:
+    """Has a worker's death noticed where the pool waits for it, and at once."""
+    if iterator._worker_pids_set:  # for torch's handler, which another DataLoader may have set before
+        signal_handling._remove_worker_pids(id(iterator))
+        iterator._worker_pids_set = False
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    if getattr(before, "of_pools", False):
+        return
+
+    def note(number, frame):
+        if _waiting is not None and (sentence := _waiting.death()):
+            raise UserError(sentence)  # a read of a message that was cut short would never end
+        if callable(before):
+            before(number, frame)
+
+    note.of_pools = True  # type: ignore[attr-defined]
+    signal.signal(signal.SIGCHLD, note)
+
+
+def _start_worker(worker: int):
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer wants to finish its step and save.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1"):
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+
+
+def _end_worker(error, batch):
+    # The thread that hands a batch over would print its error and go on without the batch, which the trainer waits for.
+    os._exit(getattr(error, "errno", None) or 1)

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+import torch
+
 from ..checkpoint import open_checkpoint
 from ..data import BatchPlan, build_loaders
 from ..recipes import Recipe
@@ -20,16 +22,19 @@ def validate_checkpoint(
     dataset_name: str | None = None,
     dataset_config: str | None = None,
     val_fraction: float = 0.0,
+    max_bad_files: float = 0.01,
+    strict: bool = False,
 ) -> dict[str, float] | None:
     """Top-1, top-k, loss and speed of a checkpoint on a folder or a `datasets` source; see [`validate`].
 
-    None on all processes but the first.
+    None on all processes but the first. `bad_files` of them is the number of images that could not be read.
 
     Folder names are matched with the checkpoint's class names; if none match but their number does, both are taken in
     sorted order, as ImageNet's wnid folders are.
 
     Raises:
-        UserError: no such checkpoint or folder, or the classes cannot be matched.
+        UserError: no such checkpoint or folder, or the classes cannot be matched, or more than a share of
+            `max_bad_files` of the images, or with `strict` one of them, cannot be read.
     """
     checkpoint = open_checkpoint(model)
     recipe = Recipe(
@@ -43,6 +48,8 @@ def validate_checkpoint(
         num_workers=num_workers,
         loader=loader,
         top_k=top_k,
+        max_bad_files=max_bad_files,
+        strict=strict,
     )
     recipe, accelerator, _ = start_accelerator(recipe, default="fp32")
     loaders = build_loaders(
@@ -57,6 +64,8 @@ def validate_checkpoint(
     try:
         network = checkpoint.load().to(accelerator.device)
         figures = validate(network, loaders.val, accelerator, top_k)
+        bad = torch.tensor(loaders.val.bad_files.count, device=accelerator.device)
+        figures["bad_files"] = int(accelerator.reduce(bad, reduction="sum"))
     finally:
         loaders.close()
     return figures if accelerator.is_main_process else None

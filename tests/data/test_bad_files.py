@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -76,7 +77,7 @@ def test_train_py_ends_well_and_accounts_for_each_file(tmp_path):
     bad = {name for name, kind in fate.items() if kind == "bad"}
     listed = [line.split("\t")[0] for line in (tmp_path / "run/bad_files.txt").read_text().splitlines()]
     assert len(listed) == len(bad) and {os.path.relpath(name, (tmp_path / "data").resolve()) for name in listed} == bad
-    assert f"bad      {len(bad)} unreadable images were replaced: run/bad_files.txt" in ran.stdout
+    assert f"bad      {len(bad)} unreadable images were replaced or left out: run/bad_files.txt" in ran.stdout
     assert all(ran.stderr.count(f"{name} ") == 1 for name in listed)
 
 
@@ -161,13 +162,41 @@ def test_the_list_is_shared_between_processes_and_survives_a_restart(tmp_path):
     path = tmp_path / "run" / "bad_files.txt"
     first, second = (BadFiles(path, 1000) for _ in range(2))
     assert first.report([BadFile("a", "is truncated"), BadFile("a", "is truncated")]) == [BadFile("a", "is truncated")]
-    assert second.report([BadFile("a", "is truncated"), BadFile("b\nc\td", "is empty")]) == [
-        BadFile("b c d", "is empty")
-    ]
-    assert first.report([BadFile("b\nc\td", "is empty")]) == []
-    assert path.read_text() == "a\tis truncated\nb c d\tis empty\n"
+    odd = BadFile("b\nc\td", "is empty")
+    assert second.report([BadFile("a", "is truncated"), odd]) == [odd]
+    assert first.report([odd]) == []
+    assert path.read_text() == 'a\tis truncated\n"b\\nc\\td"\tis empty\n'
     restarted = BadFiles(path, 1000)
     assert restarted.report([BadFile("e", "is empty")]) == [BadFile("e", "is empty")] and restarted.count == 3
+
+
+@pytest.mark.parametrize(
+    "name", ["tab\tand\nnewline.jpg", "\x1b[2Jclear.png", '"quoted".jpg', "\udcff.jpg", "back\\n.jpg"]
+)
+def test_a_list_names_every_file_so_that_it_can_be_found_again(tmp_path, name):
+    path = tmp_path / "bad_files.txt"
+    BadFiles(path, 100).report([BadFile(name, "is \x1b[31mred")])
+    text = path.read_text(encoding="utf-8")
+    assert text.isprintable() is False and text.count("\n") == 1 and text.count("\t") == 1  # these two and nothing else
+    assert text.replace("\n", "").replace("\t", "").isprintable()
+    again = BadFiles(path, 100)
+    assert again.report([BadFile(name, "is empty")]) == [] and again.names == [name]
+
+
+def test_two_splits_share_a_list_and_count_apart(tmp_path):
+    path = tmp_path / "bad_files.txt"
+    train, val = (BadFiles(path, 100, split=split) for split in ("train", "val"))
+    train.report([BadFile("row 1", "is empty")])
+    assert val.report([BadFile("row 1", "is empty")]) == [BadFile("row 1", "is empty")] and val.count == 1
+    assert path.read_text() == "row 1\tis empty\ttrain\nrow 1\tis empty\tval\n"
+    resumed = BadFiles(path, 100, split="val")
+    assert resumed.report([BadFile("row 1", "is empty")]) == [] and resumed.count == 1
+
+
+def test_a_list_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "bad_files.txt").mkdir()
+    with pytest.raises(UserError, match="bad_files.txt: Is a directory"):
+        BadFiles(tmp_path / "bad_files.txt", 100).report([BadFile("a", "is empty")])
 
 
 def test_the_limit_is_a_share_of_the_pictures():
@@ -175,6 +204,45 @@ def test_the_limit_is_a_share_of_the_pictures():
     BadFiles(None, 1000, 0.01).report(files[:10])
     with pytest.raises(UserError, match="11 of 1000"):
         BadFiles(None, 1000, 0.01).report(files)
-    with pytest.raises(UserError, match="1 of 50"):
-        BadFiles(None, 50, 0.01).report(files[:1])
     BadFiles(None, 50, 1.0).report(files)
+
+
+def test_one_file_is_allowed_of_however_few_but_for_a_share_of_nothing():
+    files = [BadFile(str(i), "is empty") for i in range(2)]
+    BadFiles(None, 3, 0.01).report(files[:1])
+    with pytest.raises(UserError, match="2 of 3 images are unreadable, more than --max_bad_files 0.01 allows"):
+        BadFiles(None, 3, 0.01).report(files)
+    with pytest.raises(UserError, match="1 of 3 .*--max_bad_files 0 allows"):
+        BadFiles(None, 3, 0).report(files[:1])
+    with pytest.raises(UserError) as without_flags:
+        BadFiles(None, 3, has_flags=False).report(files)
+    assert "--" not in str(without_flags.value) and "mend the data." in str(without_flags.value)
+
+
+def spoil(root, *names):
+    for name in names:
+        (root / name).write_bytes(b"")
+
+
+def test_a_small_run_outlives_one_bad_file_of_each_split_and_lists_both(pictures, recipe, tmp_path):
+    data = shutil.copytree(pictures, tmp_path / "data")
+    spoil(data, "train/cat/01.jpg", "val/dog/02.jpg")
+    with build_loaders(recipe(data_dir=str(data)), PROCESSOR, BatchPlan(4)) as ours:
+        assert len(list(ours.train.epoch(0))) == 15
+        assert sum(len(batch["index"]) for batch in ours.val.epoch()) == 20
+    listed = [line.split("\t") for line in (tmp_path / "run/bad_files.txt").read_text().splitlines()]
+    assert [(os.path.relpath(name, data), split) for name, _, split in listed] == [
+        ("train/cat/01.jpg", "train"),
+        ("val/dog/02.jpg", "val"),
+    ]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_step_without_an_image_is_an_error_and_no_step_less(pictures, recipe, tmp_path, workers):
+    data = shutil.copytree(pictures, tmp_path / "data")
+    for path in (data / "train").rglob("*.*"):
+        path.write_bytes(b"")
+    options = recipe(data_dir=str(data), max_bad_files=1.0, num_workers=workers)
+    with build_loaders(options, PROCESSOR, BatchPlan(4)) as ours:
+        with pytest.raises(UserError, match=r"none of the images of a step .*\(the last: .* is empty \(0 bytes\)\)"):
+            list(ours.train.epoch(0))

@@ -5,9 +5,11 @@ import time
 import datasets
 import pytest
 
+from effnet_hf.data import DataSource
 from effnet_hf.data import folder as folder_module
-from effnet_hf.data.folder import find_splits, open_folder, scan_tree
+from effnet_hf.data.folder import find_splits, list_images, open_folder, scan_tree
 from effnet_hf.errors import UserError
+from effnet_hf.run_folder import MARK
 
 from .torture import encode, photo
 
@@ -94,6 +96,76 @@ def test_a_name_that_is_not_utf8_is_named(tmp_path):
         open_folder(tmp_path)
 
 
+def mark(folder):
+    """What a training run does first in its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARK).write_text("{}")
+
+
+def test_the_folders_of_runs_are_no_classes(tmp_path):
+    write(tmp_path, "a/1.jpg", "b/1.jpg", "exp1/plots/curves.png", "b/exp2/ema/plot.png")
+    assert scan_tree(tmp_path).classes == ["a", "b", "exp1"]
+    mark(tmp_path / "exp1")
+    mark(tmp_path / "b" / "exp2")
+    tree = scan_tree(tmp_path)
+    assert tree.classes == ["a", "b"] and len(tree.paths) == 2
+    assert tree.notes == [f"passed over, a training run's: {tmp_path}/b/exp2 (and 1 more)."]
+    assert find_splits(tmp_path) == (tmp_path, None)
+
+
+def test_a_folder_that_a_run_has_just_locked_is_no_class(tmp_path):
+    write(tmp_path, "a/1.jpg", "b/1.jpg")
+    (tmp_path / "exp1").mkdir()
+    (tmp_path / "exp1" / ".lock").touch()
+    (tmp_path / "a" / ".lock").touch()  # of whoever locks a class
+    tree = scan_tree(tmp_path)
+    assert tree.classes == ["a", "b"] and tree.runs == [f"{tmp_path}/exp1"]
+    (tmp_path / "exp1" / ".lock").unlink()
+    with pytest.raises(UserError, match="exp1 holds no images"):
+        scan_tree(tmp_path)
+
+
+def test_a_run_in_the_data_folder_itself_leaves_no_classes(tmp_path):
+    write(tmp_path, "a/1.jpg", "b/1.jpg", "plots/curves.png", "checkpoints/update-00000001/x.png")
+    mark(tmp_path)
+    assert scan_tree(tmp_path).classes == ["a", "b"]
+    write(tmp_path / "set", "train/a/1.jpg", "val/a/1.jpg", "plots/curves.png")
+    mark(tmp_path / "set")
+    assert find_splits(tmp_path / "set") == (tmp_path / "set/train", tmp_path / "set/val")
+
+
+def test_a_run_beside_the_only_validation_folder_changes_nothing(tmp_path):
+    write(tmp_path, "val/a/1.jpg", "val/b/1.jpg", "exp/plots/1.png")
+    mark(tmp_path / "exp")
+    mark(tmp_path / "test")
+    assert find_splits(tmp_path) == (tmp_path / "train", tmp_path / "val")
+
+
+def test_a_remembered_list_forgets_runs_that_begin_and_end(tmp_path):
+    write(tmp_path, "a/1.jpg", "b/1.jpg", "exp1/plots/curves.png")
+
+    def classes():
+        age(tmp_path)
+        open_folder(tmp_path)  # remembers it
+        dataset, notes = open_folder(tmp_path)
+        return dataset.features["label"].names, len(notes)
+
+    assert classes() == (["a", "b", "exp1"], 1)
+    mark(tmp_path / "exp1")
+    assert open_folder(tmp_path)[0].features["label"].names == ["a", "b"]
+    assert classes() == (["a", "b"], 1)
+    (tmp_path / "exp1" / MARK).unlink()
+    assert classes() == (["a", "b", "exp1"], 1)
+
+
+def test_images_are_listed_below_any_folder(tmp_path):
+    write(tmp_path, "2.jpg", "a/deep/1.PNG", ".hidden/3.jpg", "a/.4.jpg", "notes.txt", "exp/plots/curves.png")
+    mark(tmp_path / "exp")
+    paths, note = list_images(tmp_path)
+    assert [os.path.relpath(path, tmp_path) for path in paths] == ["2.jpg", "a/deep/1.PNG"]
+    assert note == f"passed over, a training run's: {tmp_path}/exp."
+
+
 @pytest.mark.parametrize("name", ["val", "validation", "test"])
 def test_validation_folders_of_three_names_are_found(tmp_path, name):
     write(tmp_path, "train/a/1.jpg", f"{name}/a/1.jpg")
@@ -106,6 +178,19 @@ def test_data_dir_must_be_a_folder(tmp_path):
         find_splits(tmp_path / "nothing")
     with pytest.raises(UserError, match=r"--data_dir .*file.jpg is a file"):
         find_splits(tmp_path / "file.jpg")
+    with pytest.raises(UserError, match="--data_dir is empty; name a folder of images"):
+        find_splits("")
+    with pytest.raises(UserError, match="cannot be opened: File name too long"):
+        find_splits(tmp_path / ("x" * 300))
+
+
+def test_home_may_be_written_short(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path, "set/train/a/1.jpg", "set/train/b/1.jpg", "set/val/a/1.jpg")
+    assert find_splits("~/set") == (tmp_path / "set/train", tmp_path / "set/val")
+    assert (
+        len(DataSource.from_folder("~/set").train) == 2 and len(DataSource.from_folder("~/set", train=False).val) == 1
+    )
 
 
 def test_the_second_open_reads_the_list_and_notices_every_change(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import signal
 import threading
 import time
 
@@ -112,6 +113,78 @@ def test_problems_are_one_sentence_each(tmp_path, name):
         open_named(name, class_names=["dog", "fish"])
 
 
+def write_table(root, images, labels, label, card=None):
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    table = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+    (root / "data").mkdir(parents=True)
+    for split in ("train", "validation"):
+        table.to_parquet(root / f"data/{split}.parquet")
+    if card:
+        counted = card.replace("num_examples: 36", f"num_examples: {len(labels)}")
+        (root / "README.md").write_text(counted.replace("num_examples: 11", f"num_examples: {len(labels)}"))
+    return str(root)
+
+
+IMAGE = {"bytes": encode(photo(1, 30, 30), "JPEG"), "path": None}
+
+
+@pytest.mark.parametrize(
+    "labels, kind, words",
+    [
+        ([0, None, 1], LABELS, r"split train of .* has 1 images without a label \(null\)"),
+        ([0, -1, 1], LABELS, r"has images without a label \(-1\)"),
+        ([0.5, 1.5, 2.5], datasets.Value("float32"), "the column label of .* holds float, no classes"),
+        ([[0], [1], [2]], datasets.List(datasets.Value("int64")), "holds list<.*>, no classes"),
+        (["a", None, "b"], datasets.Value("string"), r"without a label \(null\)"),
+        ([b"a", b"b", b"c"], datasets.Value("binary"), "holds binary, no classes"),
+    ],
+)
+def test_labels_that_are_none_are_one_sentence(tmp_path, labels, kind, words):
+    with pytest.raises(UserError, match=words):
+        open_named(write_table(tmp_path / "set", [IMAGE] * 3, labels, kind))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_null_image_is_a_bad_file(tmp_path, loaders, streaming):
+    root = write_table(tmp_path / "set", [IMAGE, None, *[IMAGE] * 4], [0, 1, 2, 0, 1, 2], LABELS, CARD)
+    options = {"data_dir": None, "dataset_name": root, "streaming": streaming, "max_bad_files": 1}
+    ours = loaders(options, plan=BatchPlan(2))
+    assert [len(batch["index"]) for batch in ours.train.epoch(0)] == [2, 2, 2]
+    assert sum(len(batch["index"]) for batch in ours.val.epoch()) == 5
+    (name,) = ours.val.bad_files.names
+    assert name == ("image 1 of the stream" if streaming else "row 1")
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_a_stream_with_an_image_of_no_class_is_one_sentence(tmp_path, label):
+    root = write_table(tmp_path / "set", [IMAGE] * 3, [0, label, 1], LABELS, CARD)
+    split = open_named(root, streaming=True).train
+    with pytest.raises(UserError, match=f"has an image whose label is {label}, which is no class of it"):
+        list(split.read(0, 1))
+
+
+def test_a_stream_that_breaks_is_one_sentence(name, monkeypatch):
+    split = open_named(name, streaming=True).train
+
+    class Broken:
+        def __iter__(self):
+            yield {"image": IMAGE, "label": 0}
+            raise ConnectionResetError("the \x1b[31mpeer\nleft")
+
+    split._dataset = Broken()
+    with pytest.raises(UserError, match=r"the stream of --dataset_name .* broke: the \\x1b\[31mpeer\.$"):
+        list(split.read(0, 1))
+
+
+def test_an_error_without_words_is_named(monkeypatch):
+    def fail(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    with pytest.raises(UserError, match="--dataset_name x/y cannot be loaded: NotImplementedError"):
+        open_named("x/y")
+
+
 def test_columns_that_are_missing_are_named(tmp_path):
     (tmp_path / "words").mkdir()
     table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
@@ -192,6 +265,28 @@ def test_a_bad_picture_of_a_stream_is_replaced_from_its_micro_batch(tmp_path, lo
     assert ours.train.bad_files.names == ["seven.jpg"] and all(len(b["index"]) == 4 for b in batches)
 
 
+@pytest.mark.parametrize("bad", [0, 7, 35])
+def test_a_micro_batch_of_one_bad_picture_of_a_stream_is_replaced_by_a_neighbour(tmp_path, loaders, bad):
+    images = [{"bytes": b"nonsense" if i == bad else encode(photo(i, 30, 30), "JPEG"), "path": None} for i in range(36)]
+    root = write_table(tmp_path / "set", images, [i % 3 for i in range(36)], LABELS, CARD)
+    ours = loaders({"data_dir": None, "dataset_name": root, "streaming": True}, plan=BatchPlan(1))
+    batches = pixels(ours.train.epoch(0))
+    assert [index for index, _ in batches] == [[i] for i in range(36)] and ours.train.bad_files.count == 1
+    assert same(batches[20:], pixels(ours.train.epoch(0, start_update=20)))
+
+
+def test_neighbours_are_those_of_an_uninterrupted_run(name):
+    split = open_named(name, streaming=True).train
+    plan = named_dataset.StreamedTrainingPlan(36, 3, 0, 1, 2, 1, split=split)
+    whole = list(plan.requests(0))
+    for start in range(len(whole)):
+        for resumed, request in zip(plan.requests(0, start), whole[start:], strict=True):
+            assert resumed.indices.tolist() == request.indices.tolist()
+            assert resumed.split._samples.keys() == request.split._samples.keys()
+    assert whole[0].indices.tolist() == [1, 3, 5] and len(whole[0].split._samples) == 11
+    assert whole[-1].indices.tolist() == [31, 33, 35] and max(whole[-1].split._samples) == 35
+
+
 def test_reading_ahead_keeps_order_and_runs_ahead():
     done = []
 
@@ -222,3 +317,31 @@ def test_reading_ahead_passes_errors_on_and_stops_with_its_reader():
     next(endless)
     endless.close()
     assert not any(thread.name == "read_ahead" for thread in threading.enumerate())
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="has no alarm")
+def test_a_stream_that_never_answers_is_spoken_of_and_left_by_a_signal(monkeypatch, caplog):
+    monkeypatch.setattr(named_dataset, "_QUIET", 0.1)
+    monkeypatch.setattr(named_dataset, "_LEAVE", 0.2)
+    answer = threading.Event()
+
+    def silent():
+        answer.wait(30)
+        yield 1
+
+    class Stopped(BaseException):
+        pass
+
+    def stop(*_):
+        raise Stopped
+
+    before = signal.signal(signal.SIGALRM, stop)
+    started = time.monotonic()
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.35)
+        with pytest.raises(Stopped):
+            next(read_ahead(silent()))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        answer.set()
+    assert time.monotonic() - started < 3 and "nothing has been read from the stream" in caplog.text

@@ -1,13 +1,21 @@
+import functools
+import io
 import os
+import stat
+import struct
 import threading
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
+from PIL import Image, features
 
 from effnet_hf.data import pictures
-from effnet_hf.data.pictures import BadPicture, Box, Picture, read_file
+from effnet_hf.data.pictures import FORMATS, BadPicture, Box, Picture, read_file
+from effnet_hf.image_processing_efficientnet_nv import to_rgb
 
-from .torture import bad_files, encode, exif_jpeg, odd_files, photo
+from .torture import bad_files, chunk, encode, exif_jpeg, odd_files, photo, png
 
 
 @pytest.mark.parametrize("name", sorted(bad_files()))
@@ -56,8 +64,14 @@ def test_preloaded_pixels_serve_their_own_rectangle_only():
 def test_reading_says_what_is_wrong(tmp_path):
     with pytest.raises(BadPicture, match="has vanished"):
         read_file(str(tmp_path / "nothing.jpg"))
-    with pytest.raises(BadPicture, match="cannot be read: Is a directory"):
+    with pytest.raises(BadPicture, match="is not a file but a pipe, device or folder"):
         read_file(str(tmp_path))
+    with pytest.raises(BadPicture, match="is not a file but a pipe, device or folder"):
+        read_file(os.devnull)
+    with pytest.raises(BadPicture, match="cannot be read: File name too long"):
+        read_file(str(tmp_path / ("x" * 300)))
+    with pytest.raises(BadPicture, match="has a name that no file can have"):
+        read_file("a\0b.jpg")
     if os.geteuid() != 0:
         (tmp_path / "locked.jpg").touch(mode=0)
         with pytest.raises(BadPicture, match="permission denied"):
@@ -78,3 +92,124 @@ def test_a_pipe_does_not_block(tmp_path):
     thread.start()
     thread.join(5)
     assert result == ["done"]
+
+
+def test_reading_has_a_bound(tmp_path, monkeypatch):
+    with open(tmp_path / "sparse.jpg", "wb") as file:
+        file.truncate(60 << 30)
+    with pytest.raises(BadPicture, match=r"is too large for an image \(64,424,509,440 bytes; 1,073,741,824 at most\)"):
+        read_file(tmp_path / "sparse.jpg")
+    (tmp_path / "growing.jpg").write_bytes(b"1234")
+    size = os.stat_result((stat.S_IFREG, 0, 0, 1, 0, 0, 3, 0, 0, 0))
+    monkeypatch.setattr(os, "fstat", lambda _: size)
+    with pytest.raises(BadPicture, match="grows while it is read"):
+        read_file(tmp_path / "growing.jpg")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files in Linux's /proc")
+def test_no_file_is_left_open(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for name in (".", "nothing.jpg"):
+        with pytest.raises(BadPicture):
+            read_file(tmp_path / name)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_only_named_formats_are_opened(monkeypatch):
+    """EPS would start Ghostscript, whatever its name ends in."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    assert "EPS" not in FORMATS
+    with pytest.raises(BadPicture, match="is not an image that is read here"):
+        Picture(bad_files()["postscript.jpg"])
+    for kind in ("TGA", "PCX", "ICO", "SGI", "JPEG2000"):  # each would be opened by its first bytes, or by anything
+        with pytest.raises(BadPicture, match="is not an image that is read here"):
+            Picture(encode(photo(1), kind))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_each_named_format_is_opened(kind):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    assert Picture(encode(photo(1), kind)).rgb().size == (96, 72)
+
+
+@functools.cache
+def hostile() -> dict[str, bytes]:
+    """What makes a decoder work, recurse or ask for memory."""
+    text = zlib.compress(bytes(80 << 20), 9)
+    start, end = png(8, 8, None)[:33], png(8, 8, None)[-12:]
+    pixels = chunk(b"IDAT", zlib.compress(bytes(8 * 25)))
+    avif = encode(photo(1), "AVIF") if features.check("avif") else b"\0\0\0\x20ftypavif" + bytes(64)
+    tiff = encode(photo(1), "TIFF")
+    directory = struct.unpack("<I", tiff[4:8])[0]
+    return {
+        "text bomb": start + chunk(b"zTXt", b"a\0\0" + text) + pixels + end,
+        "profile bomb": start + chunk(b"iCCP", b"a\0\0" + text[: len(text) // 2]) + end,
+        "broken AVIF": avif[: len(avif) * 2 // 3],
+        "AVIF of noise": avif[:64] + bytes(range(256)) * 4,
+        "TIFF with huge tags": tiff[: directory + 2] + struct.pack("<HHII", 273, 4, 0xFFFFFFF0, 8) * 40,
+        "TIFF that is its own next page": tiff[:directory] + struct.pack("<H", 0) + struct.pack("<I", directory),
+        "JPEG of the largest size": struct.pack(">2s2sHBHHB", b"\xff\xd8", b"\xff\xc0", 11, 8, 65500, 65500, 1)
+        + bytes(20),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(hostile()))
+def test_hostile_files_are_bad_and_nothing_else(name):
+    with pytest.raises(BadPicture, match=r"^(is|cannot)"):
+        Picture(hostile()[name]).rgb().load()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RecursionError("maximum recursion depth exceeded"), KeyError("x")])
+def test_whatever_a_decoder_raises_is_one_line(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(BadPicture, match=f"cannot be decoded: {type(error).__name__}") as raised:
+        Picture(b"x")
+    assert str(raised.value).isprintable()
+
+
+def test_a_signals_exception_is_no_bad_picture(monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Image, "open", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Picture(b"x")
+
+
+def to_rgb_in_64_bits(image):
+    """`to_rgb` of grey images as it was first written: 16 bytes a pixel, and nothing to doubt."""
+    grey = np.asarray(image).astype(np.int64).clip(0, 65535)
+    deep = image.mode != "I" or grey.max() > 255
+    return Image.fromarray((grey >> 8 if deep else grey).astype(np.uint8)).convert("RGB")
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "I;16B", "I;16L", "I;16N"])
+@pytest.mark.parametrize("low, high", [(0, 256), (0, 65536), (-(2**31), 2**31), (0, 1)])
+def test_deep_grey_is_turned_into_bytes_as_it_always_was(mode, low, high):
+    values = np.random.default_rng(0).integers(low, high, (31, 37))
+    dtype = {"I": "<i4", "I;16B": ">u2"}.get(mode, "<u2")
+    image = Image.frombytes(mode, (37, 31), values.astype(dtype).tobytes())
+    assert np.array_equal(np.asarray(to_rgb(image)), np.asarray(to_rgb_in_64_bits(image)))
+
+
+def test_deep_grey_takes_no_wide_copies():
+    """Of 1 million pixels: what is asked of the image, and one byte each, in bytes that Python and numpy take."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 65536, (1000, 1000), dtype=np.uint16))
+    tracemalloc.start()
+    try:
+        to_rgb(image)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 6e6, f"{peak:,} bytes"  # 20 million with 64 bits
+
+
+def test_an_upright_image_is_not_copied():
+    image = photo(1)
+    assert to_rgb(image) is image
+    turned = to_rgb(Image.open(io.BytesIO(exif_jpeg(6))))
+    assert turned.size == (72, 96) and to_rgb(turned) is turned

@@ -76,6 +76,7 @@ def bad_files() -> dict[str, bytes]:
         "json.png": b'{"error": "rate limited"}',
         "random.jpg": np.random.default_rng(0).bytes(4096),
         "zeros.jpg": bytes(4096),
+        "postscript.jpg": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n{} loop\n",
         "pdf.jpg": b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n",
         "zip.jpg": b"PK\x03\x04" + bytes(200),
         "numpy.png": b"\x93NUMPY\x01\x00" + bytes(120),

@@ -1,0 +1,163 @@
+"""`classify` on whatever a folder may hold: every good image is answered, every other has its line, nothing hangs."""
+
+import io
+import json
+import os
+
+import pytest
+from PIL import features
+
+from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
+from effnet_hf.commands.classify import find_images
+from effnet_hf.errors import UserError
+from effnet_hf.run_folder import MARK
+
+from .data.torture import bad_files, encode, photo
+from .test_scripts import call
+
+
+GOOD = encode(photo(1), "JPEG")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    config = EfficientNetNVConfig(
+        image_size=16, kernel_sizes=[3], strides=[2], num_block_repeats=[1], expand_ratios=[2], out_channels=[16],
+        stem_channels=16, head_channels=32, id2label={0: "cat", 1: "a\x1b[2Jb\nc"},
+    )  # fmt: skip
+    EfficientNetNVForImageClassification(config).save_pretrained(folder)
+    EfficientNetNVImageProcessor.for_image_size(16, margin=0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def classify(model, monkeypatch, capsys):
+    def run(*words, stdin=""):
+        words = ["classify", "--model", model, "--device", "cpu", "--top_k", "1", *words]
+        return call(*words, stdin=stdin, monkeypatch=monkeypatch, capsys=capsys)
+
+    return run
+
+
+def test_bad_images_take_no_good_ones_with_them(classify, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(GOOD)
+    (tmp_path / "z.jpg").write_bytes(GOOD)
+    bad = dict(bad_files())
+    if features.check("avif"):
+        bad["broken.avif"] = encode(photo(1), "AVIF")[:500]
+    for name, data in bad.items():
+        (tmp_path / name).write_bytes(data)
+    with open(tmp_path / "sparse.jpg", "wb") as file:
+        file.truncate(60 << 30)
+    code, out, err = classify("--json", tmp_path)
+    lines = err.splitlines()
+    assert code == 2 and [os.path.basename(json.loads(line)["path"]) for line in out.splitlines()] == ["a.jpg", "z.jpg"]
+    assert len(lines) == len(bad) + 1 and all(": error: " in line for line in lines)
+    assert any("sparse.jpg is too large for an image" in line for line in lines)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_what_is_no_file_is_not_waited_for(classify, tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "a.jpg").write_bytes(GOOD)
+    names = [tmp_path / "pipe.jpg", "/dev/zero", tmp_path / "a.jpg"]
+    code, out, err = classify(*names, "-", stdin=f"{tmp_path}\n{tmp_path}/nothing.jpg\n")
+    assert code == 2 and out.count("%") == 1
+    assert err.count("is not a file but a pipe, device or folder") == 3 and "nothing.jpg has vanished" in err
+
+
+def test_an_eps_called_jpg_starts_no_ghostscript(classify, tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
+    (tmp_path / "a.jpg").write_bytes(bad_files()["postscript.jpg"])
+    code, _, err = classify(tmp_path / "a.jpg")
+    assert code == 2 and "a.jpg is not an image that is read here" in err
+
+
+def test_control_characters_reach_no_terminal(classify, tmp_path):
+    """Of names and of labels, and names that are not UTF-8 are shown."""
+    names = [b"\x1b[31mred\r.jpg", b"line\nbreak.jpg", b"\xff\xfe.jpg"]
+    for name in names:
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
+            file.write(GOOD)
+    (tmp_path / "bad\x07.jpg").write_bytes(b"")
+    code, out, err = classify("--top_k", "2", tmp_path)
+    assert code == 2 and out.count("%") == 6 and (out + err).replace("\n", "").isprintable()
+    assert r"\x1b[31mred\r.jpg" in out and r"line\nbreak.jpg" in out and r"\udcff\udcfe.jpg" in out
+    assert r"a\x1b[2Jb\nc" in out and r"bad\x07.jpg is empty" in err
+    code, out, _ = classify("--json", tmp_path)
+    found = [json.loads(line) for line in out.splitlines()]
+    assert len(found) == 3 and out.replace("\n", "").isprintable()
+    assert {os.path.basename(os.fsencode(answer["path"])) for answer in found} == set(names)
+
+
+def test_a_list_may_hold_any_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    listed = io.TextIOWrapper(io.BytesIO(b"a/ \xff.jpg \r\n\n~/at home.jpg\nx\x0cy.jpg"), encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", listed)
+    names = [os.fsencode(path) for path in find_images(["-"])]
+    assert names == [b"a/ \xff.jpg ", os.fsencode(tmp_path) + b"/at home.jpg", b"x\x0cy.jpg"]
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UserError, match="no image was named"):
+        find_images(["-"])
+
+
+def test_a_folder_is_listed_without_hidden_files_and_runs(classify, tmp_path):
+    for name in ("a.jpg", ".hidden.jpg", ".cache/b.jpg", "run/plots/curves.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(GOOD)
+    (tmp_path / "run" / MARK).write_text("{}")
+    code, out, err = classify(tmp_path)
+    assert code == 0 and out.count("%") == 1
+    assert err == f"note: passed over, a training run's: {tmp_path}/run.\n"
+    code, _, err = classify(tmp_path / ".cache")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    "word, words",
+    [("", "is empty; name a file"), ("x" * 300 + ".jpg", "no such image"), ("~nobody/x.jpg", "no such image")],
+)
+def test_names_of_nothing_are_one_line(classify, word, words):
+    code, _, err = classify(word)
+    assert code == 2 and words in err and err.count("\n") == 1
+
+
+def test_a_plot_of_names_that_look_like_formulas(classify, tmp_path):
+    for name in ("$x^$.jpg", "\x1b[1m.jpg"):
+        (tmp_path / name).write_bytes(GOOD)
+    code, _, err = classify("--save_plot", tmp_path / "plot.png", tmp_path)
+    assert code == 0 and (tmp_path / "plot.png").stat().st_size > 1000, err
+
+
+def test_validate_passes_one_bad_image_over_and_has_the_flags_it_names(model, monkeypatch, capsys, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            (tmp_path / name / f"{i}.jpg").write_bytes(GOOD)
+    (tmp_path / "cat/1.jpg").write_bytes(b"")
+
+    def validate(*words):
+        words = ["validate", "--model", model, "--data_dir", tmp_path, "--num_workers", "0", *words]
+        return call(*words, monkeypatch=monkeypatch, capsys=capsys)
+
+    config = json.loads((model / "config.json").read_text())
+    config |= {"id2label": {"0": "cat", "1": "dog"}, "label2id": {"cat": 0, "dog": 1}}
+    renamed = tmp_path / ".model"
+    renamed.mkdir()
+    for path in model.iterdir():
+        (renamed / path.name).write_bytes(path.read_bytes())
+    (renamed / "config.json").write_text(json.dumps(config))
+    (renamed / "manifest.json").unlink(missing_ok=True)
+    model = renamed
+    code, out, _ = validate()
+    assert code == 0 and "on 5 images, 1 unreadable left out, " in out
+    code, out, _ = validate("--json")
+    assert json.loads(out)["bad_files"] == 1
+    code, _, err = validate("--strict")
+    assert code == 2 and "cat/1.jpg is empty (0 bytes); mend or remove it, or run without --strict." in err
+    (tmp_path / "dog/2.jpg").write_bytes(b"")
+    code, _, err = validate()
+    assert code == 2 and "2 of 6 images are unreadable, more than --max_bad_files 0.01 allows" in err
+    code, out, _ = validate("--max_bad_files", "0.5")
+    assert code == 0 and "on 4 images, 2 unreadable left out, " in out
