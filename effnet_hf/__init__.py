@@ -5,24 +5,28 @@ Importing this package registers the model family with transformers' Auto classe
 
 from inspect import signature
 
-from transformers import (
-    AutoBackbone,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoVideoProcessor,
-)
-
 from .__about__ import __version__
-from .configuration import EfficientNetNVConfig
-from .image_processing_efficientnet_nv import EfficientNetNVImageProcessor
-from .modeling_efficientnet_nv import (
-    EfficientNetNVBackbone,
-    EfficientNetNVForImageClassification,
-    EfficientNetNVModel,
-    EfficientNetNVPreTrainedModel,
-)
+from .cli import importing
+
+
+with importing():  # torch and transformers take seconds
+    from transformers import (
+        AutoBackbone,
+        AutoConfig,
+        AutoImageProcessor,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoVideoProcessor,
+    )
+
+    from .configuration import EfficientNetNVConfig
+    from .image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+    from .modeling_efficientnet_nv import (
+        EfficientNetNVBackbone,
+        EfficientNetNVForImageClassification,
+        EfficientNetNVModel,
+        EfficientNetNVPreTrainedModel,
+    )
 
 
 AutoConfig.register(EfficientNetNVConfig.model_type, EfficientNetNVConfig)

@@ -1,17 +1,21 @@
 """What every script shares: errors in one line, exit codes, nearest-flag suggestions."""
 
 import argparse
+import contextlib
 import difflib
+import errno
 import math
 import os
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
-from .errors import OneProcessError, sentence_of
+from .errors import OneProcessError, printable, sentence_of
 
 
 _SCRIPTS = {f"{name}.py" for name in ("train", "validate", "classify", "convert", "qat", "export")}  # of a clone
@@ -26,7 +30,7 @@ class OneLineErrors(argparse.ArgumentParser):
     old_spellings: dict[str, str] = {}
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}\n" if _speaks() else None)
+        self.exit(2, f"{self.prog}: error: {printable(message)}\n" if _speaks() else None)
 
     def parse_args(self, args=None, namespace=None):
         words = self._as_spelled_now(sys.argv[1:] if args is None else list(args))
@@ -87,6 +91,12 @@ def say_new_spelling(old: str, new: str, prog: str | None = None) -> None:
         print(f"{prog or program_name()}: {old} is now called {new}", file=sys.stderr)
 
 
+def say(note: str) -> None:
+    """One line on the console that is no error; of several processes from the first one."""
+    if _speaks():
+        print(f"{program_name()}: {printable(note)}", file=sys.stderr)
+
+
 def program_name() -> str:
     """What the user calls this program, for the beginning of a line: `train.py`, or `effnet-hf train`."""
     return _typed()[0]
@@ -128,7 +138,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
     def _get_default_metavar_for_optional(self, action):
         if action.nargs == "?" or getattr(action.type, "__name__", "") == "string_to_bool":
             return "true|false"
-        return {float: "X", above_zero: "X", None: "TEXT", str: "TEXT"}.get(action.type, "N")
+        return {float: "X", above_zero: "X", None: "TEXT", str: "TEXT", path: "PATH"}.get(action.type, "N")
 
     def _get_help_string(self, action):
         if action.default in (None, False, argparse.SUPPRESS) or action.default == [] or "default: " in action.help:
@@ -163,6 +173,13 @@ def command_line() -> str:
     return shlex.join([*(["python"] if program.endswith(".py") else []), *program.split(), *kept])
 
 
+def path(text: str) -> str:
+    """The `type` of a flag that names a file, a folder or a Hub id: `~` is the home folder, and nothing is no name."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty; name a file or folder")
+    return os.path.expanduser(text)
+
+
 def at_least(minimum: int) -> Callable[[str], int]:
     """The `type` of a flag that takes whole numbers from `minimum` on."""
 
@@ -178,33 +195,160 @@ def at_least(minimum: int) -> Callable[[str], int]:
     return whole_number
 
 
+class Lasting:
+    """A console that outlives its reader: what cannot be written is dropped, and so is all that comes after it.
+
+    Python's own stream raises on every write to a closed pipe, which ended trainings for the sake of a `| head`.
+
+    Args:
+        raises: let the first error through.
+
+    Attributes:
+        lost: why something was dropped.
+    """
+
+    def __init__(self, stream, raises: bool = False):
+        self.stream = getattr(stream, "stream", stream)  # not one around another
+        self.raises = raises
+        self.lost: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        self._try("write", text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try("flush")
+
+    def _try(self, do: str, *arguments) -> None:
+        try:
+            if self.stream is not None and not self.stream.closed:
+                getattr(self.stream, do)(*arguments)
+        except OSError as error:
+            self.lost = error
+            with contextlib.suppress(OSError):  # no file
+                _send_nowhere(self.stream.fileno())
+            if self.raises:
+                raise
+
+
+def _send_nowhere(descriptor: int) -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    if nowhere != descriptor:
+        os.dup2(nowhere, descriptor)
+        os.close(nowhere)
+
+
 def run(main: Callable[[], int | None], prog: str | None = None) -> None:
     """Runs a script's `main` and turns what a user can mend into one line and exit code 2.
 
-    `main` may return an exit code. Ctrl-C exits with 130, quietly. Of several processes only the first one speaks, but
-    for a `OneProcessError`.
+    `main` may return an exit code. Ctrl-C exits with 130, quietly, and another signal that asks for an end with 128 and
+    its number, after a line. Of several processes only the first one speaks, but for a `OneProcessError`.
+
+    A command does its work to the end whether or not somebody reads what it prints; only `classify`, whose work that
+    is, ends with its reader. What could not be printed for another reason (a full disk) is an error, said on stderr.
 
     Args:
         prog: how the user called it; the script's name by default.
     """
+    prog = prog or program_name()
+    _open_what_is_closed()
+    out = Lasting(sys.stdout, raises=prog.removesuffix(".py").endswith("classify"))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(Lasting(sys.stderr)):
+        code = _run(main, prog, out)
+        if out.lost is not None and out.lost.errno != errno.EPIPE and code == 0:
+            print(f"{prog}: error: cannot write to standard output: {out.lost.strerror}.", file=sys.stderr)
+            code = 2
+    sys.exit(code)
+
+
+def _run(main: Callable[[], int | None], prog: str, out: Lasting) -> int:
     try:
-        code = main() or 0
-        sys.stdout.flush()
-        _leave_group()
-    except BrokenPipeError:  # `classify.py … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    except KeyboardInterrupt:
-        code = 128 + signal.SIGINT
+        with _ending_by_signal():
+            code = main() or 0
+            out.flush()
+            _leave_group()
+        return code
+    except KeyboardInterrupt as end:
+        name = str(end) if str(end) in signal.Signals.__members__ else "SIGINT"
+        if name != "SIGINT" and _speaks():
+            print(f"{prog}: stopped by {name}", file=sys.stderr)
+        return 128 + signal.Signals[name]
+    except SystemExit as end:  # argparse's
+        out.flush()
+        if isinstance(end.code, str):
+            raise
+        return end.code or 0
     except Exception as error:
+        if error is out.lost:  # `classify.py … | head`
+            return 0
         sentence = sentence_of(error)
         if sentence is None:
             raise
         if _speaks() or isinstance(error, OneProcessError):
             rank = "" if _speaks() else f"process {os.environ.get('RANK', os.environ['LOCAL_RANK'])}: "
-            print(f"{prog or program_name()}: error: {rank}{sentence}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
+            print(f"{prog}: error: {rank}{printable(sentence)}", file=sys.stderr)
+        return 2
+
+
+def _open_what_is_closed() -> None:
+    """Gives closed standard streams (`>&-`) somewhere to go, before a file of ours gets their number."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            _send_nowhere(descriptor)
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+        elif name == "stdout" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a letter that the console lacks is no reason to end
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Lets Ctrl-C end a command that is still importing as it does later, quietly and with 130; programs of others
+    that import the package are left alone."""
+    module = " ".join(sys.orig_argv) if sys.argv[:1] == ["-m"] else ""
+    script = Path(sys.argv[0] if sys.argv else "")
+    ours = script.stem == "effnet-hf" or script.name in _SCRIPTS or " -m effnet_hf" in module
+    before = signal.getsignal(signal.SIGINT)
+    if not ours or before != signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _ending_by_signal() -> Iterator[None]:
+    """Lets SIGTERM, and SIGHUP unless it is ignored (nohup), end the body as Ctrl-C does: what is half-written goes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    owner = os.getpid()
+
+    def end(number, frame):
+        signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+        if os.getpid() != owner:  # a forked child, which its parent ends
+            os.kill(os.getpid(), number)
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) == signal.SIG_DFL}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _leave_group() -> None:

@@ -1,15 +1,22 @@
 """What stands in the folder of a run, named here and nowhere else.
 
 output_dir/
+  .effnet_hf.json                     whose folder it is, and which names runs made in it; .lock while one runs
   config.json model.safetensors preprocessor_config.json README.md   the best model, opens with from_pretrained
   recipe.yaml metrics.jsonl summary.json plots/
+  manifest.json                       size and SHA-256 of config, weights, processor and code
   ema/                                the moving average of the weights
-  checkpoints/update-00001250/        the same files plus what resuming needs, see training/checkpoint.py
+  checkpoints/update-00001250/        the same files plus what resuming needs, see training/resume.py
   checkpoints/best/                   the best model so far
+  checkpoints/data.parquet            which images the run trains and validates on
 """
 
 import os
+import re
 from pathlib import Path
+
+
+MARK = ".effnet_hf.json"  # the first file that a run writes into its folder: whose it is, and what was made
 
 
 class _Entry:
@@ -25,6 +32,7 @@ class _Entry:
 class RunFolder:
     """The paths in one `output_dir`; nothing is created or read."""
 
+    mark = _Entry(MARK)
     recipe = _Entry("recipe.yaml")
     metrics = _Entry("metrics.jsonl")
     summary = _Entry("summary.json")
@@ -36,6 +44,7 @@ class RunFolder:
     weights = _Entry("model.safetensors")
     processor = _Entry("preprocessor_config.json")
     card = _Entry("README.md")
+    manifest = _Entry("manifest.json")
     ema = _Entry("ema")
     quantization = _Entry("quantization.json")
     sensitivity = _Entry("sensitivity.json")
@@ -43,22 +52,48 @@ class RunFolder:
     benchmark = _Entry("benchmark.json")
     checkpoints = _Entry("checkpoints")
     best = _Entry("checkpoints/best")
+    data = _Entry("checkpoints/data.parquet")
     progress = _Entry("progress.json")  # of a checkpoint: epoch, position in the sample order, best figure
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
 
-    def left_by_a_run(self) -> list[Path]:
-        """What another run that starts in this folder removes: everything but what it replaces itself."""
-        stay = {"recipe", "checkpoints", "best", "progress", "benchmark"}
-        names = [name for name, entry in vars(RunFolder).items() if isinstance(entry, _Entry) and name not in stay]
-        return [getattr(self, name) for name in names]
+    def written_while_running(self) -> list[str]:
+        """What a run may write right in its folder before its end."""
+        entries = (
+            self.recipe, self.metrics, self.bad_files, self.logs, self.profile, self.checkpoints, self.quantization,
+            self.sensitivity, self.sensitivity_plot,
+        )  # fmt: skip
+        return [path.name for path in entries]
+
+    def published(self) -> list[str]:
+        """What a run writes there at its end, besides the files of its model's code."""
+        entries = (
+            self.config, self.weights, self.processor, self.card, self.manifest, self.summary, self.plots, self.ema,
+        )  # fmt: skip
+        return [path.name for path in entries]
+
+    def is_a_runs_name(self, name: str) -> bool:
+        return name == MARK or name in (*self.written_while_running(), *self.published()) or name.endswith(".py")
+
+    @staticmethod
+    def is_in_checkpoints(name: str) -> bool:
+        """Whether a run may have made this in `checkpoints/`."""
+        hidden = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old|gone)", name)
+        return bool(re.fullmatch(r"update-\d{8,}|best|data\.parquet", hidden[1] if hidden else name))
 
     def checkpoint(self, updates: int) -> Path:
         """The checkpoint after so many optimizer steps."""
         return self.checkpoints / f"update-{updates:08d}"
 
-    def whole_checkpoints(self) -> list[Path]:
-        """Those that can be resumed, oldest first."""
-        found = self.checkpoints.glob("update-*")
-        return sorted(path for path in found if RunFolder(path).progress.is_file())
+    def checkpoint_named(self, name: str) -> Path:
+        return self.checkpoints / name
+
+    def all_checkpoints(self) -> list[Path]:
+        """Whole or damaged, oldest first."""
+        return sorted(path for path in self.checkpoints.glob("update-*") if path.is_dir())
+
+
+def made_by_a_run(folder: str | os.PathLike) -> bool:
+    """Whether a run of ours owns this folder: no place to look for images in."""
+    return os.path.isfile(os.path.join(folder, MARK))

@@ -1,7 +1,13 @@
-"""What every script shares: who speaks, and when."""
+"""What every script shares: who speaks, and when; and what a console that is gone, or a signal, does to it."""
 
+import contextlib
+import importlib
+import os
 import runpy
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -86,7 +92,161 @@ def test_a_message_names_the_command_that_the_user_has(program, named, typed, mo
 
 @pytest.mark.parametrize("module, command", [("effnet_hf.data.scan", "scan"), ("effnet_hf.training.plots", "plots")])
 def test_a_module_that_was_once_run_says_what_took_its_place(module, command, monkeypatch, capsys):
-    monkeypatch.delitem(sys.modules, module, raising=False)
+    importlib.import_module(module)
+    monkeypatch.delitem(sys.modules, module)
     with pytest.raises(SystemExit, match="2"):
         runpy.run_module(module, run_name="__main__")
     assert capsys.readouterr().err == f"this is `effnet-hf {command}` now\n"
+
+
+def in_child(main, prog: str, out: str | int | None, err) -> int:
+    """The exit code of a script, in a forked child whose standard output is a file, a descriptor, or closed."""
+    pid = os.fork()
+    if pid == 0:
+        code = 70
+        try:
+            os.dup2(os.open(err, os.O_WRONLY | os.O_CREAT), 2)
+            os.close(1)
+            if out is not None:
+                os.dup2(os.open(out, os.O_WRONLY | os.O_CREAT) if isinstance(out, (str, Path)) else out, 1)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(sys, "stdout", None if out is None else os.fdopen(1, "w"))
+                patch.setattr(sys, "stderr", os.fdopen(2, "w", buffering=1))
+                try:
+                    run(main, prog)
+                except SystemExit as end:
+                    code = end.code
+                except BaseException as error:
+                    print(repr(error), file=sys.stderr)
+        finally:
+            with contextlib.suppress(Exception):
+                os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.fixture
+def nobody():
+    """The writing end of a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
+
+
+def printing(marker: Path, code: int = 0):
+    """Prints more than a buffer holds, and then does its work."""
+
+    def main():
+        for _ in range(3):
+            print("x" * 10_000, flush=True)
+        marker.write_text("done")
+        return code
+
+    return main
+
+
+@pytest.mark.parametrize("code", [0, 7, 75])
+def test_a_command_outlives_its_reader_and_keeps_its_exit_code(code, nobody, tmp_path):
+    assert in_child(printing(tmp_path / "marker", code), "convert.py", nobody, tmp_path / "err") == code
+    assert (tmp_path / "marker").exists() and (tmp_path / "err").read_text() == ""
+
+
+@pytest.mark.parametrize("prog", ["classify.py", "effnet-hf classify"])
+def test_classify_ends_with_its_reader(prog, nobody, tmp_path):
+    assert in_child(printing(tmp_path / "marker"), prog, nobody, tmp_path / "err") == 0
+    assert not (tmp_path / "marker").exists() and (tmp_path / "err").read_text() == ""
+
+
+@pytest.mark.parametrize("prog", ["validate.py", "classify.py"])
+def test_what_could_not_be_printed_is_an_error(prog, tmp_path):
+    """`validate.py … > figures.txt` on a full disk."""
+    assert in_child(printing(tmp_path / "marker"), prog, "/dev/full", tmp_path / "err") == 2
+    said = f"{prog}: error: cannot write to standard output: No space left on device.\n"
+    assert (tmp_path / "err").read_text() == said
+
+
+def test_a_closed_console_gets_no_file_of_ours(tmp_path):
+    """`>&-`: the next file that is opened would be standard output."""
+
+    def main():
+        with open(tmp_path / "file", "w") as file:
+            print("said")
+            os.write(1, b"said by a library")
+            file.write("written")
+
+    assert in_child(main, "train.py", None, tmp_path / "err") == 0
+    assert (tmp_path / "file").read_text() == "written" and (tmp_path / "err").read_text() == ""
+
+
+def test_a_broken_pipe_to_something_else_is_no_success(tmp_path):
+    def main():
+        raise BrokenPipeError(32, "Broken pipe")  # of a loader process
+
+    assert in_child(main, "classify.py", tmp_path / "out", tmp_path / "err") == 70
+    assert "BrokenPipeError" in (tmp_path / "err").read_text()
+
+
+def test_a_letter_that_the_console_lacks_is_written_as_an_escape(tmp_path, monkeypatch):
+    with open(tmp_path / "out", "w", encoding="ascii") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        with pytest.raises(SystemExit, match="0"):
+            run(lambda: print("Käfer \udcff"), "classify.py")
+        monkeypatch.undo()
+    assert (tmp_path / "out").read_text() == "K\\xe4fer \\udcff\n"
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_command_in_order(number, code, tmp_path, capsys):
+    """As Ctrl-C always did: what is half-written is removed, nothing is a traceback."""
+    cleaned = []
+
+    def main():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+        finally:
+            cleaned.append(True)
+
+    with pytest.raises(SystemExit, match=str(code)):
+        run(main, "convert.py")
+    said = "" if number == signal.SIGINT else f"convert.py: stopped by {number.name}\n"
+    assert capsys.readouterr() == ("", said) and cleaned
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_a_signal_to_a_forked_helper_is_a_matter_of_its_own(capfd):
+    def main():
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            finally:
+                os._exit(1)
+        return 5 if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM else 6
+
+    with pytest.raises(SystemExit, match="5"):
+        run(main, "scan.py")
+    assert capfd.readouterr() == ("", "")
+
+
+def test_no_escape_of_others_reaches_the_terminal(capsys):
+    def main():
+        raise UserError("a\x1b[2Jb.png\nis broken.")
+
+    with pytest.raises(SystemExit, match="2"):
+        run(main, "train.py")
+    assert capsys.readouterr().err == "train.py: error: a\\x1b[2Jb.png is broken.\n"
+    with pytest.raises(SystemExit, match="2"):
+        ArgumentParser(prog="x").parse_args(["--\x1b[2J"])
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [["train.py"], ["-m", "effnet_hf", "train"]], ids=" ".join)
+def test_ctrl_c_while_libraries_are_imported_is_quiet(command, tmp_path):
+    process = subprocess.Popen([sys.executable, *command, "--help"], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while process.poll() is None and "libtorch" not in maps.read_text():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[1] == "" and process.returncode == 130

@@ -35,7 +35,7 @@ def figures_of(results: Mapping, size: int) -> dict:
 
 def save_figures(folder: RunFolder, figures: Mapping) -> None:
     with atomic_write(folder.quantization) as file:
-        json.dump(figures, file, indent=1)
+        json.dump(figures, file, indent=1, allow_nan=False)
 
 
 def load_figures(folder: RunFolder) -> dict:

@@ -74,7 +74,8 @@ def write_report(rows: list[dict], measure: str, folder: RunFolder) -> list[Path
 
     document, plot = folder.sensitivity, folder.sensitivity_plot
     with atomic_write(document) as file:
-        json.dump([{k: v if v != math.inf else None for k, v in row.items()} for row in rows], file, indent=1)
+        finite = [{k: v if v != math.inf else None for k, v in row.items()} for row in rows]
+        json.dump(finite, file, indent=1, allow_nan=False)
     shown = [row for row in rows if row[measure] != math.inf][:31][::-1]
     figure, axis = plt.subplots(figsize=(8, 1 + 0.22 * len(shown)), layout="constrained")
     colours = ["#444444" if row["layer"] == "all" else "#76b900" for row in shown]

@@ -1,4 +1,4 @@
-"""What `accelerate launch` was told about precision.
+"""What `accelerate launch` was told about precision, and whether it still lives.
 
 Accelerate hands every script `ACCELERATE_MIXED_PRECISION=no`, whether somebody asked for single precision or nobody
 said anything. The two want different things here, so the launcher's own command line and configuration file are read.
@@ -97,3 +97,21 @@ def _default_file() -> Path | None:
 
     path = Path(default_config_file)
     return path if path.is_file() else None
+
+
+def _parent_that_launches() -> int | None:
+    if not {"ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
+        return None
+    try:
+        parent = os.getppid()
+        words = psutil.Process(parent).cmdline()
+    except psutil.Error:
+        return None
+    names = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
+    is_one = any(_is_launcher(words[: i + 1]) or os.path.basename(word) in names for i, word in enumerate(words))
+    return parent if is_one else None
+
+
+# The process id of the `accelerate launch` or `torchrun` that started this process; None if none did, as in a shell's
+# background, where a process outlives its parent by intention. Asked at the start, while it lives.
+LAUNCHER_PID = _parent_that_launches()

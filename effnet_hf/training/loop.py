@@ -1,22 +1,26 @@
 """The training story: epochs, steps, validation. Read it top to bottom.
 
-recipe -> accelerator -> build_run -> restore_run -> for every epoch: steps, validation, checkpoint -> best model + card
+recipe -> accelerator -> build_run -> restore_run -> for every epoch: steps, checkpoint, validation -> best model + card
 """
 
 import math
 import time
 
 import torch
+from accelerate import Accelerator
 
 from ..errors import OneProcessError, UserError, sentence_of
 from ..recipes import Recipe
+from ..run_folder import RunFolder
 from .metrics import LatencyMeter, LossMeter, Speed, percentiles, topk_correct
 from .optim import distillation_loss, learning_rate, set_learning_rate, training_loss
+from .owner import only_run
 from .precision import start_accelerator
-from .publish import finish
+from .publish import finish, push
+from .resume import SavedRun
 from .run import Quantizing, Run
 from .setup import build_run, introduce, restore_run
-from .signals import EXIT_INTERRUPTED
+from .signals import EXIT_INTERRUPTED, Interruption, Stopped, StoppedWaiting
 
 
 def train(recipe: Recipe, quantization: Quantizing | None = None) -> int:
@@ -32,17 +36,34 @@ def train(recipe: Recipe, quantization: Quantizing | None = None) -> int:
         UserError: what the caller can mend, in one sentence.
     """
     recipe, accelerator, chosen = start_accelerator(recipe)
+    with only_run(accelerator, recipe.output_dir):
+        return _train(recipe, accelerator, chosen, quantization)
+
+
+def _train(recipe: Recipe, accelerator: Accelerator, chosen: str, quantization: Quantizing | None) -> int:
     run = build_run(recipe, accelerator, quantization)
     restore_run(run)
     introduce(run, chosen)
+    if not run.interruption.has_handlers:
+        run.report.line(
+            "         not in the main thread, where alone signals can be caught: none will save and stop it"
+        )
+    if isinstance(run.resumed, SavedRun):
+        run.saved_updates = run.progress.total_updates
     try:
-        with run.interruption, run.profiler:
-            last_epoch = min(recipe.epochs, run.progress.epoch + (recipe.run_epochs or recipe.epochs))
-            while run.progress.epoch < last_epoch and not run.patience_is_over:
-                if not train_epoch(run) or not end_epoch(run, last_epoch):
-                    run.report.line(f"{run.interruption.received or 'stopped'}: saved; go on with --resume auto")
-                    return EXIT_INTERRUPTED
-        return finish(run)
+        with run.interruption:
+            with run.profiler:
+                if not train_epochs(run):
+                    return stopped(run, "saved")
+            if not run.progress.num_validated:  # what is published was looked at by nobody
+                refuse_divergence(run.spoilt().item(), run)
+                refuse_divergence(run.answer(), run, "the answer to a test image")
+            finish(run)  # takes seconds: a signal waits until it is done
+        if recipe.push_to_hub:
+            if run.interruption.received:
+                return stopped(run, "published, not pushed")
+            push(run)
+        return 0
     except Exception as error:  # a bad file, a full memory: the other processes need not have met it
         sentence = sentence_of(error)
         if sentence is None:
@@ -53,71 +74,124 @@ def train(recipe: Recipe, quantization: Quantizing | None = None) -> int:
         run.report.close()
 
 
+def train_epochs(run: Run) -> bool:
+    """All epochs of this launch; False if a signal stopped it, with everything saved."""
+    recipe, progress = run.recipe, run.progress
+    first_epoch = progress.epoch + progress.is_trained
+    last_epoch = min(recipe.epochs, first_epoch + (recipe.run_epochs or recipe.epochs))
+    while progress.epoch < last_epoch and not run.patience_is_over:
+        if not train_epoch(run) or not end_epoch(run, last_epoch):
+            return False
+    return True
+
+
+def stopped(run: Run, what: str) -> int:
+    run.report.line(f"{run.interruption.received or 'stopped'}: {what}; go on with --resume auto")
+    return EXIT_INTERRUPTED
+
+
 def train_epoch(run: Run) -> bool:
     """Runs the optimizer steps left in this epoch; False if a signal ended it early, with everything saved."""
     recipe, accelerator, progress, report = run.recipe, run.accelerator, run.progress, run.report
     loader = run.train_loader
     losses = LossMeter(accelerator, progress.loss_sum, progress.loss_count, progress.logged)
     speed = Speed(recipe.global_batch_size, accelerator.device)
-    first = progress.update
+    first, stop = progress.update, False
     run.model.train()
     report.start_bar(f"epoch {progress.epoch + 1}/{recipe.epochs}", loader.updates_per_epoch, progress.update)
 
-    for batch in speed.watch(loader.epoch(progress.epoch, start_update=progress.update)):
-        rate = learning_rate(recipe, progress.epoch, progress.update, loader.updates_per_epoch)
-        set_learning_rate(run.optimizer, rate)
-        losses.add(train_step(run, batch))
-        if not accelerator.sync_gradients:
-            continue
+    try:
+        for batch in speed.watch(run.interruption.watch(loader.epoch(progress.epoch, start_update=progress.update))):
+            rate = learning_rate(recipe, progress.epoch, progress.update, loader.updates_per_epoch)
+            set_learning_rate(run.optimizer, rate)
+            run.remember(losses)
+            losses.add(train_step(run, batch))
+            if not accelerator.sync_gradients:
+                continue
 
-        # One optimizer step is complete; everything from here on happens between two steps.
-        progress.update += 1
-        progress.total_updates += 1
-        speed.count_update()
-        if run.ema is not None:
-            run.ema.update(run.bare_model)
-        report.advance()
-        run.profiler.step()
-        epoch_is_over = progress.update == loader.updates_per_epoch
-        log_now = epoch_is_over or progress.update % recipe.log_every == 0
-        if log_now:
-            losses.spoil(run.spoilt())
-            loss = losses.recent()  # the only wait for the device
-            refuse_divergence(loss, run)
-            run.log_step(loss, rate, speed.figures())
-            if epoch_is_over or not run.limit_told and progress.update - first >= 50:
-                run.tell_limit(speed)
-        # Several processes must stop and save at the same step; agreeing costs a collective and a wait for the device,
-        # so they do it when they log.
-        may_ask = log_now or accelerator.num_processes == 1
-        stop = may_ask and not epoch_is_over and run.interruption.agreed()
-        if stop or (not epoch_is_over and run.checkpoint_is_due(may_ask)):
-            losses.spoil(run.spoilt())
-            progress.loss_sum, progress.loss_count, progress.logged = losses.total(), losses.count, losses.seen
-            refuse_divergence(progress.loss_sum, run)
-            run.save()
-        if stop:
-            break
+            # One optimizer step is complete; everything from here on happens between two steps.
+            run.forget()
+            progress.update += 1
+            progress.total_updates += 1
+            speed.count_update()
+            if run.ema is not None:
+                run.ema.update(run.bare_model)
+            report.advance()
+            run.profiler.step()
+            epoch_is_over = progress.update == loader.updates_per_epoch
+            log_now = epoch_is_over or progress.update % recipe.log_every == 0
+            if log_now:
+                losses.spoil(run.spoilt())
+                loss = losses.recent()  # the only wait for the device
+                refuse_divergence(loss, run)
+                run.log_step(loss, rate, speed.figures())
+                if epoch_is_over or not run.limit_told and progress.update - first >= 50:
+                    run.tell_limit(speed)
+            # Several processes must stop and save at the same step; agreeing costs a collective and a wait for the
+            # device, so they do it when they log.
+            may_ask = log_now or accelerator.num_processes == 1
+            stop = may_ask and not epoch_is_over and run.interruption.agreed()
+            if stop or (not epoch_is_over and run.checkpoint_is_due(may_ask)):
+                save(run, losses)
+            if stop:
+                break
+    except Stopped as reason:
+        refuse_to_save_alone(run, reason)
+        run.return_to_last_step(losses)
+        stop = True
+        save(run, losses)
     report.end_bar()
     progress.loss_sum, progress.loss_count = losses.total(), losses.count
-    return progress.update == loader.updates_per_epoch
+    if not stop and progress.update < loader.updates_per_epoch:
+        raise UserError(
+            f"epoch {progress.epoch + 1} ended after {progress.update} of {loader.updates_per_epoch} steps: the data"
+            " gave no more batches with a readable image; `effnet-hf scan` names the files that are none."
+        )
+    return not stop
 
 
-def refuse_divergence(loss: float, run: Run) -> None:
-    """Raises `UserError` for a loss that is no number, or was made none by `Run.spoilt`, before anything is saved;
+def save(run: Run, losses: LossMeter | None = None) -> None:
+    """Writes a checkpoint of this position, unless there is one, after a look at whether it is worth keeping.
+
+    Args:
+        losses: of an epoch that is not over.
+    """
+    progress = run.progress
+    if run.saved_updates == progress.total_updates:
+        return
+    if losses is not None:
+        losses.spoil(run.spoilt())
+        progress.loss_sum, progress.loss_count, progress.logged = losses.total(), losses.count, losses.seen
+        refuse_divergence(progress.loss_sum, run)
+    refuse_divergence(run.answer(), run, "the answer to a test image")
+    run.save()
+
+
+def refuse_to_save_alone(run: Run, reason: Stopped) -> None:
+    """Raises `UserError` in one of several processes that waits for data and was told to stop: to save takes all."""
+    if isinstance(reason, StoppedWaiting) and run.accelerator.num_processes > 1:
+        raise OneProcessError(
+            f"{run.interruption.received}, while this process waits for data and cannot save together with the others;"
+            " go on from the newest checkpoint with --resume auto."
+        )
+
+
+def refuse_divergence(figure: float, run: Run, what: str = "the training loss") -> None:
+    """Raises `UserError` for a figure that is no number, or was made none by `Run.spoilt`, before anything is saved;
     every process has the same one."""
-    if math.isfinite(loss):
+    if math.isfinite(figure):
         return
     progress, recipe = run.progress, run.recipe
     where = f"epoch {progress.epoch + 1}, step {progress.update}"
     spoilt = run.first_spoilt()
-    what = f"{spoilt} is no longer finite" if spoilt else f"the training loss is {loss}"
+    what = f"{spoilt} is no longer finite" if spoilt else f"{what} is {figure}"
     if spoilt is None and run.accelerator.num_processes > 1:
         what += ", or a weight or statistic of another process is no longer finite,"
     remedy = f"lower --learning_rate (now {recipe.learning_rate:g}), or clip with --gradient_clip 1"
     if run.accelerator.scaler is not None:  # fp16 ends at 65,504
         what, remedy = f"{what} (fp16 ends at 65,504)", f"use --precision bf16, {remedy}"
-    saved = run.checkpoints.all()
+    here = RunFolder(recipe.output_dir).checkpoint(progress.total_updates)
+    saved = [path for path in run.checkpoints.all() if path != here]  # each was looked at before it was written
     kept = f" What was saved before is whole: {saved[-1]}." if saved else ""
     raise UserError(f"{what} in {where}: training has diverged; {remedy}.{kept}")
 
@@ -132,7 +206,7 @@ def train_step(run: Run, batch: dict) -> torch.Tensor:
     if recipe.compile == "graphs":
         torch.compiler.cudagraph_mark_step_begin()
     with accelerator.accumulate(run.model):
-        logits = run.model(pixel_values=batch["pixel_values"]).logits
+        logits = _answers(run, batch)
         loss = training_loss(logits, batch["labels"], recipe.label_smoothing)
         if run.teacher is not None:
             with torch.no_grad(), accelerator.autocast():
@@ -147,17 +221,46 @@ def train_step(run: Run, batch: dict) -> torch.Tensor:
     return loss.detach()
 
 
-def end_epoch(run: Run, last_epoch: int) -> bool:
-    """Validates, remembers the best model, writes the epoch's line and its checkpoint; False if a signal stops the run.
+def _answers(run: Run, batch: dict) -> torch.Tensor:
+    try:
+        return run.model(pixel_values=batch["pixel_values"]).logits
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "batch norm needs more than one value per channel, and one image of this size at once leaves it one; raise"
+            " --per_device_batch_size or --image_size."
+        ) from error
 
-    Whatever `checkpoint_every_epochs` says, a launch ends with a checkpoint.
+
+def end_epoch(run: Run, last_epoch: int) -> bool:
+    """Writes the checkpoint, validates, remembers the best model, writes the epoch's line; False if a signal stops it.
+
+    A stop during validation thus loses no step: the resumed run begins with the validation. Whatever
+    `checkpoint_every_epochs` says, a launch ends with a checkpoint.
     """
     recipe, progress = run.recipe, run.progress
+    progress.is_trained = True
     run.share_statistics()
+    stop, every, done = run.interruption.agreed(), recipe.checkpoint_every_epochs, progress.epoch + 1
+    may_be_last = done == last_epoch or 0 < recipe.early_stopping_patience <= progress.epochs_since_best + 1
+    if stop or may_be_last or (every and done % every == 0) or run.checkpoint_is_due():
+        save(run)
+    if stop:
+        return False
+
     # Without DDP, whose forward pass is a collective: the processes may have different numbers of batches.
-    results = {"val": validate(run.bare_model, run.loaders.val, run.accelerator, recipe.top_k)}
-    if run.ema is not None:
-        results["val_ema"] = validate(run.ema.model, run.loaders.val, run.accelerator, recipe.top_k)
+    networks = {"val": run.bare_model, **({"val_ema": run.ema.model} if run.ema is not None else {})}
+    results = {}
+    try:
+        for kind, network in networks.items():
+            results[kind] = validate(network, run.loaders.val, run.accelerator, recipe.top_k, run.interruption)
+    except Diverged as error:
+        refuse_divergence(error.loss, run, f"{kind}.loss")
+    except Stopped as reason:
+        refuse_to_save_alone(run, reason)
+        save(run)
+        return False
 
     kind, figures = max(results.items(), key=lambda item: (item[1]["top1"], -item[1]["loss"]))
     progress.epochs_since_best += 1
@@ -170,29 +273,42 @@ def end_epoch(run: Run, last_epoch: int) -> bool:
         progress.num_validated = int(figures["n"])
         run.checkpoints.save_best(run.ema.model if run.ema is not None and progress.best_is_ema else run.bare_model)
     run.log_epoch(progress.loss_sum / max(progress.loss_count, 1), results)
-
     progress.start_epoch(progress.epoch + 1)
-    every = recipe.checkpoint_every_epochs
-    is_last = progress.epoch == last_epoch or run.patience_is_over
-    stop = not is_last and run.interruption.agreed()
-    if is_last or stop or (every and progress.epoch % every == 0) or run.checkpoint_is_due():
-        run.save()
-    return not stop
+    return True
+
+
+class Diverged(UserError):
+    """A validation whose loss is no number."""
+
+    def __init__(self, loss: float, images: int):
+        super().__init__(f"the loss on {images:,} validation images is {loss}: the model has diverged, or is damaged.")
+        self.loss = loss
 
 
 @torch.inference_mode()
-def validate(model, loader, accelerator, top_k: int = 5) -> dict[str, float]:
+def validate(model, loader, accelerator, top_k: int = 5, interruption: Interruption | None = None) -> dict[str, float]:
     """Top-1, top-k (percent) and cross entropy over every image exactly once, on any number of processes.
 
     Also `total_ips` and `compute_ips` (images per second of all processes together, with and without waiting for
     data), `data_time` (seconds per batch) and `compute_latency_*` (milliseconds per batch on this process); the first
     batches count in no speed.
+
+    Args:
+        interruption: ends it between two batches.
+
+    Raises:
+        Stopped: it did, on all processes.
+        UserError: there is no image, or the loss is no number.
     """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(4, dtype=torch.float64, device=accelerator.device)  # top-1, top-k, loss, images
+    sums = torch.zeros(5, dtype=torch.float64, device=accelerator.device)  # top-1, top-k, loss, images, stopped
     meter, sizes, started = LatencyMeter(accelerator.device), [], []
-    for batch in loader.epoch(0):
+    batches = loader.epoch(0)
+    for batch in batches if interruption is None else interruption.watch(batches):
+        if interruption is not None and interruption.pending():
+            sums[4] = 1
+            break
         started.append(time.perf_counter())
         with meter, accelerator.autocast():
             logits = model(pixel_values=batch["pixel_values"]).logits.float()
@@ -204,8 +320,12 @@ def validate(model, loader, accelerator, top_k: int = 5) -> dict[str, float]:
         sizes.append(len(labels))
     sums = accelerator.reduce(sums, reduction="sum").tolist()
     model.train(was_training)
+    if sums[4]:
+        raise Stopped
     if not sums[3]:
         raise UserError("there is no image to validate on: give a val/ folder or --val_fraction.")
+    if not math.isfinite(sums[2]):
+        raise Diverged(sums[2] / sums[3], int(sums[3]))
     figures = {"top1": 100 * sums[0] / sums[3], f"top{top_k}": 100 * sums[1] / sums[3], "loss": sums[2] / sums[3]}
     figures["n"] = int(sums[3])
     warmup = min(3, len(sizes) // 3)

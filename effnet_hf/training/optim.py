@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from ..errors import UserError
 from ..recipes import Recipe
 
 
@@ -74,11 +75,22 @@ def learning_rate(recipe: Recipe, epoch: int, update: int, updates_per_epoch: in
     if recipe.lr_schedule == "linear":
         return peak * (1 - share)
     if recipe.lr_schedule == "step":
-        return peak * recipe.lr_step_gamma ** sum(position >= milestone for milestone in recipe.lr_step_epochs)
+        steps = sum(position >= milestone for milestone in recipe.lr_step_epochs)
+        return peak * math.prod([recipe.lr_step_gamma] * steps)  # infinite, where a power would raise
     return peak
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the rate of the next step.
+
+    Raises:
+        UserError: the optimizer's arithmetic cannot hold it.
+    """
+    if not rate <= torch.finfo(torch.float32).max:
+        raise UserError(
+            f"the learning rate has become {rate:g}, more than its arithmetic can hold; lower --learning_rate, --end_lr"
+            " or --lr_step_gamma."
+        )
     for group in optimizer.param_groups:
         group["lr"] = rate
 

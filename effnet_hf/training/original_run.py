@@ -6,15 +6,14 @@ a position within an epoch, so the next epoch starts at its first step with this
 
 import dataclasses
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from ..checkpoint import read_config, read_weights
 from ..configuration import EfficientNetNVConfig
-from ..conversion import TRAINER_FILE, TrainerState
-from ..errors import UserError, first_line
+from ..conversion import TRAINER_FILE, TrainerState, read_trainer_state
+from ..errors import UserError
+from ..manifest import MANIFEST, problem
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..recipes import Recipe
 from .progress import Progress
@@ -52,12 +51,10 @@ class OriginalRun:
         folder = Path(resume)
         if recipe.placement != "none":
             raise UserError(f"--resume {resume}: qat resumes its own checkpoints; start from this with --model.")
-        try:
-            state = TrainerState(**torch.load(folder / TRAINER_FILE, map_location="cpu", weights_only=True))
-            weights = load_file(folder / "model.safetensors")
-            config = EfficientNetNVConfig.from_pretrained(folder)
-        except (OSError, RuntimeError, TypeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
-            raise UserError(f"--resume {resume} cannot be opened: {first_line(error)}") from None
+        where = f"--resume {resume}"
+        if (folder / MANIFEST).is_file() and (damage := problem(folder, only=(TRAINER_FILE,))):
+            raise UserError(f"{where} is damaged: {damage}; convert its source again.")
+        state, weights, config = read_trainer_state(folder), read_weights(resume, where), read_config(resume, where)
         if state.epoch is None:
             raise UserError(f"--resume {resume} does not know its epoch; start from its weights with --model {resume}.")
         if state.epoch >= recipe.epochs:

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from ..cli import moved
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..files import atomic_write
 from ..run_folder import RunFolder
 
@@ -36,24 +36,34 @@ def read_rows(run_dir: Path) -> list[dict]:
     """
     path = RunFolder(run_dir).metrics
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     except OSError:
         raise UserError(f"{run_dir} holds no {path.name}; name the --output_dir of a run.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is damaged: it is no text.") from None
     rows = []
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
-        if not isinstance(row, dict) or "type" not in row:
+        if not isinstance(row, dict) or not isinstance(row.get("type"), str) or not _has_a_place(row):
             raise UserError(f"{path} is damaged: line {number} is no row of metrics.")
         rows.append(row)
     return rows
 
 
+def _has_a_place(row: dict) -> bool:
+    return all(
+        isinstance(row.get(name, 0), int) and row.get(name, 1) >= low for name, low in (("epoch", 0), ("update", 1))
+    )
+
+
+# A dollar in the name of a folder begins no formula.
+@plt.rc_context({"text.parse_math": False})  # type: ignore[operator]
 def draw(runs: dict[str, Path], folder: Path) -> list[Path]:
     """Draws `curves.png` over the given runs (label -> output_dir), one colour a run; returns the files written."""
-    rows = {label: read_rows(path) for label, path in runs.items()}
+    rows = {printable(label): read_rows(path) for label, path in runs.items()}
     figure, axes = plt.subplots(1, len(PANELS), figsize=(4.2 * len(PANELS), 3.4), layout="constrained")
     for axis, (title, unit, series) in zip(axes, PANELS):
         for color, (label, entries) in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 9, rows.items()):
@@ -81,7 +91,7 @@ def _points(rows: list[dict], kind: str, metric: str) -> list[tuple[float, float
     steps = max((row["update"] for row in rows if row["type"] == "train" and "update" in row), default=1)
     points = []
     for row in rows:
-        if row["type"] == kind and "epoch" in row and row.get(metric) is not None:
+        if row["type"] == kind and "epoch" in row and isinstance(row.get(metric), (int, float)):
             points.append((row["epoch"] + (row["update"] / steps if "update" in row else 1), row[metric]))
     return points
 

@@ -47,6 +47,6 @@ class Profiler:
     def _write(self, finished: torch.profiler.profile) -> None:
         order = "self_device_time_total" if self.on_cuda else "self_cpu_time_total"
         table = finished.key_averages().table(sort_by=order, row_limit=20)
-        with atomic_folder(self.folder, overwrite=True) as folder:
+        with atomic_folder(self.folder, overwrite=True, ours=True) as folder:
             finished.export_chrome_trace(str(folder / "trace.json"))
             (folder / "top_operators.txt").write_text(table, encoding="utf-8")

@@ -15,15 +15,15 @@ from .run import Run
 from .setup import describe_device
 
 
-def finish(run: Run) -> int:
-    """Publishes the run and prints where things are; returns the exit code 0."""
+def finish(run: Run) -> None:
+    """Publishes the run and prints where things are."""
     recipe, progress, report = run.recipe, run.progress, run.report
     run.checkpoints.publish(run.bare_model)
     if not run.accelerator.is_main_process:
-        return 0
+        return
     folder = RunFolder(recipe.output_dir)
     if run.ema is not None:
-        with atomic_folder(folder.ema, overwrite=True) as average, no_progress_bars():
+        with atomic_folder(folder.ema, overwrite=True, ours=True) as average, no_progress_bars():
             run.ema.model.save_pretrained(average)
             run.processor.save_pretrained(average)
     seconds = progress.seconds + time.monotonic() - run.started
@@ -38,23 +38,27 @@ def finish(run: Run) -> int:
         f"top{recipe.top_k}": progress.best_topk,
         "loss": progress.best_loss,
         "n": progress.num_validated,
-        "bad_files": run.train_loader.bad_files.count,
+        "bad_files": run.train_loader.bad_files.count + run.loaders.val.bad_files.count,
         "device": describe_device(run.accelerator.device),
         "versions": software_versions(),
         "command": command_line(),
     }
     report.log("summary", progress.total_updates, summary)
     with atomic_write(folder.summary) as file:
-        file.write(json.dumps(summary, indent=1) + "\n")
+        file.write(json.dumps(summary, indent=1, allow_nan=False) + "\n")
     plots = draw({folder.path.name: folder.path}, folder.plots)
     _say(run, summary, plots)
     tables = run.quantization.describe(summary, report) if run.quantization is not None else ()
     with atomic_write(folder.card) as file:
         file.write(render_card(_facts(run, summary, tables)))
-    if recipe.push_to_hub and recipe.hub_model_id:
-        url = push_folder(folder.path, recipe.hub_model_id, private=recipe.hub_private, revision=recipe.hub_revision)
-        report.line(f"pushed   {url}")
-    return 0
+
+
+def push(run: Run) -> None:
+    """Uploads what was published."""
+    recipe, folder = run.recipe, RunFolder(run.recipe.output_dir).path
+    if run.accelerator.is_main_process and recipe.hub_model_id:
+        url = push_folder(folder, recipe.hub_model_id, private=recipe.hub_private, revision=recipe.hub_revision)
+        run.report.line(f"pushed   {url}")
 
 
 def _facts(run: Run, summary: dict, tables) -> CardFacts:
@@ -104,7 +108,7 @@ def _say(run: Run, summary: dict, plots: list[Path]) -> None:
         )
     report.line(f"time     {minutes:.1f} minutes, {summary['updates']:,} optimizer steps")
     if summary["bad_files"]:
-        report.line(f"bad      {summary['bad_files']} unreadable images were replaced: {folder.bad_files}")
+        report.line(f"bad      {summary['bad_files']} unreadable images were replaced or left out: {folder.bad_files}")
     report.line(f"model    {folder.path}")
     report.line(f"metrics  {folder.metrics}")
     for path in plots:

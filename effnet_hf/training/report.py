@@ -5,6 +5,7 @@
 figures are honest: the loss is not divided by the accumulation steps, an epoch's first steps count in no speed.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -15,6 +16,9 @@ from typing import IO
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from ..cli import Lasting
+from ..errors import printable
+from ..files import flush, writing
 from ..run_folder import RunFolder
 
 
@@ -33,19 +37,26 @@ class Report:
         after that will happen again."""
         if self.enabled:
             path = RunFolder(recipe.output_dir).metrics
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(path, "ab")
-            self.file.truncate(min(keep_bytes, path.stat().st_size))
-            self.file.seek(0, os.SEEK_END)
+            with writing(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.file = open(path, "ab", buffering=0)
+                self.file.truncate(min(keep_bytes, path.stat().st_size))
+                self.file.seek(0, os.SEEK_END)
         if recipe.report_to:
             values = {name: value for name, value in vars(recipe).items() if isinstance(value, (int, float, str))}
             self.accelerator.init_trackers("effnet_hf", config=values)
 
     def line(self, text: str = "") -> None:
-        """One line on the console, above a running progress bar."""
-        if self.enabled:
-            tqdm.write(text, file=sys.stdout)
+        """One line on the console, above a running progress bar. A run outlives its console: the log goes on."""
+        if not self.enabled:
+            return
+        console = Lasting(sys.stdout)
+        with contextlib.redirect_stdout(console):
+            tqdm.write("\n".join(map(printable, text.split("\n"))), file=sys.stdout)
             sys.stdout.flush()
+        if console.lost is not None:
+            log = f"; its log is {self.file.name}" if self.file is not None else ""
+            print(f"standard output: {console.lost.strerror}: the run goes on without{log}", file=Lasting(sys.stderr))
 
     def log(self, kind: str, step: int, values: dict, **where) -> None:
         """One line of `metrics.jsonl` and one entry in every tracker. JSON has no NaN: such a figure is null there."""
@@ -53,17 +64,30 @@ class Report:
             assert self.file is not None, "logged before open"
             row = {"type": kind, "time": round(time.time(), 3), **where, **values}
             row = {name: None if _is_no_number(value) else value for name, value in row.items()}
-            self.file.write(json.dumps(row, allow_nan=False, default=str).encode() + b"\n")
-            self.file.flush()
+            self._append(json.dumps(row, allow_nan=False, default=str).encode() + b"\n")
         numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
         if numbers and self.accelerator.trackers:
             self.accelerator.log(numbers, step=step)
+
+    def _append(self, line: bytes) -> None:
+        """A whole line, or an error and none of it."""
+        assert self.file is not None
+        with writing(self.file.name):
+            before = self.file.tell()
+            try:
+                written = self.file.write(line)
+                while written < len(line):  # the disk has just filled: the next one raises
+                    written += self.file.write(line[written:])
+            except OSError:
+                self.file.truncate(before)
+                raise
 
     def position(self) -> int:
         """Bytes of `metrics.jsonl` so far, on the disk."""
         if self.file is None:
             return 0
-        os.fsync(self.file.fileno())
+        with writing(self.file.name):
+            flush(self.file.fileno())
         return self.file.tell()
 
     def start_bar(self, description: str, total: int, initial: int = 0) -> None:
@@ -86,7 +110,8 @@ class Report:
         if self.accelerator.trackers:
             self.accelerator.end_training()
         if self.file is not None:
-            self.file.close()
+            with writing(self.file.name):
+                self.file.close()
 
 
 def _is_no_number(value) -> bool:

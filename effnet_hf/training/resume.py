@@ -3,39 +3,38 @@
     checkpoints/update-00001250/
       config.json model.safetensors preprocessor_config.json   opens with from_pretrained
       recipe.yaml                     how it was trained
-      optimizer.bin scaler.pt         optimizer and fp16 loss scale
-      random_states_{rank}.pkl        RNGs of every process
-      custom_checkpoint_0.pkl         moving average of the weights
       progress.json                   epoch, position in the sample order, best figure, end of metrics.jsonl
-      best/                           the best model at that time, as hard links where the file system has them
+      optimizer.safetensors average.safetensors random_{rank}.safetensors   see training/state.py
+      data.parquet                    which images it was trained on, as a hard link where the file system has them
+      best/                           the best model at that time, likewise
+      manifest.json                   size and SHA-256 of all of these, written last
 
-A checkpoint is written to a hidden sibling, flushed to the disk and renamed, so a folder that can be seen is whole.
+A checkpoint is written to a hidden sibling, flushed to the disk and renamed, so a folder that can be seen is whole; and
+its manifest is checked before anything of it is loaded.
 """
 
 import contextlib
-import dataclasses
-import json
 import os
 import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from accelerate.utils import gather_object
 
 from ..cli import invocation
-from ..errors import UserError, first_line
-from ..files import atomic_folder, atomic_write, recover
+from ..data.listing import DataListing
+from ..errors import UserError
+from ..files import atomic_folder, atomic_write, recover, remove
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..manifest import MANIFEST, problem
 from ..quiet import no_progress_bars
 from ..recipes import Recipe, load_recipe
 from ..run_folder import RunFolder
 from .original_run import OriginalRun
+from .owner import Owner, on_main
 from .progress import Progress
+from .state import TrainingState
 
 
 # What a resumed run must have in common with its checkpoint.
@@ -49,63 +48,87 @@ def precision_of_resumed(recipe: Recipe) -> str | None:
     if not recipe.resume:
         return None
     named = RunFolder(recipe.output_dir if recipe.resume == "auto" else recipe.resume)
-    found = [named.path] if named.progress.is_file() else named.whole_checkpoints()
-    with contextlib.suppress(OSError, ValueError, AttributeError, IndexError):  # damaged, which `restore` says better
-        precision = json.loads(RunFolder(found[-1]).progress.read_text()).get("precision")
-        if precision:
-            return precision
-        # An earlier version's checkpoint; its run's log says it.
-        lines = RunFolder(found[-1].resolve().parents[1]).metrics.read_text().splitlines()
-        starts = [row for row in map(json.loads, lines) if row.get("type") == "run"]
-        return starts[-1].get("precision")
+    for folder in [named.path] if named.progress.is_file() else reversed(named.all_checkpoints()):
+        progress = RunFolder(folder).progress
+        with contextlib.suppress(UserError):  # damaged, which `find` says better
+            if problem(folder, only=(progress.name,)) is None:
+                return Progress.read(progress).precision or None
     return None
 
 
 class Checkpoints:
-    """Writes, lists, prunes and reads the checkpoints of one run."""
+    """Writes, lists, prunes and reads the checkpoints of one run.
 
-    processor: EfficientNetNVImageProcessor  # saved beside every model; known once it is known what is resumed
+    Attributes:
+        processor: saved beside every model; known once it is known what is resumed.
+        state: what is saved and restored besides weights and progress; known once the run is built.
+        listing: the images of the run, on the first process.
+        notes: sentences about the folder for the console.
+    """
+
+    processor: EfficientNetNVImageProcessor
+    state: TrainingState
+    owner: Owner  # on the first process
+    listing: DataListing | None = None
 
     def __init__(self, accelerator: Accelerator, recipe: Recipe):
         self.accelerator, self.recipe = accelerator, recipe
         self.run = RunFolder(recipe.output_dir)
-        accelerator.register_save_state_pre_hook(self._save_weights)
-        accelerator.register_load_state_pre_hook(self._load_weights)
+        self.notes: list[str] = []
 
     def save(self, progress: Progress) -> Path:
         """Writes the state after the last optimizer step. A collective call."""
         target = self.run.checkpoint(progress.total_updates)
-        with self._staged(target) as folder:
-            self.accelerator.save_state(str(folder))
-            if self.accelerator.is_main_process:
+        processes = gather_object([self.state.random_state()])
+        self.state.note(progress)
+
+        def write() -> None:
+            with atomic_folder(target, overwrite=True, ours=True) as folder, no_progress_bars():
+                self.state.model.save_pretrained(folder)
                 self.processor.save_pretrained(folder)
+                self.state.write(folder, processes)
                 RunFolder(folder).recipe.write_text(self.recipe.to_yaml(), encoding="utf-8")
-                RunFolder(folder).progress.write_text(json.dumps(dataclasses.asdict(progress), indent=1))
+                RunFolder(folder).progress.write_text(progress.to_json())
+                if self.run.data.is_file():
+                    _link(self.run.data, folder / self.run.data.name)
                 if self.run.best.is_dir():
                     shutil.copytree(self.run.best, folder / self.run.best.name, copy_function=_link)
-        if self.accelerator.is_main_process:
             for path in self.all()[: -self.recipe.keep_checkpoints]:
-                shutil.rmtree(path)
+                remove(path)
+
+        on_main(self.accelerator, write)
         return target
 
     def all(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
-        return self.run.whole_checkpoints()
+        """The checkpoints that there are, oldest first."""
+        return self.run.all_checkpoints()
 
     def save_best(self, model) -> None:
         """Writes `best/`, the model that validates best so far."""
         if self.accelerator.is_main_process:
-            with atomic_folder(self.run.best, overwrite=True) as folder, no_progress_bars():
+            with atomic_folder(self.run.best, overwrite=True, ours=True) as folder, no_progress_bars():
                 model.save_pretrained(folder)
                 self.processor.save_pretrained(folder)
 
     def publish(self, model) -> None:
-        """Puts the best model, or `model` if nothing was validated, where `from_pretrained(output_dir)` finds it."""
+        """Puts the best model, or `model` if nothing was validated, where `from_pretrained(output_dir)` finds it.
+
+        Raises:
+            UserError: the best model is no longer what was written.
+        """
         if not self.accelerator.is_main_process:
             return
         if not self.run.best.is_dir():
             self.save_best(model)
-        for source in sorted(self.run.best.iterdir()):
+        if damage := problem(self.run.best):
+            raise UserError(
+                f"{self.run.best} is not published: {damage}. Go back to a checkpoint with --resume"
+                f" {self.run.checkpoints}/update-…, each of which holds the best model of its time."
+            )
+        # The manifest comes last: killed in between, weights and configuration that do not belong together are noticed.
+        sources = sorted(self.run.best.iterdir(), key=lambda path: (path.name == MANIFEST, path.name))
+        self.owner.adds(*(path.name for path in sources), *self.run.published())
+        for source in sources:
             with atomic_write(self.run.path / source.name, "wb") as file:
                 file.write(source.read_bytes())
 
@@ -117,48 +140,77 @@ class Checkpoints:
         Raises:
             UserError: there is no such run, or `output_dir` holds another one that nobody said may be removed.
         """
-        found = OriginalRun.open(self.recipe) or self._find_saved()
-        if not isinstance(found, SavedRun):
-            self._check_output_dir()
-        return found
+        original = OriginalRun.open(self.recipe)
+        found = on_main(self.accelerator, lambda: self._look(original))
+        return SavedRun(Path(found), self) if found is not None else original
 
-    def _find_saved(self) -> "SavedRun | None":
-        resume = self.recipe.resume
-        if resume is None:
-            return None
-        if self.accelerator.is_main_process and self.run.checkpoints.is_dir():
-            recover(self.run.checkpoints)
-        self.accelerator.wait_for_everyone()
+    def _look(self, original: OriginalRun | None) -> str | None:
+        """The checkpoint to go on from, after the folder was found to be ours and in order."""
+        self.owner = Owner(self.run)
+        self.owner.check()
+        if self.owner.marked and self.run.checkpoints.is_dir():
+            recover(self.run.checkpoints, RunFolder.is_in_checkpoints)
+        self._finish_removal()
+        found = None if original is not None or self.recipe.resume is None else self._find_saved(self.recipe.resume)
+        if found is None:
+            self._check_output_dir()
+        return None if found is None else str(found)
+
+    def _finish_removal(self) -> None:
+        """Does what a killed run had begun: the folder is then as its user had asked for."""
+        pending = self.owner.pending
+        if pending.get("what") == "everything":
+            self.owner.clear()
+            self.notes.append("the removal of an earlier run, which was interrupted, is finished now")
+        elif pending.get("what") == "later" and self.run.checkpoint_named(pending["name"]).is_dir():
+            self._go_back(self.run.checkpoint_named(pending["name"]))
+            self.notes.append(f"the return to {pending['name']}, which was interrupted, is finished now")
+
+    def _find_saved(self, resume: str) -> Path | None:
         if resume == "auto":
-            return SavedRun(self.all()[-1], self) if self.all() else None
+            return self._newest(self.run, "--resume auto")
         path = Path(resume)
         if path.is_file():
             raise UserError(
                 f"--resume {resume} is a file; a checkpoint of NVIDIA's scripts goes on after"
                 f" {invocation('convert')} {resume} --output_dir DIR with --resume DIR."
             )
-        if not RunFolder(path).progress.is_file():
-            nested = RunFolder(path).whole_checkpoints()
-            if not nested:
+        if RunFolder(path).progress.is_file():
+            if damage := problem(path):
+                raise UserError(f"--resume {resume} is damaged: {damage}; name another checkpoint, or --resume auto.")
+        else:
+            nested = self._newest(RunFolder(path), f"--resume {resume}")
+            if nested is None:
                 raise UserError(
                     f"--resume {resume}: no checkpoint there; name a folder like {self.run.checkpoint(1250)}."
                 )
-            path = nested[-1]
+            path = nested
         if self.is_elsewhere(path) and self.run.metrics.exists() and not self.recipe.overwrite:
             raise UserError(
                 f"--output_dir {self.run.path} already holds another run than --resume {resume};"
                 " start afresh with --overwrite, or name another folder."
             )
-        return SavedRun(path, self)
+        return path
+
+    def _newest(self, run: RunFolder, flag: str) -> Path | None:
+        """The newest whole checkpoint of a run; None where it has none at all."""
+        damaged: list[str] = []
+        for path in reversed(run.all_checkpoints()):
+            damage = problem(path)
+            if damage is None:
+                self.notes += [f"{found}; going on from {path.name}" for found in damaged]
+                return path
+            damaged.append(f"{path} is damaged: {damage}")
+        if damaged:
+            raise UserError(f"{flag}: no checkpoint is whole. {'. '.join(damaged)}.")
+        return None
 
     def _check_output_dir(self) -> None:
         """Refuses to mix two runs in one folder, and to remove what nobody said may be removed."""
         recipe, folder = self.recipe, self.run.path
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--output_dir {folder} is a file; name a folder.")
         if recipe.overwrite:
-            for flag, source in (("model", recipe.model), ("resume", recipe.resume)):
-                if source and folder.is_dir() and Path(source).is_dir() and folder.samefile(source):
+            for flag, source in (("model", recipe.model), ("teacher", recipe.teacher), ("resume", recipe.resume)):
+                if source and source != "auto" and self.owner.has_made(Path(source)):
                     raise UserError(f"--overwrite would remove --{flag} {source}; name another --output_dir.")
         elif recipe.resume == "auto":
             if self.run.summary.exists():
@@ -175,75 +227,50 @@ class Checkpoints:
     def is_elsewhere(self, path: Path) -> bool:
         return path.resolve().parent != self.run.checkpoints.resolve()
 
-    def adopt(self, path: Path) -> None:
+    def begin(self) -> None:
+        """Marks the folder, and removes an earlier run from it. A collective call."""
+        on_main(self.accelerator, self._begin)
+
+    def _begin(self) -> None:
+        self.owner.claim()
+        if self.owner.made:
+            self.owner.clear()
+        self.owner.adds(*self.run.written_while_running())
+
+    def note_data(self) -> None:
+        """Writes down which images the run sees, so that a resumed one notices others. For the first process."""
+        if self.listing is not None:
+            self.run.checkpoints.mkdir(parents=True, exist_ok=True)
+            with atomic_write(self.run.data, "wb") as file:
+                self.listing.write(file)
+
+    def adopt(self, path: Path, progress: Progress) -> None:
         """Makes this folder what the run's was when checkpoint `path` was written: no later checkpoints, the best model
-        of that time, and (from another run's folder) its log and files of figures. A collective call."""
-        if self.accelerator.is_main_process:
-            if self.is_elsewhere(path):
-                self._remove_earlier_run()
-                theirs = RunFolder(path.resolve().parents[1])
-                for source, target in (
-                    (theirs.metrics, self.run.metrics),
-                    (theirs.quantization, self.run.quantization),
-                ):
-                    if source.is_file():
-                        with atomic_write(target, "wb") as file:
-                            file.write(source.read_bytes())
-            for later in reversed(self.all()):  # the newest first: killed in between, the rest is still a history
-                if later.name > path.name:
-                    shutil.rmtree(later)
-            best = path / self.run.best.name
-            if best.is_dir():
-                with atomic_folder(self.run.best, overwrite=True) as folder:
-                    shutil.copytree(best, folder, dirs_exist_ok=True, copy_function=_link)
-            else:
-                shutil.rmtree(self.run.best, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
+        of that time, and (from another run's folder) its log and files of figures. For the first process."""
+        if self.is_elsewhere(path):
+            self._begin()
+            theirs = RunFolder(path.resolve().parents[1])
+            for source, target in ((theirs.metrics, self.run.metrics), (theirs.quantization, self.run.quantization)):
+                if source.is_file():
+                    with atomic_write(target, "wb") as file:
+                        file.write(source.read_bytes())
+            own = self.run.checkpoint(progress.total_updates)
+            with atomic_folder(own, overwrite=True, ours=True) as folder:
+                shutil.copytree(path, folder, dirs_exist_ok=True, copy_function=_link)
+            path = own
+        with self.owner.removing("later", path.name):
+            self._go_back(path)
 
-    def clear(self) -> None:
-        """Removes an earlier run from the folder, its published model too. A collective call."""
-        if self.accelerator.is_main_process:
-            self._remove_earlier_run()
-        self.accelerator.wait_for_everyone()
-
-    def _remove_earlier_run(self) -> None:
-        if self.run.metrics.exists():
-            for path in self.run.left_by_a_run():
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        if self.run.checkpoints.is_dir():
-            for path in self.run.checkpoints.iterdir():  # not the folder itself, which may be a link to another disk
-                shutil.rmtree(path, ignore_errors=True)
-
-    @contextmanager
-    def _staged(self, target: Path):
-        """`atomic_folder` for all processes: the first one creates and renames, the others write into it."""
-        if self.accelerator.is_main_process:
-            with atomic_folder(target, overwrite=True) as folder:
-                broadcast_object_list([str(folder)])
-                yield folder
-                self.accelerator.wait_for_everyone()
+    def _go_back(self, path: Path) -> None:
+        for later in reversed(self.all()):
+            if later.name > path.name:
+                remove(later)
+        best = path / self.run.best.name
+        if best.is_dir():
+            with atomic_folder(self.run.best, overwrite=True, ours=True) as folder:
+                shutil.copytree(best, folder, dirs_exist_ok=True, copy_function=_link)
         else:
-            name: list[str | None] = [None]
-            broadcast_object_list(name)
-            assert name[0] is not None
-            yield Path(name[0])
-            self.accelerator.wait_for_everyone()
-        self.accelerator.wait_for_everyone()
-
-    # Weights go through save_pretrained, so that every checkpoint opens as a model and fits any number of processes.
-    # Under FSDP Accelerate hands no gathered weights to the hook and writes its own sharded format.
-
-    def _save_weights(self, models, weights, output_dir):
-        while weights:
-            weights.pop()
-            if self.accelerator.is_main_process:
-                with no_progress_bars():
-                    self.accelerator.unwrap_model(models[0], keep_torch_compile=False).save_pretrained(output_dir)
-
-    def _load_weights(self, models, input_dir):
-        if (Path(input_dir) / "model.safetensors").is_file():
-            model = self.accelerator.unwrap_model(models.pop(), keep_torch_compile=False)
-            model.load_state_dict(load_file(Path(input_dir) / "model.safetensors"), strict=True)
+            remove(self.run.best)
 
 
 @dataclass(frozen=True)
@@ -253,62 +280,87 @@ class SavedRun:
     folder: Path
     checkpoints: Checkpoints
 
-    def read_progress(self, num_samples: int) -> Progress:
+    def read_progress(self, num_samples: int, updates_per_epoch: int) -> Progress:
         """Where it stands.
 
         Raises:
             UserError: it is unreadable, or its position means another sample in this run.
         """
-        try:
-            progress = Progress(**json.loads(RunFolder(self.folder).progress.read_text()))
-            then = load_recipe(str(RunFolder(self.folder).recipe))
-        except (OSError, TypeError, ValueError) as error:
-            raise UserError(f"--resume {self.folder} is not a checkpoint of this version: {error}") from None
-        for name in FIXED:
-            old, new = getattr(then, name), getattr(self.checkpoints.recipe, name)
-            if old != new:
+        recipe, name = self.checkpoints.recipe, f"--resume {self.folder}"
+        progress, then = Progress.read(RunFolder(self.folder).progress), load_recipe(str(RunFolder(self.folder).recipe))
+        now: dict[str, object] = {option: getattr(recipe, option) for option in FIXED}
+        before: dict[str, object] = {option: getattr(then, option) for option in FIXED}
+        # The decay may change; an average that begins in the middle would be another thing under the same name.
+        for options, source in ((now, recipe), (before, then)):
+            options["ema_decay"] = source.ema_decay if not recipe.ema_decay or not then.ema_decay else "as it is"
+        for option, old in before.items():
+            if old != now[option]:
                 raise UserError(
-                    f"--resume {self.folder} was trained with --{name} {old}, not {new};"
+                    f"{name} was trained with --{option} {old}, not {now[option]};"
                     " resume with its value, start from its weights with --model, or start afresh with --overwrite and"
                     " without --resume."
                 )
-        if progress.num_samples != num_samples:
+        if progress.num_samples != num_samples and not recipe.accept_changed_data:
             raise UserError(
-                f"--resume {self.folder} was trained on {progress.num_samples} images, the data now has {num_samples};"
-                " start from its weights with --model instead."
+                f"{name} was trained on {progress.num_samples} images, the data now has {num_samples};"
+                " go on all the same with --accept_changed_data true, or start from its weights with --model."
             )
+        if progress.update > updates_per_epoch and progress.num_samples == num_samples:
+            raise UserError(f"{name} stands at step {progress.update} of an epoch that has {updates_per_epoch}.")
         return progress
 
-    def restore(self, run) -> Progress:
-        """Puts model, moving average, optimizer, loss scale and RNGs back as they were, and then the run's folder.
+    def _check_data(self) -> list[str]:
+        """Compares the images of the run with those of the checkpoint; sentences for the console. For the first
+        process.
 
         Raises:
-            UserError: a file of the checkpoint is missing or damaged; until then nothing on the disk has changed.
+            UserError: its classes are others; or its images, and nobody said that they may be.
         """
-        progress, accelerator = self.read_progress(run.train_loader.num_samples), run.accelerator
-        own = [
-            {name: value for name, value in group.items() if name != "params"} for group in run.optimizer.param_groups
-        ]
-        scaler, has_scale = accelerator.scaler, (self.folder / "scaler.pt").is_file()
-        try:
-            if not has_scale:  # written in another precision than fp16: the scale starts afresh
-                accelerator.scaler = None
-            accelerator.load_state(str(self.folder))
-        except (OSError, RuntimeError, ValueError, KeyError, SafetensorError, EOFError, UnpicklingError) as error:
-            raise UserError(f"--resume {self.folder} cannot be restored: {first_line(error)}") from None
-        finally:
-            accelerator.scaler = scaler
+        now, file = self.checkpoints.listing, self.folder / RunFolder(self.folder).data.name
+        if now is None or not file.is_file():
+            return []
+        before, name = DataListing.read(file), f"--resume {self.folder}"
+        if difference := before.class_difference(now):
+            raise UserError(
+                f"{name} was trained on other classes: {difference}; start from its weights with --model instead."
+            )
+        difference = before.difference(now)
+        if difference is None:
+            return []
+        if not self.checkpoints.recipe.accept_changed_data:
+            raise UserError(
+                f"{name} was trained on other images: {difference}; go on all the same with --accept_changed_data"
+                " true, or start from its weights with --model."
+            )
+        return [f"the images have changed: {difference}"]
+
+    def restore(self, run) -> Progress:
+        """Puts model, moving average, optimizer, loss scale and RNGs back as they were, and then the run's folder. A
+        collective call.
+
+        Raises:
+            UserError: the checkpoint does not fit this run; until then nothing on the disk has changed.
+        """
+        train, accelerator, checkpoints = run.train_loader, run.accelerator, self.checkpoints
+        progress = self.read_progress(train.num_samples, train.updates_per_epoch)
+        checkpoints.notes += on_main(accelerator, self._check_data)
+        checkpoints.state.read(self.folder, progress)
+        if progress.num_samples != train.num_samples:  # the position within the epoch means other images now
+            progress.start_epoch(progress.epoch + progress.is_trained)
+            checkpoints.notes.append(f"epoch {progress.epoch + 1} begins with {train.num_samples:,} images")
+            progress.num_samples = train.num_samples
         # Micro-batches so far, by which Accelerate tells when a step is whole: as this launch divides the batch.
         accelerator.step = progress.total_updates * accelerator.gradient_accumulation_steps
-        for group, settings in zip(run.optimizer.param_groups, own):  # this launch's momentum and decay
-            group.update(settings)
-        self.checkpoints.adopt(self.folder)
+        on_main(accelerator, lambda: checkpoints.adopt(self.folder, progress))
         return progress
 
 
-def _link(source: str, target: str) -> None:
+def _link(source: str | Path, target: str | Path) -> None:
     """A second name for a file that is never changed in place, or a copy where the file system knows one name only."""
     try:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+__all__ = ["FIXED", "Checkpoints", "SavedRun", "precision_of_resumed"]

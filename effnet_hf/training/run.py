@@ -13,7 +13,7 @@ from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..recipes import Recipe
 from .ema import ModelEMA
-from .metrics import Speed
+from .metrics import LossMeter, Speed
 from .model import Start
 from .original_run import OriginalRun
 from .profiling import Profiler
@@ -61,6 +61,8 @@ class Run:
     started: float = field(default_factory=time.monotonic)
     saved_at: float = field(default_factory=time.monotonic)
     limit_told: str = ""  # the verdict that the console has seen last
+    saved_updates: int = -1  # `progress.total_updates` of the newest checkpoint
+    before_step: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)  # see `remember`
 
     @property
     def train_loader(self) -> Loader:
@@ -102,6 +104,20 @@ class Run:
         largest = torch._foreach_norm([tensor for _, tensor in self._numbers()], ord=float("inf"))
         return (torch.stack(largest).double() * 0).sum()
 
+    @torch.no_grad()
+    def answer(self) -> float:
+        """A number, or NaN where the network or its average has finite weights and gives infinite answers."""
+        size, total = self.processor.crop_size, 0.0
+        images = torch.randn((2, 3, size["height"], size["width"]), generator=torch.Generator().manual_seed(0))
+        for network in (self.bare_model, *([self.ema.model] if self.ema is not None else [])):
+            was_training = network.training
+            network.eval()
+            with self.accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+                logits = network(pixel_values=images.to(self.accelerator.device)).logits
+            network.train(was_training)
+            total += (logits.float().abs().max() * 0).item()
+        return total
+
     def first_spoilt(self) -> str | None:
         """The name of such a number."""
         return next((name for name, tensor in self._numbers() if not tensor.isfinite().all()), None)
@@ -130,6 +146,30 @@ class Run:
         self.progress.per_device = self.plan.per_device
         self.progress.precision = self.recipe.precision or ""
         self.checkpoints.save(self.progress)
+        self.saved_updates = self.progress.total_updates
+
+    def remember(self, losses: LossMeter) -> None:
+        """Keeps, before the first micro-batch of a step, what one changes: statistics of batch norm, the mean loss,
+        and draws of dropout."""
+        if self.before_step or self.plan.accumulation_steps == 1:
+            return
+        buffers = [*self.bare_model.buffers(), losses.sum]
+        self.before_step = [(buffer, buffer.clone()) for buffer in buffers]
+        self.draws, self.loss_count = self.checkpoints.state.random_state(), losses.count
+
+    def forget(self) -> None:
+        """The step is whole."""
+        self.before_step = []
+
+    def return_to_last_step(self, losses: LossMeter) -> None:
+        """Takes back the micro-batches of a step that will not be finished."""
+        if not self.before_step:
+            return
+        for buffer, before in self.before_step:
+            buffer.copy_(before)
+        losses.count = self.loss_count
+        self.checkpoints.state.set_random_state(self.draws)
+        self.forget()
 
     def log_step(self, loss: float, rate: float, speed: dict) -> None:
         progress, report = self.progress, self.report

@@ -25,6 +25,7 @@ from .report import Report
 from .resume import Checkpoints, SavedRun
 from .run import Quantizing, Run
 from .signals import Interruption
+from .state import TrainingState
 
 
 def build_run(recipe: Recipe, accelerator: Accelerator, quantization: Quantizing | None = None) -> Run:
@@ -52,17 +53,16 @@ def build_run(recipe: Recipe, accelerator: Accelerator, quantization: Quantizing
     if not resuming:
         if quantization is not None:
             quantization.check(model)
-        checkpoints.clear()
+        checkpoints.begin()
     report = Report(accelerator, recipe.quiet)
     if quantization is not None:
         model = quantization.prepare(model, loaders, accelerator, report, resuming)
     ema = ModelEMA(model, recipe.ema_decay) if recipe.ema_decay else None
-    if ema is not None:
-        accelerator.register_for_checkpointing(ema)
     optimizer = build_optimizer(model, recipe)
     for network in (model, *([ema.model] if ema is not None else [])):
         compile_model(network, recipe.compile, recipe.deterministic)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
+    checkpoints.state = TrainingState(accelerator, model, optimizer, ema)
     return Run(
         recipe, accelerator, plan, loaders, start.processor, wrapped, model, optimizer, ema, teacher, start,
         quantization, checkpoints, resumed, report, Progress(num_samples=loaders.train.num_samples),
@@ -78,9 +78,12 @@ def restore_run(run: Run) -> None:
     """
     recipe = run.recipe
     set_seed(recipe.seed, device_specific=True)  # … and other dropout draws on each
+    if run.accelerator.is_main_process:
+        run.checkpoints.listing = run.loaders.listing()
     if run.resumed is not None:
         run.progress = run.resumed.restore(run)
     if run.accelerator.is_main_process:
+        run.checkpoints.note_data()
         with atomic_write(RunFolder(recipe.output_dir).recipe) as file:
             file.write(recipe.to_yaml())
     run.report.open(recipe, keep_bytes=run.progress.metrics_bytes)
@@ -124,7 +127,9 @@ def introduce(run: Run, chosen: str = "") -> None:
     report.line(f"device   {accelerator.num_processes} x {describe_device(accelerator.device)}, {recipe.precision}")
     if isinstance(run.resumed, SavedRun):
         where = f"epoch {progress.epoch + 1}, step {progress.update}"
-        if progress.epoch >= recipe.epochs:
+        if progress.is_trained:
+            where = f"epoch {progress.epoch + 1} of {recipe.epochs} is trained, its validation comes next"
+        elif progress.epoch >= recipe.epochs:
             where = f"all {recipe.epochs} epochs are done, nothing is left to train"
         report.line(f"resume   {run.resumed.folder}: {where}")
         for what, then, now in (
@@ -140,6 +145,8 @@ def introduce(run: Run, chosen: str = "") -> None:
             )
     elif run.resumed is not None:
         report.line(f"resume   {run.resumed.folder}: epoch {progress.epoch + 1}, {run.resumed}")
+    for note in run.checkpoints.notes:
+        report.line(f"         {note}")
     values = {
         "recipe": recipe.name,
         "variant": config.variant,

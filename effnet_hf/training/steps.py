@@ -70,7 +70,7 @@ def benchmark_steps(recipe: Recipe, mode: str, steps: int) -> dict:
     }
     if accelerator.is_main_process:
         with atomic_write(target) as file:
-            file.write(json.dumps(figures, indent=1) + "\n")
+            file.write(json.dumps(figures, indent=1, allow_nan=False) + "\n")
     return figures
 
 

@@ -1,14 +1,20 @@
 """Kills a run with SIGKILL at random moments, resumes it every time, and compares it with an undisturbed one.
 
-    python tests/training/kill_and_resume.py --kills 20 [--quantized]
+    python tests/training/kill_and_resume.py --kills 20 [--quantized] [--json FILE]
+    python tests/training/kill_and_resume.py --events [--scenario NAME …] [--every N] [--json FILE]
 
 `--quantized` does it to quantization-aware training: insertion and calibration come first in every life.
 
 Each attempt runs in a forked child, so the libraries are imported once. A kill may fall anywhere: into a step, into
 validation, into the writing of a checkpoint (every step writes one). Exit code 0 means bit-equal.
+
+`--events` kills at every file-system event of a start, a resume, a return to an older checkpoint, an overwrite, a
+publication, a conversion and an export instead, see kill_events.py. Exit code 0 means that each left what was there
+before or what was asked for.
 """
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -50,7 +56,7 @@ def in_child(recipe, kill_after: float | None = None) -> int | None:
     return None
 
 
-def main(kills: int, seed: int, quantized: bool) -> int:
+def main(kills: int, seed: int, quantized: bool, result: Path | None) -> int:
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as scratch:
         data = write_squares(Path(scratch, "data"))
@@ -80,13 +86,36 @@ def main(kills: int, seed: int, quantized: bool) -> int:
                 os.rename(broken, tempfile.mkdtemp(prefix="done-", dir=scratch))
             else:
                 print("reached the end, but NOT equal")
-                return 1
+                return tell("random moments", done, ["not equal"], result)
         if in_child(recipe) != 0:
             raise SystemExit("the resumed run failed")
         ours, theirs = fingerprint(broken), fingerprint(whole)
         for name in theirs:
             print(f"{'equal' if ours[name] == theirs[name] else 'DIFFERENT'}  {name}")
-        return int(ours != theirs)
+        return tell("random moments", done, [name for name in theirs if ours[name] != theirs[name]], result)
+
+
+def tell(name: str, kills: int, wrong: list[str], result: Path | None) -> int:
+    if result is not None:
+        result.write_text(json.dumps([{"name": name, "kills": kills, "wrong": wrong}], indent=1) + "\n")
+    return int(bool(wrong))
+
+
+def at_every_event(names: list[str] | None, every: int, result: Path | None) -> int:
+    from kill_events import scenarios
+
+    results = []
+    with tempfile.TemporaryDirectory() as scratch:
+        for scenario in scenarios(Path(scratch, "start"), names):
+            found = scenario.run(Path(scratch, scenario.name.replace(" ", "_")), every)
+            print(f"{found.name:<24} {found.events:>4} events, {found.kills:>4} kills, {len(found.wrong)} wrong")
+            print(*(f"  {line}" for line in found.wrong), sep="\n", end="\n" if found.wrong else "", flush=True)
+            results.append({"name": found.name, "events": found.events, "kills": found.kills, "wrong": found.wrong})
+    kills, wrong = (sum(count(each) for each in results) for count in (lambda r: r["kills"], lambda r: len(r["wrong"])))
+    print(f"{kills} kills, {kills - wrong} survived")
+    if result is not None:
+        result.write_text(json.dumps(results, indent=1) + "\n")
+    return int(wrong > 0)
 
 
 if __name__ == "__main__":
@@ -94,5 +123,11 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quantized", action="store_true")
+    parser.add_argument("--events", action="store_true", help="kill at file-system events instead")
+    parser.add_argument("--scenario", nargs="+", help="of --events: only these")
+    parser.add_argument("--every", type=int, default=1, help="of --events: every n-th one")
+    parser.add_argument("--json", type=Path, help="write the counts to this file")
     arguments = parser.parse_args()
-    sys.exit(main(arguments.kills, arguments.seed, arguments.quantized))
+    if arguments.events:
+        sys.exit(at_every_event(arguments.scenario, arguments.every, arguments.json))
+    sys.exit(main(arguments.kills, arguments.seed, arguments.quantized, arguments.json))

@@ -133,7 +133,7 @@ def test_workers_change_nothing(squares, whole_run, tmp_path):
 def test_checkpoints_are_pruned_and_the_best_is_kept(squares, tmp_path):
     recipe = small_recipe(squares, tmp_path / "run", checkpoint_every_steps=1, keep_checkpoints=3, ema_decay=0.0)
     assert train(recipe) == 0
-    kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir())
+    kept = sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir() if path.is_dir())
     assert kept == ["best", "update-00000006", "update-00000007", "update-00000008"]
     for name in kept:  # every checkpoint opens as a model
         AutoModelForImageClassification.from_pretrained(tmp_path / "run/checkpoints" / name)
@@ -242,8 +242,9 @@ def test_overwriting_removes_the_model_and_the_notes_of_the_earlier_run(squares,
         patch.setattr(loop, "train_epoch", stopped)
         with pytest.raises(KeyboardInterrupt):
             train(recipe.replace(overwrite=True))
-    left = {path.name for path in tmp_path.iterdir() if path.suffix != ".py"}
-    assert left == {"checkpoints", "metrics.jsonl", "recipe.yaml"} and not list((tmp_path / "checkpoints").iterdir())
+    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")}
+    assert left == {"checkpoints", "metrics.jsonl", "recipe.yaml"}
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()]
 
 
 def test_second_run_in_the_same_folder_is_refused(squares, whole_run):

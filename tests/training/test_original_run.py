@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from effnet_hf import EfficientNetNVForImageClassification
@@ -10,6 +11,8 @@ from effnet_hf.conversion.nvidia import NVIDIA
 from effnet_hf.errors import UserError
 from effnet_hf.recipes import Recipe
 from effnet_hf.training import build_optimizer, train
+from effnet_hf.training.progress import Progress
+from effnet_hf.training.state import TrainingState
 
 from .test_resume import PLAIN
 from .workbench import read_rows, small_recipe, write_squares
@@ -31,9 +34,9 @@ def as_the_original_writes_it(checkpoint, recipe: Recipe) -> dict:
     """One of our checkpoints with the names, shapes and parameter numbers of `main.py`."""
     model = EfficientNetNVForImageClassification.from_pretrained(checkpoint)
     average = EfficientNetNVForImageClassification(model.config)
-    average.load_state_dict(torch.load(checkpoint / "custom_checkpoint_0.pkl", weights_only=True)["model"])
+    average.load_state_dict(load_file(checkpoint / "average.safetensors"))
     optimizer = build_optimizer(model, recipe)
-    optimizer.load_state_dict(torch.load(checkpoint / "optimizer.bin", weights_only=True))
+    TrainingState(Accelerator(cpu=True), model, optimizer, None).read(checkpoint, Progress(num_processes=2))
 
     weights, their_name = to_foreign(model, "nvidia"), NVIDIA.key_names(model.config)
     state = {their_name[name]: optimizer.state[parameter] for name, parameter in model.named_parameters()}
@@ -72,14 +75,8 @@ def test_goes_on_exactly_as_our_own_checkpoint_does(squares, first_epoch, tmp_pa
         assert train(small_recipe(squares, tmp_path / name, resume=str(start), quiet=False, **SETTINGS)) == 0
     assert f"resume   {converted}: epoch 2, a run of the original; random states" in capsys.readouterr().out
     assert [newest(tmp_path / name).name for name in ("own", "theirs")] == ["update-00000008"] * 2
-    pairs = [
-        [load_file(newest(tmp_path / name) / "model.safetensors") for name in ("own", "theirs")],
-        *(
-            [torch.load(newest(tmp_path / name) / file, weights_only=True)[key] for name in ("own", "theirs")]
-            for file, key in (("custom_checkpoint_0.pkl", "model"), ("optimizer.bin", "state"))
-        ),
-    ]
-    for ours, theirs in pairs:
+    for file in ("model", "average", "optimizer"):
+        ours, theirs = (load_file(newest(tmp_path / name) / f"{file}.safetensors") for name in ("own", "theirs"))
         torch.testing.assert_close(theirs, ours, rtol=0, atol=0)
     losses = [[row["train.loss"] for row in read_rows(tmp_path / name, "train")][-4:] for name in ("own", "theirs")]
     assert losses[0] == losses[1] and len(read_rows(tmp_path / "theirs", "train")) == 4
@@ -115,7 +112,7 @@ def test_averaged_weights_alone_are_no_run_to_resume(squares, first_epoch, tmp_p
         ({"variant": "b1"}, "another network than the recipe's: efficientnet.encoder"),
         ({"placement": "nvidia"}, "qat resumes its own checkpoints"),
         ({"resume": "checkpoint.pth.tar"}, "is a file; .*convert .*checkpoint.pth.tar --output_dir DIR with --resume"),
-        ({"resume": "damaged"}, "cannot be opened"),
+        ({"resume": "damaged"}, "trainer_state.safetensors is neither a PyTorch file nor a safetensors file"),
     ],
 )  # fmt: skip
 def test_what_cannot_go_on_says_why_and_writes_nothing(changes, message, squares, first_epoch, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from effnet_hf.commands.plots import main
+from effnet_hf.errors import UserError
 from effnet_hf.training import plots
 
 
@@ -52,3 +53,21 @@ def test_runs_are_overlaid_with_their_own_values_and_names(tmp_path, drawn, monk
 def test_one_run_needs_no_name(tmp_path, drawn):
     plots.draw({"a": write_run(tmp_path / "a", [50.0])}, tmp_path / "out")
     assert [line.get_label() for line in drawn[0].axes[0].lines] == ["train", "val"]
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$", "a\x1b[2J"], ids=ascii)
+def test_a_folder_may_have_any_name(name, tmp_path, drawn):
+    runs = {name: write_run(tmp_path / "a", [50.0]), "b": write_run(tmp_path / "b", [60.0])}
+    assert plots.draw(runs, tmp_path / "out")[0].is_file()
+    assert "\x1b" not in drawn[0].axes[0].get_legend_handles_labels()[1][0]
+
+
+@pytest.mark.parametrize(
+    "row",
+    ['{"type": "val", "epoch": "x"}', '{"type": "train", "epoch": 0, "update": 0}', '{"type": 3}', "[" * 10**5, "\xff"],
+)
+def test_a_log_that_is_none_is_one_sentence(row, tmp_path):
+    run = write_run(tmp_path / "a", [50.0])
+    (run / "metrics.jsonl").write_bytes(row.encode("latin-1") + b"\n")
+    with pytest.raises(UserError, match="metrics.jsonl is damaged: "):
+        plots.draw({"a": run}, tmp_path / "out")

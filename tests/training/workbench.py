@@ -5,9 +5,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.recipes import Recipe
 from effnet_hf.training import build_model, open_start, train
 
@@ -57,6 +59,20 @@ def quantized_recipe(data_dir: Path, output_dir: Path, model: Path, **changes) -
     return small_recipe(data_dir, output_dir, **{**settings, **changes})
 
 
+def write_tiny(folder: Path, seed: int = 0) -> Path:
+    """A checkpoint of a three-stage network of 16 to 40 channels for the three classes, 32 px."""
+    torch.manual_seed(seed)
+    classes = ("blue", "green", "red")
+    config = EfficientNetNVConfig(
+        image_size=32, kernel_sizes=[3, 5, 3], strides=[1, 2, 2], num_block_repeats=[1, 2, 2], expand_ratios=[1, 6, 4],
+        out_channels=[16, 24, 40], stem_channels=16, head_channels=64, id2label=dict(enumerate(classes)),
+        label2id={name: i for i, name in enumerate(classes)},
+    )  # fmt: skip
+    EfficientNetNVForImageClassification(config).save_pretrained(folder)
+    EfficientNetNVImageProcessor.for_image_size(32, 0).save_pretrained(folder)
+    return folder
+
+
 def built(recipe: Recipe, class_names: list[str]):
     """The network that a run of this recipe starts with."""
     return build_model(recipe, open_start(recipe), class_names)
@@ -81,7 +97,7 @@ def fingerprint(output_dir: Path) -> dict[str, str]:
     """What must be equal between an interrupted and an uninterrupted run: weights, average, optimizer, losses."""
     newest = sorted((output_dir / "checkpoints").glob("update-*"))[-1]
     prints = {"checkpoint": newest.name}
-    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl", "random_states_0.pkl"):
+    for name in ("model.safetensors", "optimizer.safetensors", "average.safetensors", "random_0.safetensors"):
         prints[name] = hashlib.sha256((newest / name).read_bytes()).hexdigest()
     for folder in (output_dir, output_dir / "ema"):
         tensors = load_file(folder / "model.safetensors")

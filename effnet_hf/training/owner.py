@@ -1,0 +1,184 @@
+"""Whose an output folder is: one run at a time, which changes and removes only what runs of ours made.
+
+The mark (`.effnet_hf.json`) is the first file that a run writes. It lists the names that runs made in the folder, and a
+removal that has begun: killed in between, the next start finishes it before it does anything else.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from ..errors import UserError, printable
+from ..files import atomic_write, recover, remove, writing
+from ..lock import held
+from ..reading import read_json
+from ..run_folder import RunFolder
+
+
+# Besides hidden files and a benchmark's figures, what may lie in a folder before its first run: a log of that.
+_BEFORE_A_RUN = (".log", ".out", ".err")
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def on_main(accelerator: Accelerator, function: Callable[[], T]) -> T:
+    """What `function` returns on the first process, on all of them; its `UserError` too. A collective call."""
+    result: list = [None, None]
+    if accelerator.is_main_process:
+        try:
+            result[0] = function()
+        except UserError as error:
+            result[1] = str(error)
+    if accelerator.num_processes > 1:
+        broadcast_object_list(result)
+    if result[1] is not None:
+        raise UserError(result[1])
+    return result[0]
+
+
+@contextlib.contextmanager
+def only_run(accelerator: Accelerator, output_dir: str) -> Iterator[None]:
+    """Locks the folder for one run's life, creating it; one that is still empty afterwards is removed again. A
+    collective call.
+
+    Raises:
+        UserError: another process uses it, or it cannot be written.
+    """
+    path, stack = Path(output_dir), contextlib.ExitStack()
+
+    def lock() -> None:
+        with writing(path):
+            if path.exists() and not path.is_dir():
+                raise UserError(f"--output_dir {path} is a file; name a folder.")
+            missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+            path.mkdir(parents=True, exist_ok=True)
+            stack.callback(_remove_empty, missing)
+            stack.enter_context(held(path / ".lock", f"--output_dir {path}"))
+
+    with stack:
+        on_main(accelerator, lock)
+        yield
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
+
+
+class Owner:
+    """The mark of one run's folder. For the first process, while [`only_run`] holds."""
+
+    def __init__(self, run: RunFolder):
+        self.run = run
+        self.made: set[str] = set()
+        self.pending: dict[str, str] = {}
+        self.marked = run.mark.is_file()
+        if self.marked:
+            self._read()
+
+    def _read(self) -> None:
+        try:
+            content = read_json(self.run.mark)
+            made, pending = content["made"], content["pending"]
+            if not all(isinstance(name, str) and name == Path(name).name for name in made):
+                raise ValueError("made")
+            if not all(isinstance(entry, str) for pair in pending.items() for entry in pair):
+                raise ValueError("pending")
+        except (UserError, ValueError, KeyError, TypeError, AttributeError):
+            raise UserError(
+                f"{self.run.mark}, which says what runs made in this folder, is damaged; name another --output_dir."
+            ) from None
+        self.made, self.pending = set(made), pending
+
+    def check(self) -> None:
+        """Clears away what a killed run left half-written, and refuses what is not ours.
+
+        Raises:
+            UserError: the folder holds what no run made, where a run would have to write.
+        """
+        if not self.run.path.is_dir():
+            return
+        if self.marked:
+            recover(self.run.path, self.run.is_a_runs_name)
+            recover(self.run.plots, lambda name: True)
+            # A name that runs have never used here is somebody else's, if it is taken.
+            names = {*self.run.written_while_running(), *self.run.published()} - self.made
+            foreign = sorted(name for name in names if os.path.lexists(self.run.path / name))
+            if foreign == [self.run.checkpoints.name] and not any(self.run.checkpoints.iterdir()):
+                foreign = []
+        else:
+            foreign = [path.name for path in sorted(self.run.path.iterdir()) if not _may_lie_there(self.run, path)]
+        if foreign:
+            more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+            raise UserError(
+                f"--output_dir {self.run.path} holds {printable(foreign[0])}{more}, which no run of this version made"
+                " and this one would replace; move that away, or name another folder."
+            )
+
+    def claim(self) -> None:
+        """Marks the folder as a run's, before anything else is written."""
+        if not self.marked:
+            self.marked = True
+            self._write()
+
+    def adds(self, *names: str) -> None:
+        """Notes names before they are written for the first time; what somebody else has put there meanwhile is moved
+        aside."""
+        for name in sorted(set(names) - self.made):
+            path = self.run.path / name
+            if os.path.lexists(path) and not (name == self.run.checkpoints.name and path.is_dir()):
+                aside = path.with_name(f"{name}.before-{secrets.token_hex(4)}")
+                log.warning("%s was not written by this run; it is %s now", path, aside.name)
+                os.rename(path, aside)
+        if not self.made.issuperset(names):
+            self.made.update(names)
+            self._write()
+
+    def has_made(self, path: Path) -> bool:
+        """Whether a path is, or lies in, what runs made here."""
+        inside = Path(os.path.realpath(path)), Path(os.path.realpath(self.run.path))
+        if not inside[0].is_relative_to(inside[1]):
+            return False
+        parts = inside[0].relative_to(inside[1]).parts
+        return not parts or parts[0] in self.made
+
+    @contextlib.contextmanager
+    def removing(self, what: str, name: str = "") -> Iterator[None]:
+        """Notes a removal while the body does it."""
+        self.pending = {"what": what, "name": name}
+        self._write()
+        yield
+        self.pending = {}
+        self._write()
+
+    def clear(self) -> None:
+        """Removes all that runs made, the published model too, and nothing else."""
+        with self.removing("everything"):
+            checkpoints = self.run.checkpoints
+            if checkpoints.name in self.made and checkpoints.is_dir():
+                for path in checkpoints.iterdir():  # not the folder itself, which may be a link to another disk
+                    if RunFolder.is_in_checkpoints(path.name):
+                        remove(path)
+            for name in sorted(self.made - {checkpoints.name}):
+                remove(self.run.path / name)
+            self.made &= {checkpoints.name}
+
+    def _write(self) -> None:
+        content = {"effnet_hf": 1, "made": sorted(self.made), "pending": self.pending}
+        with atomic_write(self.run.mark) as file:
+            file.write(json.dumps(content, indent=1) + "\n")
+
+
+def _may_lie_there(run: RunFolder, path: Path) -> bool:
+    if path.name == run.checkpoints.name:  # perhaps a link to another disk
+        return path.is_dir() and not any(path.iterdir())
+    return path.name.startswith(".") or path.suffix in _BEFORE_A_RUN or path == run.benchmark
