@@ -33,6 +33,8 @@ SPEED = "2026-11-25-cpu"
 OTHER_CPU = "2026-11-26-cpu"
 EXPORT = "2026-11-25-export-cpu"
 H200 = "2026-11-26-h200"
+SERVE = "2026-11-26-serve"
+RELIABILITY = "2026-11-26-reliability"
 IMAGES = 1000  # that the Imagenette subset is validated on
 
 
@@ -199,6 +201,32 @@ def one_image(runtime: str) -> str:
     raise KeyError(runtime)
 
 
+def reliability() -> str:
+    rows = []
+    for path in sorted(
+        (RESULTS / RELIABILITY).glob("*.json"), key=lambda path: figure(f"{RELIABILITY}/{path.name}", "order")
+    ):
+        row = json.loads(path.read_text("utf-8"))
+        how = row["how"] + (f" ({row['skipped']} skipped there)" if row["skipped"] else "")
+        rows.append([row["promise"], how, f"{row['tries']:,}", f"{row['survived']:,}"])
+    return markdown_table(["promise", "how it is tested", "tries", "survived"], rows)
+
+
+def kills() -> str:
+    events, moments = (figure(f"{RELIABILITY}/{name}.json", "tries") for name in ("events", "moments"))
+    return f"{events:,} kills at file-system events and {moments} at random moments"
+
+
+def manifest_price() -> str:
+    found = figure(f"{RELIABILITY}/price/b4.json")
+    seconds = found["median_seconds"]
+    return (
+        f"B4, {found['megabytes']} MB with optimizer and best model: saving takes {seconds['with']:.1f} s instead of"
+        f" {seconds['without']:.1f} s, and the check {seconds['check']:.1f} s ({found['device']}, median of"
+        f" {found['n']})."
+    )
+
+
 TOP1 = "top-1, % (95 % interval, n = 1,000)"
 TABLES: dict[str, Callable[[], str]] = {
     # digests, for the README and the guides
@@ -222,6 +250,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantization-cost": quantization_cost,
     "quantization-step-ratio": lambda: f"**{figure(f'{QUANTIZED}/cost.json', 'qat_step_to_float_step'):.2f}**",
     "export-parity": export_parity,
+    "serve-load": partial(as_printed, f"{SERVE}/load.json", "load"),
+    "serve-end": lambda: f"{figure(f'{SERVE}/load.json', 'end', 'seconds'):.1f} s",
+    "reliability": reliability,
+    "manifest-price": manifest_price,
+    "kills": kills,
     "loaders": partial(as_printed, f"{DATA}/throughput.json", "throughput"),
     "decoders": partial(as_printed, f"{DATA}/throughput.json", "decoders"),
     "opening": partial(as_printed, f"{DATA}/opening.json", "opening"),

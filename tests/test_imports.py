@@ -18,6 +18,9 @@ SHARED = {
     "quiet",
     "run_folder",
     "tables",
+    "lock",
+    "manifest",
+    "reading",
     "__about__",
 }  # of no room; they know nobody above them
 FLOORS = [
@@ -31,7 +34,7 @@ FLOORS = [
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 # Knows a foreign model's keys, or a checkpoint folder's files; nobody else may.
 FOREIGN_KEYS = ("conv_stem", "_conv_stem", "encoder.top_conv", "features.0.0")
-CHECKPOINT_FILES = ("optimizer.bin", "random_states_", "custom_checkpoint_0")
+CHECKPOINT_FILES = ("optimizer.safetensors", "average.safetensors", "random_{")
 RUN_FILES = (
     "metrics.jsonl",
     "summary.json",
@@ -92,7 +95,7 @@ def test_model_file_travels_light(name):
 
 @pytest.mark.parametrize(
     "words, room_",
-    [(FOREIGN_KEYS, "conversion"), (CHECKPOINT_FILES, "training/resume.py"), (RUN_FILES, "run_folder.py")],
+    [(FOREIGN_KEYS, "conversion"), (CHECKPOINT_FILES, "training/state.py"), (RUN_FILES, "run_folder.py")],
 )
 def test_only_one_room_knows_these_names(words, room_):
     for path in MODULES:

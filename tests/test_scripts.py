@@ -112,7 +112,7 @@ def test_classify_reads_every_kind_and_names_the_unreadable(command, workplace, 
     (tmp_path / "g.png").write_bytes((tmp_path / "b.webp").read_bytes()[:30])
     code, out, err = command("classify", "--model", workplace / "model", "--top_k", "1", tmp_path)
     assert code == 2 and out.count("%") == 5
-    assert len(err.splitlines()) == 2 and "f.png: not an image" in err and "Traceback" not in err
+    assert len(err.splitlines()) == 2 and "f.png is not an image that is read here" in err and "Traceback" not in err
 
 
 def test_classify_precisions_and_plot(command, workplace, tmp_path):
