@@ -46,29 +46,65 @@ PROMISES = {
         kills=["--kills", "30"],
     ),
     "proved": Promise(
-        "A damaged checkpoint is noticed and named before anything of it is loaded",
-        "every file flipped by a bit, emptied, halved, zeroed, removed, swapped",
-        tests=["tests/training/test_proved_checkpoints.py", "-k", "damage or swapped or whole or falls"],
+        "A damaged checkpoint is named before anything of it is loaded, and `auto` takes the newest whole one",
+        "every file flipped by a bit, emptied, halved, zeroed, removed, swapped; manifests with single flipped bits",
+        tests=[
+            "tests/training/test_proved_checkpoints.py",
+            "tests/test_manifest.py",
+            "-k",
+            "not progress and not changed",
+        ],
     ),
-    "manifest": Promise(
-        "and so is every damage of a manifest",
-        "single flipped bits of a small folder",
-        tests=["tests/test_manifest.py"],
+    "code": Promise(
+        "Nothing in a checkpoint, a converted folder or a `--model` folder runs, and nobody is asked whether to run it",
+        "payloads, raw and zipped, under every name that a loader might open, and every command",
+        tests=["tests/test_nothing_runs.py"],
     ),
     "fields": Promise(
-        "A wrong value in a file of a checkpoint is one sentence that names the field",
-        "wrong types, signs, sizes and nestings in every field",
-        tests=["tests/training/test_proved_checkpoints.py", "-k", "progress or position"],
+        "A wrong value is one sentence that names file and field",
+        "wrong types, signs, sizes and nestings in every field of config.json, preprocessor_config.json, recipes,"
+        " trainer state and progress.json",
+        tests=["tests/errors/test_fields.py", "tests/training/test_proved_checkpoints.py", "-k", "not damage"],
     ),
     "data": Promise(
         "A run is not gone on with on other images without a word",
-        "images and classes renamed, replaced, moved, added, removed",
-        tests=["tests/training/test_proved_checkpoints.py", "-k", "changed or moved_data"],
+        "images and classes renamed, replaced, moved, added, removed, in both splits",
+        tests=[
+            "tests/training/test_proved_checkpoints.py",
+            "tests/data/test_listing.py",
+            "-k",
+            "changed or moved or listing",
+        ],
     ),
     "owner": Promise(
         "A run touches only what runs made, and is alone in its folder",
-        "folders of others, links, two runs at once, names taken meanwhile",
-        tests=["tests/training/test_owner.py", "tests/test_lock.py", "tests/test_files.py"],
+        "folders of others, links, names taken meanwhile, two runs at once, machines without common locks",
+        tests=["tests/training/test_owner.py", "tests/test_lock.py", "tests/errors/test_paths.py"],
+    ),
+    "disk": Promise(
+        "A full disk is one line, and what was saved before is whole",
+        "real small disks of 60 sizes, and limits of a file's size, in training, conversion and export",
+        tests=["tests/training/test_full_disk.py", "tests/export/test_full_disk.py", "tests/test_files.py"],
+    ),
+    "ends": Promise(
+        "A run ends with the truth, whatever signal, console or divergence ends it: 0 done, 75 saved, 2 a line",
+        "signals at start, in steps, validation, publication and waits for data; pipes that close; NaN",
+        tests=["tests/training/test_ends_with_the_truth.py"],
+    ),
+    "workers": Promise(
+        "A loader process that dies or finds shared memory full is one line, and no hang",
+        "SIGKILL, SIGSEGV and SIGBUS in both splits; a /dev/shm of 4 KB, 2 MB and 14 MB",
+        tests=["tests/data/test_workers.py"],
+    ),
+    "images": Promise(
+        "A broken or hostile image is one reason in a list, and costs neither the run nor its neighbours",
+        "truncated, forged, huge, deep, locked and vanishing files of every format, pipes, odd names",
+        tests=["tests/data/test_pictures.py", "tests/data/test_bad_files.py", "tests/test_classify.py"],
+    ),
+    "serve": Promise(
+        "The serving example answers good callers while bad ones do their worst, and ends when told",
+        "25 kinds of bad callers ([under load](/benchmarks/2026-11-26-serve.md))",
+        tests=["tests/export/serve"],
     ),
 }
 
@@ -96,7 +132,12 @@ def by_pytest(words: list[str], scratch: Path) -> dict[str, int]:
 def by_killing(words: list[str], scratch: Path) -> dict[str, int]:
     script = [sys.executable, "tests/training/kill_and_resume.py", *words, "--json", str(scratch / "kills.json")]
     subprocess.run(script, cwd=ROOT, check=False)
-    found = json.loads((scratch / "kills.json").read_text())
+    return sum_kills([scratch / "kills.json"])
+
+
+def sum_kills(files: list[Path]) -> dict[str, int]:
+    """Of the results that kill_and_resume.py writes with `--json`."""
+    found = [each for file in files for each in json.loads(file.read_text())]
     tries, wrong = sum(each["kills"] for each in found), sum(len(each["wrong"]) for each in found)
     return {"tries": tries, "survived": tries - wrong, "skipped": 0}
 
@@ -104,18 +145,24 @@ def by_killing(words: list[str], scratch: Path) -> dict[str, int]:
 def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(PROMISES)}")
-    names = parser.parse_args(argv).only or list(PROMISES)
+    parser.add_argument(
+        "--kills", nargs="+", metavar="JSON", help="of events: results of kill_and_resume.py, not new ones"
+    )
+    arguments = parser.parse_args(argv)
+    names = arguments.only or list(PROMISES)
     if unknown := set(names) - PROMISES.keys():
         raise UserError(f"--only {sorted(unknown)[0]}: there are {', '.join(PROMISES)}.")
     lost = 0
     for name in names:
         promise, started = PROMISES[name], time.monotonic()
-        with tempfile.TemporaryDirectory() as scratch:
-            found = (
-                by_pytest(promise.tests, Path(scratch))
-                if promise.tests
-                else by_killing(promise.kills or [], Path(scratch))
-            )
+        with tempfile.TemporaryDirectory() as folder:
+            scratch = Path(folder)
+            if name == "events" and arguments.kills:
+                found = sum_kills(list(map(Path, arguments.kills)))
+            elif promise.tests:
+                found = by_pytest(promise.tests, scratch)
+            else:
+                found = by_killing(promise.kills or [], scratch)
         lost += found["tries"] - found["survived"]
         order = list(PROMISES).index(name)
         row = {

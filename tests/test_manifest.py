@@ -31,7 +31,8 @@ def test_what_was_written_is_whole(folder):
     assert list(read_manifest(folder)) == ["best/x", "config.json", "empty", "weights.bin"]
 
 
-def test_a_flipped_bit_is_noticed_and_named(folder):
+def test_a_flipped_bit_is_noticed_and_named(folder, record_property):
+    tries = 0
     for path in files(folder):
         content = path.read_bytes()
         for bit in range(0, 8 * len(content), 3 if path.name == MANIFEST else 17):
@@ -40,7 +41,9 @@ def test_a_flipped_bit_is_noticed_and_named(folder):
             path.write_bytes(damaged)
             found = problem(folder)
             assert found is not None and path.name in found, (path, bit)
+            tries += 1
         path.write_bytes(content)
+    record_property("tries", tries)
     assert problem(folder) is None
 
 

@@ -106,4 +106,5 @@ def _living_tensors() -> list[torch.Tensor]:
     import gc
 
     gc.collect()
-    return [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    found = [thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)]
+    return [tensor for tensor in found if tensor.layout == torch.strided]  # the others have no storage

@@ -56,8 +56,10 @@ def only_run(accelerator: Accelerator, output_dir: str) -> Iterator[None]:
 
     def lock() -> None:
         with writing(path):
-            if path.exists() and not path.is_dir():
-                raise UserError(f"--output_dir {path} is a file; name a folder.")
+            if blocking := next(
+                (place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None
+            ):
+                raise UserError(f"--output_dir {path}: {blocking} is a file; name a folder.")
             missing = [folder for folder in (path, *path.parents) if not folder.exists()]
             path.mkdir(parents=True, exist_ok=True)
             stack.callback(_remove_empty, missing)

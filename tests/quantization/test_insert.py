@@ -99,7 +99,7 @@ def test_gradients_stop_outside_the_range(tiny_quantized):
         ({"float_layers": "classifier"}, "float_layers"),
         ({"bits": 8}, "keys engine, placement"),
         ({"num_bits": 16}, "num_bits"),
-        ("int8", "quantization must be a dict"),
+        ("int8", "quantization must have the keys .*, got 'int8'"),
     ],
     ids=str,
 )

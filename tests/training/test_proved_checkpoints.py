@@ -64,7 +64,10 @@ def names(finished) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", ["flipped", "emptied", "halved", "zeroed", "removed"])
-def test_every_damage_of_every_file_is_named_before_anything_is_loaded(run, finished, tmp_path, kind, monkeypatch):
+def test_every_damage_of_every_file_is_named_before_anything_is_loaded(
+    run, finished, tmp_path, kind, monkeypatch, record_property
+):
+    record_property("tries", len(names(finished)))
     monkeypatch.setattr("effnet_hf.training.state.load_file", lambda path: pytest.fail(f"{path} was loaded"))
     for name in names(finished):
         damage(tmp_path / "run" / NEWEST / name, kind)
@@ -125,7 +128,8 @@ WRONG = [None, "x", "1", True, -2, 1e400, float("nan"), [], {}, [1, 2, 3], 2**60
 
 
 @pytest.mark.parametrize("name", list(Progress.__dataclass_fields__))
-def test_every_field_of_progress_is_checked_for_type_and_range(name, tmp_path):
+def test_every_field_of_progress_is_checked_for_type_and_range(name, tmp_path, record_property):
+    tries = 0
     path = tmp_path / "progress.json"
     good = json.loads(Progress(epoch=1, update=2, total_updates=9, best_top1=50.0, best_epoch=0).to_json())
     path.write_text(json.dumps(good))
@@ -141,6 +145,8 @@ def test_every_field_of_progress_is_checked_for_type_and_range(name, tmp_path):
         path.write_text(json.dumps({**good, name: wrong}))
         with pytest.raises(UserError, match=f"progress.json: {name} is "):
             Progress.read(path)
+        tries += 1
+    record_property("tries", tries + 2)
     for lacking in ({k: v for k, v in good.items() if k != name}, {**good, "extra": 1}):
         path.write_text(json.dumps(lacking))
         with pytest.raises(UserError, match="progress.json was not written by this version"):
