@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import socket
+import stat
 import sys
 import threading
 import time
@@ -24,7 +25,9 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 BEAT = 8.0  # seconds between two signs of life
+_LARGEST = 4096  # bytes
 _LONG_DEAD = 600.0  # without a sign for so long, a writer on another machine needs no second look
+_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # no link to a file of others, no pipe to wait for
 _held: set[int] = set()
 
 
@@ -40,7 +43,7 @@ def held(path: Path, what: str) -> Iterator[None]:
     """
     descriptor, locked = _open(path, what)
     try:
-        _refuse_other_machines(path, what, locked)
+        _refuse_other_machines(path, what, locked, _owner(os.pread(descriptor, _LARGEST, 0)))
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
     except BaseException:
@@ -63,7 +66,7 @@ def held(path: Path, what: str) -> Iterator[None]:
 def is_free(path: Path) -> bool:
     """Whether nobody on this machine holds the lock file, which may be missing; False where that cannot be told."""
     try:
-        descriptor = os.open(path, os.O_RDWR)
+        descriptor = os.open(path, os.O_RDWR | _PLAIN)
     except FileNotFoundError:
         return True
     except OSError:
@@ -76,16 +79,35 @@ def is_free(path: Path) -> bool:
         os.close(descriptor)
 
 
+def is_held(path: Path) -> bool:
+    """Whether this process holds the lock file that lies there now, and not one that was moved away or removed."""
+    try:
+        there = os.stat(path)
+    except OSError:
+        return False
+    return any(os.path.samestat(os.fstat(descriptor), there) for descriptor in _held)
+
+
+def _is_a_lock(descriptor: int) -> bool:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+        return False
+    return not status.st_size or bool(_owner(os.pread(descriptor, _LARGEST, 0)))
+
+
 def _open(path: Path, what: str) -> tuple[int, bool]:
     """The opened lock file and whether the operating system has locked it."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _PLAIN, 0o666)
         _held.add(descriptor)
+        if not _is_a_lock(descriptor):
+            _close(descriptor)
+            raise UserError(f"{path} is no lock file of ours; move it away, or name another folder.")
         try:
             locked = _lock(descriptor)
             there = os.stat(path)
         except BlockingIOError:
-            owner = _owner(path)
+            owner = _owner(os.pread(descriptor, _LARGEST, 0))
             _close(descriptor)
             raise UserError(
                 f"{what} is in use by another process{_named(owner)}; wait for it, or name another."
@@ -110,9 +132,8 @@ def _lock(descriptor: int) -> bool:
     return True
 
 
-def _refuse_other_machines(path: Path, what: str, locked: bool) -> None:
+def _refuse_other_machines(path: Path, what: str, locked: bool, owner: dict) -> None:
     """Raises `UserError` where the file names a living writer whom the operating system's lock did not stop."""
-    owner = _owner(path)
     here = owner.get("host") == socket.gethostname()
     if not owner or here and (locked or not _runs(owner["pid"])):
         return
@@ -131,9 +152,9 @@ def _refuse_other_machines(path: Path, what: str, locked: bool) -> None:
     )
 
 
-def _owner(path: Path) -> dict:
-    with contextlib.suppress(OSError, ValueError):
-        owner = json.loads(path.read_text())
+def _owner(content: bytes) -> dict:
+    with contextlib.suppress(ValueError):
+        owner = json.loads(content)
         if isinstance(owner, dict) and isinstance(owner.get("host"), str) and isinstance(owner.get("pid"), int):
             return owner
     return {}

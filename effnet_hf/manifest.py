@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ def problem(folder: Path, only: tuple[str, ...] | None = None) -> str | None:
         if only is not None and name not in only:
             continue
         try:
-            size = os.stat(folder / name).st_size
+            status = os.stat(folder / name)
+            if not stat.S_ISREG(status.st_mode):
+                return f"{printable(name)} is no file"
+            size = status.st_size
             if size != expected["size"]:
                 return f"{printable(name)} has {size:,} bytes, {expected['size']:,} were written"
             if _describe(folder / name) != expected:
@@ -53,6 +57,8 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
         UserError: there is none, or it is damaged itself; the message is the end of a sentence about the folder.
     """
     try:
+        if not (folder / MANIFEST).is_file():  # nor a pipe, which would be waited for
+            raise FileNotFoundError
         text = (folder / MANIFEST).read_text("utf-8")
         found = json.loads(text)["files"]
         files = {name: {"size": int(each["size"]), "sha256": str(each["sha256"])} for name, each in found.items()}

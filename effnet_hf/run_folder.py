@@ -33,6 +33,7 @@ class RunFolder:
     """The paths in one `output_dir`; nothing is created or read."""
 
     mark = _Entry(MARK)
+    lock = _Entry(".lock")
     recipe = _Entry("recipe.yaml")
     metrics = _Entry("metrics.jsonl")
     summary = _Entry("summary.json")
@@ -52,6 +53,7 @@ class RunFolder:
     benchmark = _Entry("benchmark.json")
     checkpoints = _Entry("checkpoints")
     best = _Entry("checkpoints/best")
+    incoming = _Entry("checkpoints/incoming")  # a checkpoint of another folder, until it takes its place
     data = _Entry("checkpoints/data.parquet")
     progress = _Entry("progress.json")  # of a checkpoint: epoch, position in the sample order, best figure
 
@@ -77,10 +79,14 @@ class RunFolder:
         return name == MARK or name in (*self.written_while_running(), *self.published()) or name.endswith(".py")
 
     @staticmethod
+    def is_checkpoint(name: str) -> bool:
+        return re.fullmatch(r"update-\d{8,}", name) is not None
+
+    @staticmethod
     def is_in_checkpoints(name: str) -> bool:
         """Whether a run may have made this in `checkpoints/`."""
         hidden = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old|gone)", name)
-        return bool(re.fullmatch(r"update-\d{8,}|best|data\.parquet", hidden[1] if hidden else name))
+        return bool(re.fullmatch(r"update-\d{8,}|best|incoming|data\.parquet", hidden[1] if hidden else name))
 
     def checkpoint(self, updates: int) -> Path:
         """The checkpoint after so many optimizer steps."""
@@ -91,7 +97,8 @@ class RunFolder:
 
     def all_checkpoints(self) -> list[Path]:
         """Whole or damaged, oldest first."""
-        return sorted(path for path in self.checkpoints.glob("update-*") if path.is_dir())
+        found = [path for path in self.checkpoints.glob("update-*") if self.is_checkpoint(path.name) and path.is_dir()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix("update-")))
 
 
 def made_by_a_run(folder: str | os.PathLike) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from effnet_hf import lock
 from effnet_hf.errors import UserError
-from effnet_hf.lock import held, is_free
+from effnet_hf.lock import held, is_free, is_held
 
 
 @pytest.fixture
@@ -127,8 +127,28 @@ def test_a_holder_gives_signs_of_life(path, monkeypatch):
         assert path.stat().st_mtime > 0
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": 1, "pid": 2}', '{"host": "x", "pid": "y"}'])
-def test_a_damaged_lock_file_is_nobodys(path, content):
-    path.write_text(content)
+@pytest.mark.parametrize("kind", ["text", "JSON", "other JSON", "link", "pipe", "long"])
+def test_what_is_no_lock_is_left_alone(path, kind, tmp_path):
+    content = {"text": "precious", "JSON": "[]", "other JSON": '{"host": 1, "pid": 2}', "long": "x" * 10_000}
+    if kind == "link":
+        (tmp_path / "precious").write_text("")
+        path.symlink_to(tmp_path / "precious")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text(content[kind])
+    with pytest.raises((UserError, OSError), match="is no lock file of ours|symbolic links"):
+        with held(path, "the folder"):
+            raise AssertionError("taken for a lock")
+    assert os.path.lexists(path) and (kind not in content or path.read_text() == content[kind])
+    if kind == "link":
+        assert (tmp_path / "precious").read_text() == ""
+
+
+def test_an_empty_lock_file_is_nobodys(path):
+    path.touch()  # killed before it was written
     with held(path, "the folder"):
-        pass
+        assert is_held(path)
+        path.rename(path.with_name("moved"))
+        path.touch()
+        assert not is_held(path)

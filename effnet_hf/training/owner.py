@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..errors import UserError, printable
-from ..files import atomic_write, recover, remove, writing
+from ..files import atomic_write, lock_beside, make_folders, recover, remove, writing
 from ..lock import held
 from ..reading import read_json
 from ..run_folder import RunFolder
@@ -61,9 +61,14 @@ def only_run(accelerator: Accelerator, output_dir: str) -> Iterator[None]:
             ):
                 raise UserError(f"--output_dir {path}: {blocking} is a file; name a folder.")
             missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-            path.mkdir(parents=True, exist_ok=True)
+            make_folders(missing)
             stack.callback(_remove_empty, missing)
-            stack.enter_context(held(path / ".lock", f"--output_dir {path}"))
+            run, what = RunFolder(path), f"--output_dir {path}"
+            with contextlib.suppress(PermissionError):  # nobody can replace the folder there
+                stack.enter_context(held(lock_beside(Path(os.path.realpath(path))), what))
+            stack.enter_context(held(run.lock, what))
+            if run.checkpoints.is_symlink() and run.checkpoints.is_dir():  # another run may have a link to it
+                stack.enter_context(held(run.checkpoints / run.lock.name, f"{run.checkpoints}"))
 
     with stack:
         on_main(accelerator, lock)
@@ -109,13 +114,16 @@ class Owner:
         """
         if not self.run.path.is_dir():
             return
+        recover(self.run.path, lambda name: name == self.run.mark.name)
+        if self.run.checkpoints.is_symlink() and not self.run.checkpoints.is_dir():
+            raise UserError(f"{self.run.checkpoints} is a link to a folder that is not there; is its disk mounted?")
         if self.marked:
             recover(self.run.path, self.run.is_a_runs_name)
             recover(self.run.plots, lambda name: True)
             # A name that runs have never used here is somebody else's, if it is taken.
             names = {*self.run.written_while_running(), *self.run.published()} - self.made
             foreign = sorted(name for name in names if os.path.lexists(self.run.path / name))
-            if foreign == [self.run.checkpoints.name] and not any(self.run.checkpoints.iterdir()):
+            if foreign == [self.run.checkpoints.name] and _is_empty(self.run.checkpoints):
                 foreign = []
         else:
             foreign = [path.name for path in sorted(self.run.path.iterdir()) if not _may_lie_there(self.run, path)]
@@ -147,15 +155,16 @@ class Owner:
 
     def has_made(self, path: Path) -> bool:
         """Whether a path is, or lies in, what runs made here."""
-        inside = Path(os.path.realpath(path)), Path(os.path.realpath(self.run.path))
-        if not inside[0].is_relative_to(inside[1]):
-            return False
-        parts = inside[0].relative_to(inside[1]).parts
-        return not parts or parts[0] in self.made
+        place, folder, checkpoints = (
+            Path(os.path.realpath(each)) for each in (path, self.run.path, self.run.checkpoints)
+        )
+        if place.is_relative_to(checkpoints):  # perhaps a link to another disk
+            return self.run.checkpoints.name in self.made
+        return place.is_relative_to(folder) and (place == folder or place.relative_to(folder).parts[0] in self.made)
 
     @contextlib.contextmanager
-    def removing(self, what: str, name: str = "") -> Iterator[None]:
-        """Notes a removal while the body does it."""
+    def during(self, what: str, name: str = "") -> Iterator[None]:
+        """Notes a removal or an import while the body does it."""
         self.pending = {"what": what, "name": name}
         self._write()
         yield
@@ -163,16 +172,19 @@ class Owner:
         self._write()
 
     def clear(self) -> None:
-        """Removes all that runs made, the published model too, and nothing else."""
-        with self.removing("everything"):
-            checkpoints = self.run.checkpoints
-            if checkpoints.name in self.made and checkpoints.is_dir():
-                for path in checkpoints.iterdir():  # not the folder itself, which may be a link to another disk
-                    if RunFolder.is_in_checkpoints(path.name):
-                        remove(path)
-            for name in sorted(self.made - {checkpoints.name}):
-                remove(self.run.path / name)
-            self.made &= {checkpoints.name}
+        """Removes all that runs made, the published model too, and nothing else; but for a checkpoint that is on its
+        way here."""
+        checkpoints, kept = (
+            self.run.checkpoints,
+            self.run.incoming.name if self.pending.get("what") == "import" else None,
+        )
+        if checkpoints.name in self.made and checkpoints.is_dir():
+            for path in checkpoints.iterdir():  # not the folder itself, which may be a link to another disk
+                if RunFolder.is_in_checkpoints(path.name) and path.name != kept:
+                    remove(path)
+        for name in sorted(self.made - {checkpoints.name}):
+            remove(self.run.path / name)
+        self.made &= {checkpoints.name}
 
     def _write(self) -> None:
         content = {"effnet_hf": 1, "made": sorted(self.made), "pending": self.pending}
@@ -182,5 +194,10 @@ class Owner:
 
 def _may_lie_there(run: RunFolder, path: Path) -> bool:
     if path.name == run.checkpoints.name:  # perhaps a link to another disk
-        return path.is_dir() and not any(path.iterdir())
+        return _is_empty(path)
     return path.name.startswith(".") or path.suffix in _BEFORE_A_RUN or path == run.benchmark
+
+
+def _is_empty(folder: Path) -> bool:
+    """But for hidden files: a lock, or what a disk keeps for itself."""
+    return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())

@@ -42,7 +42,7 @@ class Progress:
     num_processes: int = _bounded(1, 1)
     per_device: int = _bounded(0)  # images
     precision: str = ""
-    loss_scale: float = _bounded(0.0, 0, math.inf)  # of fp16; 0 in other precisions
+    loss_scale: float = _bounded(0.0, 0, 2.0**127)  # of fp16; 0 in other precisions
     loss_scale_steps: int = _bounded(0)
 
     def start_epoch(self, epoch: int) -> None:

@@ -15,7 +15,6 @@ its manifest is checked before anything of it is loaded.
 
 import contextlib
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +24,13 @@ from accelerate.utils import gather_object
 from ..cli import invocation
 from ..data.listing import DataListing
 from ..errors import UserError
-from ..files import atomic_folder, atomic_write, recover, remove
+from ..files import atomic_folder, atomic_write, link, link_tree, recover, remove
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..lock import is_held
 from ..manifest import MANIFEST, problem
 from ..quiet import no_progress_bars
 from ..recipes import Recipe, load_recipe
-from ..run_folder import RunFolder
+from ..run_folder import RunFolder, made_by_a_run
 from .original_run import OriginalRun
 from .owner import Owner, on_main
 from .progress import Progress
@@ -74,6 +74,7 @@ class Checkpoints:
     def __init__(self, accelerator: Accelerator, recipe: Recipe):
         self.accelerator, self.recipe = accelerator, recipe
         self.run = RunFolder(recipe.output_dir)
+        self.locked = False
         self.notes: list[str] = []
 
     def save(self, progress: Progress) -> Path:
@@ -83,6 +84,8 @@ class Checkpoints:
         self.state.note(progress)
 
         def write() -> None:
+            if self.locked and not is_held(self.run.lock):
+                raise UserError(f"--output_dir {self.run.path} was moved or removed while the run was writing to it.")
             with atomic_folder(target, overwrite=True, ours=True) as folder, no_progress_bars():
                 self.state.model.save_pretrained(folder)
                 self.processor.save_pretrained(folder)
@@ -90,9 +93,9 @@ class Checkpoints:
                 RunFolder(folder).recipe.write_text(self.recipe.to_yaml(), encoding="utf-8")
                 RunFolder(folder).progress.write_text(progress.to_json())
                 if self.run.data.is_file():
-                    _link(self.run.data, folder / self.run.data.name)
+                    link(self.run.data, folder / self.run.data.name)
                 if self.run.best.is_dir():
-                    shutil.copytree(self.run.best, folder / self.run.best.name, copy_function=_link)
+                    link_tree(self.run.best, folder / self.run.best.name)
             for path in self.all()[: -self.recipe.keep_checkpoints]:
                 remove(path)
 
@@ -146,7 +149,7 @@ class Checkpoints:
 
     def _look(self, original: OriginalRun | None) -> str | None:
         """The checkpoint to go on from, after the folder was found to be ours and in order."""
-        self.owner = Owner(self.run)
+        self.owner, self.locked = Owner(self.run), is_held(self.run.lock)
         self.owner.check()
         if self.owner.marked and self.run.checkpoints.is_dir():
             recover(self.run.checkpoints, RunFolder.is_in_checkpoints)
@@ -160,14 +163,20 @@ class Checkpoints:
         """Does what a killed run had begun: the folder is then as its user had asked for."""
         pending = self.owner.pending
         if pending.get("what") == "everything":
-            self.owner.clear()
+            with self.owner.during("everything"):
+                self.owner.clear()
             self.notes.append("the removal of an earlier run, which was interrupted, is finished now")
         elif pending.get("what") == "later" and self.run.checkpoint_named(pending["name"]).is_dir():
-            self._go_back(self.run.checkpoint_named(pending["name"]))
+            with self.owner.during("later", pending["name"]):
+                self._go_back(self.run.checkpoint_named(pending["name"]))
             self.notes.append(f"the return to {pending['name']}, which was interrupted, is finished now")
 
     def _find_saved(self, resume: str) -> Path | None:
-        if resume == "auto":
+        importing = self.owner.pending.get("what") == "import"
+        if resume == "auto" and importing:
+            resume = self.owner.pending["name"]
+            self.notes.append(f"going on from {resume} was interrupted, and begins again")
+        elif resume == "auto":
             return self._newest(self.run, "--resume auto")
         path = Path(resume)
         if path.is_file():
@@ -185,12 +194,14 @@ class Checkpoints:
                     f"--resume {resume}: no checkpoint there; name a folder like {self.run.checkpoint(1250)}."
                 )
             path = nested
-        if self.is_elsewhere(path) and self.run.metrics.exists() and not self.recipe.overwrite:
+        if (own := self._own(path)) is not None:
+            return own
+        if self.run.metrics.exists() and not self.recipe.overwrite and not importing:
             raise UserError(
                 f"--output_dir {self.run.path} already holds another run than --resume {resume};"
                 " start afresh with --overwrite, or name another folder."
             )
-        return path
+        return path.resolve()
 
     def _newest(self, run: RunFolder, flag: str) -> Path | None:
         """The newest whole checkpoint of a run; None where it has none at all."""
@@ -208,11 +219,10 @@ class Checkpoints:
     def _check_output_dir(self) -> None:
         """Refuses to mix two runs in one folder, and to remove what nobody said may be removed."""
         recipe, folder = self.recipe, self.run.path
+        self._keep_sources()
         if recipe.overwrite:
-            for flag, source in (("model", recipe.model), ("teacher", recipe.teacher), ("resume", recipe.resume)):
-                if source and source != "auto" and self.owner.has_made(Path(source)):
-                    raise UserError(f"--overwrite would remove --{flag} {source}; name another --output_dir.")
-        elif recipe.resume == "auto":
+            return
+        if recipe.resume == "auto":
             if self.run.summary.exists():
                 raise UserError(
                     f"--resume auto: {folder} holds a finished run without a checkpoint to go on from;"
@@ -224,8 +234,19 @@ class Checkpoints:
                 " start afresh with --overwrite, or name another folder."
             )
 
-    def is_elsewhere(self, path: Path) -> bool:
-        return path.resolve().parent != self.run.checkpoints.resolve()
+    def _keep_sources(self) -> None:
+        """Refuses to remove what the run starts from, when it begins afresh in a folder that holds it."""
+        sources = {"model": self.recipe.model, "teacher": self.recipe.teacher, "resume": self.recipe.resume}
+        for flag, source in sources.items():
+            if source and (flag, source) != ("resume", "auto") and self.owner.has_made(Path(source)):
+                raise UserError(f"a fresh start would remove --{flag} {source}; name another --output_dir.")
+
+    def _own(self, path: Path) -> Path | None:
+        """A checkpoint of this run by its own name, whatever link to it (or it itself as a link) was named."""
+        for place in (Path(os.path.abspath(path)), path.resolve()):
+            if RunFolder.is_checkpoint(place.name) and place.parent.resolve() == self.run.checkpoints.resolve():
+                return self.run.checkpoints / place.name
+        return None
 
     def begin(self) -> None:
         """Marks the folder, and removes an earlier run from it. A collective call."""
@@ -234,7 +255,8 @@ class Checkpoints:
     def _begin(self) -> None:
         self.owner.claim()
         if self.owner.made:
-            self.owner.clear()
+            with self.owner.during("everything"):
+                self.owner.clear()
         self.owner.adds(*self.run.written_while_running())
 
     def note_data(self) -> None:
@@ -247,28 +269,39 @@ class Checkpoints:
     def adopt(self, path: Path, progress: Progress) -> None:
         """Makes this folder what the run's was when checkpoint `path` was written: no later checkpoints, the best model
         of that time, and (from another run's folder) its log and files of figures. For the first process."""
-        if self.is_elsewhere(path):
-            self._begin()
-            theirs = RunFolder(path.resolve().parents[1])
-            for source, target in ((theirs.metrics, self.run.metrics), (theirs.quantization, self.run.quantization)):
-                if source.is_file():
-                    with atomic_write(target, "wb") as file:
-                        file.write(source.read_bytes())
+        own = self._own(path)
+        if own is not None:
+            with self.owner.during("later", own.name):
+                self._go_back(own)
+            return
+        self.owner.claim()
+        with self.owner.during("import", str(path)):
+            self.owner.adds(self.run.checkpoints.name)
+            with atomic_folder(self.run.incoming, overwrite=True, ours=True) as folder:
+                link_tree(path, folder)
+            self.owner.clear()  # now that the other checkpoint is here
+            self.owner.adds(*self.run.written_while_running())
+            if path.parent.name == self.run.checkpoints.name and made_by_a_run(path.parents[1]):
+                theirs = RunFolder(path.parents[1])
+                for source, target in (
+                    (theirs.metrics, self.run.metrics),
+                    (theirs.quantization, self.run.quantization),
+                ):
+                    if source.is_file():
+                        with atomic_write(target, "wb") as file:
+                            file.write(source.read_bytes())
             own = self.run.checkpoint(progress.total_updates)
-            with atomic_folder(own, overwrite=True, ours=True) as folder:
-                shutil.copytree(path, folder, dirs_exist_ok=True, copy_function=_link)
-            path = own
-        with self.owner.removing("later", path.name):
-            self._go_back(path)
+            os.rename(self.run.incoming, own)
+            self._go_back(own)
 
     def _go_back(self, path: Path) -> None:
-        for later in reversed(self.all()):
-            if later.name > path.name:
-                remove(later)
+        checkpoints = self.all()
+        for later in reversed(checkpoints[checkpoints.index(path) + 1 :]):
+            remove(later)
         best = path / self.run.best.name
         if best.is_dir():
             with atomic_folder(self.run.best, overwrite=True, ours=True) as folder:
-                shutil.copytree(best, folder, dirs_exist_ok=True, copy_function=_link)
+                link_tree(best, folder)
         else:
             remove(self.run.best)
 
@@ -305,8 +338,17 @@ class SavedRun:
                 f"{name} was trained on {progress.num_samples} images, the data now has {num_samples};"
                 " go on all the same with --accept_changed_data true, or start from its weights with --model."
             )
-        if progress.update > updates_per_epoch and progress.num_samples == num_samples:
+        if (
+            RunFolder.is_checkpoint(self.folder.name)
+            and self.folder.name != RunFolder("").checkpoint(progress.total_updates).name
+        ):
+            raise UserError(f"{name} is a renamed copy: it was written after {progress.total_updates} steps.")
+        if progress.num_samples == num_samples and (
+            progress.update > updates_per_epoch or progress.is_trained and progress.update < updates_per_epoch
+        ):
             raise UserError(f"{name} stands at step {progress.update} of an epoch that has {updates_per_epoch}.")
+        if progress.epoch > max(then.epochs, recipe.epochs):
+            raise UserError(f"{name} stands in epoch {progress.epoch + 1} of {then.epochs}.")
         return progress
 
     def _check_data(self) -> list[str]:
@@ -353,14 +395,6 @@ class SavedRun:
         accelerator.step = progress.total_updates * accelerator.gradient_accumulation_steps
         on_main(accelerator, lambda: checkpoints.adopt(self.folder, progress))
         return progress
-
-
-def _link(source: str | Path, target: str | Path) -> None:
-    """A second name for a file that is never changed in place, or a copy where the file system knows one name only."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 __all__ = ["FIXED", "Checkpoints", "SavedRun", "precision_of_resumed"]

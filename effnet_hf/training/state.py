@@ -22,6 +22,7 @@ from .progress import Progress
 
 
 Tensors = dict[str, torch.Tensor]
+_NEEDED = {"RMSprop": ("step", "square_avg"), "AdamW": ("step", "exp_avg", "exp_avg_sq")}  # torch's own keys
 _WEIGHTS, _OPTIMIZER, _AVERAGE, _RANDOM = (
     "model.safetensors", "optimizer.safetensors", "average.safetensors", "random_{}.safetensors",
 )  # fmt: skip
@@ -57,6 +58,8 @@ class TrainingState:
             UserError: a file is missing, or holds another run's state.
         """
         weights, optimizer = _load(folder, _WEIGHTS), self._optimizer_state(_load(folder, _OPTIMIZER), folder)
+        if progress.total_updates and not optimizer and _NEEDED.get(type(_bare(self.optimizer)).__name__):
+            raise UserError(f"{folder / _OPTIMIZER} is empty, after {progress.total_updates} steps.")
         average = _load(folder, _AVERAGE) if self.ema is not None else None
         same_launch = progress.num_processes == self.accelerator.num_processes
         rank = _RANDOM.format(self.accelerator.process_index)
@@ -102,6 +105,8 @@ class TrainingState:
         try:
             has_spare, spare, numpy_spare = state["spare"].tolist()
             words, (*keys, position, numpy_has_spare) = state["python"].tolist(), state["numpy"].tolist()
+            if not 0 <= position <= len(keys) == 624:
+                raise ValueError(f"numpy's position is {position} of {len(keys)}")
             random.setstate((3, tuple(words), spare if has_spare else None))
             np.random.set_state(("MT19937", np.array(keys, np.uint32), position, numpy_has_spare, numpy_spare))
             torch.set_rng_state(state["torch"])
@@ -129,7 +134,10 @@ class TrainingState:
         for entry, tensor in tensors.items():
             name, _, key = entry.rpartition("/")
             parameter = parameters.get(name)
-            if name not in numbers or parameter is None or tensor.dim() and tensor.shape != parameter.shape:
+            fits = tensor.is_floating_point() and (
+                not tensor.dim() or parameter is not None and tensor.shape == parameter.shape
+            )
+            if name not in numbers or parameter is None or not fits:
                 raise UserError(f"{folder / _OPTIMIZER} is of another network: {entry} does not fit.")
             if tensor.dim():
                 tensor = torch.empty_like(parameter, dtype=tensor.dtype, device="cpu").copy_(tensor)
@@ -140,7 +148,16 @@ class TrainingState:
                 entries = state.get(numbers[next(n for n, p in parameters.items() if p is parameter)])
                 if entries is not None:
                     entries.setdefault("momentum_buffer", torch.zeros_like(parameter, device="cpu"))
+        needed = _NEEDED.get(type(_bare(self.optimizer)).__name__, ())
+        for name, number in numbers.items() if state else ():
+            if not all(key in state.get(number, ()) for key in needed):
+                raise UserError(f"{folder / _OPTIMIZER} lacks some of {', '.join(needed)} for {name}.")
         return state
+
+
+def _bare(optimizer: Any) -> torch.optim.Optimizer:
+    """Without Accelerate's wrapper."""
+    return getattr(optimizer, "optimizer", optimizer)
 
 
 def _packed(tensors: dict[str, Any]) -> Tensors:
@@ -158,9 +175,12 @@ def _load(folder: Path, name: str) -> Tensors:
 
 
 def _require_same(where: Path, found: Tensors, own: Tensors) -> None:
-    theirs = {name: tuple(tensor.shape) for name, tensor in found.items()}
-    ours = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    theirs, ours = ({name: _kind(tensor) for name, tensor in each.items()} for each in (found, own))
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
-            shapes = f"{theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here"
-            raise UserError(f"{where} is of another network: {name} is {shapes}.")
+            kinds = f"{theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here"
+            raise UserError(f"{where} is of another network: {name} is {kinds}.")
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -177,6 +177,12 @@ def scenarios(scratch: Path, names: list[str] | None = None) -> list[Scenario]:
     def go_back(folder: Path) -> int:
         return train(resume=str(folder / "run/checkpoints/update-00000001"), **several, **other)(folder)
 
+    def elsewhere(folder: Path) -> None:
+        run(small_recipe(data, folder / "other", **settings, run_epochs=1))
+
+    def import_it(folder: Path) -> int:
+        return train(resume=str(folder / "other/checkpoints/update-00000001"))(folder)
+
     def trained(folder: Path) -> object:
         return fingerprint(folder / "run") if (folder / "run/checkpoints").is_dir() else None
 
@@ -202,6 +208,7 @@ def scenarios(scratch: Path, names: list[str] | None = None) -> list[Scenario]:
         Scenario("train", lambda folder: None, train(), train(resume="auto"), trained),
         Scenario("train --resume auto", train(run_epochs=1), train(resume="auto"), train(resume="auto"), trained),
         Scenario("train --resume OLDER", train(**several), go_back, train(resume="auto", **several, **other), trained),
+        Scenario("train --resume ELSEWHERE", elsewhere, import_it, import_it, trained),
         Scenario("train --overwrite", train(), train(overwrite=True, **other), train(resume="auto", **other), trained),
         Scenario("qat", lambda folder: None, train(**quantize), train(resume="auto", **quantize), trained),
         Scenario("convert --overwrite", convert(tiny), convert(new), convert(new), written, whole),

@@ -232,7 +232,7 @@ def test_overwriting_removes_the_model_and_the_notes_of_the_earlier_run(squares,
     recipe = small_recipe(squares, tmp_path, epochs=1)
     assert train(recipe) == 0
     (tmp_path / "bad_files.txt").write_text("a.png\tis no picture\n")
-    with pytest.raises(UserError, match="--overwrite would remove --model"):
+    with pytest.raises(UserError, match="a fresh start would remove --model"):
         train(recipe.replace(overwrite=True, model=str(tmp_path)))
 
     def stopped(*_):

@@ -7,12 +7,13 @@ import pytest
 from accelerate import Accelerator
 
 from effnet_hf.errors import UserError
-from effnet_hf.files import remove
+from effnet_hf.files import atomic_folder, remove
 from effnet_hf.manifest import problem
 from effnet_hf.run_folder import MARK, RunFolder, made_by_a_run
 from effnet_hf.training import owner as owner_module
 from effnet_hf.training import train
 from effnet_hf.training.owner import Owner, only_run
+from effnet_hf.training.resume import Checkpoints
 
 from .workbench import fingerprint, small_recipe, write_squares, write_tiny
 
@@ -113,7 +114,7 @@ def test_overwriting_never_removes_what_the_run_starts_from(recipe, tmp_path, fl
     before = content(tmp_path / "run")
     for start in ("run", "run/checkpoints/best", "run/ema"):
         changes = {flag: str(tmp_path / start), "distillation_weight": 0.5 if flag == "teacher" else 0.0}
-        with pytest.raises(UserError, match=f"--overwrite would remove --{flag} .*{start}"):
+        with pytest.raises(UserError, match=f"a fresh start would remove --{flag} .*{start}"):
             train(recipe.replace(overwrite=True, **changes))
     assert content(tmp_path / "run") == before
 
@@ -200,3 +201,68 @@ def test_an_output_folder_on_a_linked_disk_is_used(recipe, tmp_path):
     assert (tmp_path / "run/checkpoints").is_symlink() and (tmp_path / "disk/update-00000001").is_dir()
     assert train(recipe.replace(overwrite=True)) == 0
     assert (tmp_path / "run/checkpoints").is_symlink() and (tmp_path / "disk/update-00000001").is_dir()
+
+
+def test_checkpoints_on_a_disk_that_is_not_there_are_waited_for(recipe, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").symlink_to(tmp_path / "disk")
+    assert train(recipe) == 0
+    before = content(tmp_path / "run")
+    (tmp_path / "disk").rename(tmp_path / "unmounted")
+    for resume in ("auto", None):
+        with pytest.raises(UserError, match="checkpoints is a link to a folder that is not there; is its disk mounted"):
+            train(recipe.replace(resume=resume, overwrite=resume is None))
+    assert content(tmp_path / "run") == before
+
+
+def test_runs_that_share_a_disk_for_checkpoints_never_meet(recipe, tmp_path):
+    (tmp_path / "disk").mkdir()
+    for name in ("run", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "checkpoints").symlink_to(tmp_path / "disk")
+    with only_run(Accelerator(cpu=True), str(tmp_path / "other")):
+        with pytest.raises(UserError, match="run/checkpoints is in use by another process"):
+            train(recipe)
+    assert train(recipe) == 0
+    with pytest.raises(UserError, match="other holds checkpoints, which no run"):
+        train(recipe.replace(output_dir=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize("start", ["checkpoints/best", "disk/best"])
+def test_a_start_on_a_linked_disk_is_kept_too(recipe, tmp_path, start):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run/checkpoints").symlink_to(tmp_path / "disk")
+    assert train(recipe) == 0
+    model = tmp_path / start if start.startswith("disk") else tmp_path / "run" / start
+    with pytest.raises(UserError, match="a fresh start would remove --model"):
+        train(recipe.replace(model=str(model), overwrite=True))
+    remove(tmp_path / "disk/update-00000001")
+    remove(tmp_path / "run/summary.json")
+    with pytest.raises(UserError, match="a fresh start would remove --model"):  # there is nothing to go on with
+        train(recipe.replace(model=str(model), resume="auto"))
+
+
+def test_a_conversion_and_a_training_never_meet_in_one_folder(recipe, tmp_path):
+    with atomic_folder(tmp_path / "run") as folder:
+        (folder / "x").touch()
+        with pytest.raises(UserError, match="is in use by another process"):
+            train(recipe)
+    remove(tmp_path / "run")
+    with only_run(Accelerator(cpu=True), str(tmp_path / "run")):
+        with pytest.raises(UserError, match="is in use by another process"):
+            with atomic_folder(tmp_path / "run"):
+                raise AssertionError("two at once")
+
+
+def test_a_folder_that_moves_away_ends_the_run(recipe, tmp_path, monkeypatch):
+    def moves(self, progress, save=Checkpoints.save):
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "run").mkdir()
+        return save(self, progress)
+
+    monkeypatch.setattr(Checkpoints, "save", moves)
+    with pytest.raises(UserError, match="run was moved or removed while the run was writing to it"):
+        train(recipe)
+    assert not (tmp_path / "run").exists()

@@ -6,12 +6,16 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from accelerate import Accelerator
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from effnet_hf.errors import UserError
 from effnet_hf.manifest import MANIFEST, problem, write_manifest
+from effnet_hf.training import resume as resume_module
 from effnet_hf.training import train
+from effnet_hf.training.owner import Owner
 from effnet_hf.training.progress import Progress
 from effnet_hf.training.resume import Checkpoints
 
@@ -169,6 +173,89 @@ def test_a_position_beyond_the_epoch_is_no_position(run, tmp_path):
     path.write_text(progress.to_json())
     write_manifest(path.parent)
     with pytest.raises(UserError, match="stands at step 2 of an epoch that has 1"):
+        train(run)
+
+
+def checkpoints(folder) -> list[str]:
+    return sorted(path.name for path in (folder / "checkpoints").iterdir() if not path.name.startswith("."))
+
+
+def test_a_link_to_a_checkpoint_is_that_checkpoint(run, finished, tmp_path, monkeypatch):
+    (tmp_path / "latest").symlink_to(tmp_path / "run" / OLDER)
+    assert train(run.replace(resume=str(tmp_path / "latest"))) == 0
+    assert fingerprint(tmp_path / "run") == fingerprint(finished)
+    monkeypatch.chdir(tmp_path / "run" / OLDER)
+    assert train(run.replace(resume=".")) == 0
+    assert fingerprint(tmp_path / "run") == fingerprint(finished)
+
+
+def test_a_checkpoint_that_was_moved_to_an_archive_and_linked_back_is_the_runs(run, finished, tmp_path):
+    (tmp_path / "run" / NEWEST).rename(tmp_path / "archived")
+    (tmp_path / "run" / NEWEST).symlink_to(tmp_path / "archived")
+    assert train(run) == 0
+    assert fingerprint(tmp_path / "run") == fingerprint(finished) and (tmp_path / "archived/progress.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["mine", "update-00000001.bak", "update-good", "update-notes"])
+def test_copies_under_other_names_are_never_taken_for_the_runs_own(run, finished, tmp_path, name):
+    shutil.copytree(tmp_path / "run" / OLDER, tmp_path / "run/checkpoints" / name)
+    before = checkpoints(tmp_path / "run")
+    with pytest.raises(UserError, match="already holds another run than --resume"):
+        train(run.replace(resume=str(tmp_path / "run/checkpoints" / name)))
+    assert checkpoints(tmp_path / "run") == before
+    assert train(run.replace(keep_checkpoints=1)) == 0
+    assert name in checkpoints(tmp_path / "run") and fingerprint(tmp_path / "run") == fingerprint(finished)
+
+
+def test_a_renamed_checkpoint_is_refused(run, tmp_path):
+    shutil.copytree(tmp_path / "run" / OLDER, tmp_path / "run/checkpoints/update-00000007")
+    with pytest.raises(UserError, match="update-00000007 is a renamed copy: it was written after 1 steps"):
+        train(run)
+
+
+@pytest.mark.parametrize("how", ["auto", "again"])
+@pytest.mark.parametrize("where", ["link_tree", "clear", "_go_back"])
+def test_an_import_that_is_interrupted_begins_again(recipe, finished, tmp_path, monkeypatch, how, where, capsys):
+    """A requeued command, and `auto`, never start afresh where somebody had asked to go on from another folder."""
+    imports = recipe.replace(output_dir=str(tmp_path / "run"), resume=str(finished / OLDER))
+
+    def dies(*_):
+        raise KeyboardInterrupt
+
+    owner = {"clear": Owner, "_go_back": Checkpoints}.get(where, resume_module)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, where, dies)
+        with pytest.raises(KeyboardInterrupt):
+            train(imports)
+    assert train(imports.replace(resume="auto", quiet=False) if how == "auto" else imports) == 0
+    assert fingerprint(tmp_path / "run") == fingerprint(finished)
+    assert how != "auto" or "was interrupted, and begins again" in capsys.readouterr().out
+    assert "incoming" not in checkpoints(tmp_path / "run")
+
+
+def rewrite(folder, name: str, change) -> None:
+    tensors = load_file(folder / name)
+    (folder / name).unlink()
+    save_file(change(tensors), folder / name)
+    write_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("optimizer.safetensors", lambda found: {}, "is empty, after 2 steps"),
+        ("optimizer.safetensors", lambda found: dict(list(found.items())[9:]), "lacks some of step, square_avg for"),
+        ("optimizer.safetensors", lambda found: {k: v for k, v in found.items() if "/step" not in k}, "lacks some of"),
+        ("optimizer.safetensors", lambda found: {k: v.to(torch.int8) for k, v in found.items()}, "does not fit"),
+        ("model.safetensors", lambda found: {k: v.to(torch.int8) for k, v in found.items()}, "int8 there"),
+        ("random_0.safetensors", lambda found: {**found, "numpy": found["numpy"] * 0 - 1}, "numpy's position is"),
+    ],
+)  # fmt: skip
+def test_states_that_do_not_fit_are_refused_even_where_a_manifest_says_they_are_whole(
+    run, tmp_path, name, change, message
+):
+    rewrite(tmp_path / "run" / NEWEST, name, change)
+    with pytest.raises(UserError, match=message):
         train(run)
 
 

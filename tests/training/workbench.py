@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.recipes import Recipe
+from effnet_hf.run_folder import RunFolder
 from effnet_hf.training import build_model, open_start, train
 
 
@@ -95,7 +96,7 @@ def read_rows(output_dir: Path, kind: str | None = None) -> list[dict]:
 
 def fingerprint(output_dir: Path) -> dict[str, str]:
     """What must be equal between an interrupted and an uninterrupted run: weights, average, optimizer, losses."""
-    newest = sorted((output_dir / "checkpoints").glob("update-*"))[-1]
+    newest = RunFolder(output_dir).all_checkpoints()[-1]
     prints = {"checkpoint": newest.name}
     for name in ("model.safetensors", "optimizer.safetensors", "average.safetensors", "random_0.safetensors"):
         prints[name] = hashlib.sha256((newest / name).read_bytes()).hexdigest()
