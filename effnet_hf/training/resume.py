@@ -198,8 +198,8 @@ class Checkpoints:
             return own
         if self.run.metrics.exists() and not self.recipe.overwrite and not importing:
             raise UserError(
-                f"--output_dir {self.run.path} already holds another run than --resume {resume};"
-                " start afresh with --overwrite, or name another folder."
+                f"--output_dir {self.run.path} already holds another run than --resume {resume}; go on with it by"
+                " --resume auto, start afresh with --overwrite, or name another folder."
             )
         return path.resolve()
 
