@@ -14,6 +14,7 @@ output_dir/
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 
 MARK = ".effnet_hf.json"  # the first file that a run writes into its folder: whose it is, and what was made
@@ -60,23 +61,23 @@ class RunFolder:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
 
-    def written_while_running(self) -> list[str]:
-        """What a run may write right in its folder before its end."""
-        entries = (
-            self.recipe, self.metrics, self.bad_files, self.logs, self.profile, self.checkpoints, self.quantization,
-            self.sensitivity, self.sensitivity_plot,
-        )  # fmt: skip
+    def written_while_running(self, recipe: Any) -> list[str]:
+        """What a run of a recipe may write right in its folder before its end."""
+        entries = [self.recipe, self.metrics, self.bad_files, self.checkpoints]
+        entries += [self.logs] if recipe.report_to else []
+        entries += [self.profile] if recipe.profile else []
+        entries += [self.quantization, self.sensitivity, self.sensitivity_plot] if recipe.placement != "none" else []
         return [path.name for path in entries]
 
-    def published(self) -> list[str]:
-        """What a run writes there at its end, besides the files of its model's code."""
-        entries = (
-            self.config, self.weights, self.processor, self.card, self.manifest, self.summary, self.plots, self.ema,
-        )  # fmt: skip
-        return [path.name for path in entries]
+    def published(self, recipe: Any) -> list[str]:
+        """What it writes there at its end, besides the files of its model's code."""
+        entries = [self.config, self.weights, self.processor, self.card, self.manifest, self.summary, self.plots]
+        return [path.name for path in [*entries, *([self.ema] if recipe.ema_decay else [])]]
 
     def is_a_runs_name(self, name: str) -> bool:
-        return name == MARK or name in (*self.written_while_running(), *self.published()) or name.endswith(".py")
+        """Whether some run may write it."""
+        entries = [entry.name for entry in vars(RunFolder).values() if isinstance(entry, _Entry)]
+        return name in entries or name.endswith(".py")
 
     @staticmethod
     def is_checkpoint(name: str) -> bool:

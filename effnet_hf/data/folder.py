@@ -27,8 +27,6 @@ EXTENSIONS = frozenset(".jpg .jpeg .jpe .jfif .png .ppm .pgm .pbm .pnm .bmp .gif
 VALIDATION_NAMES = ("val", "validation", "test")
 _METADATA = b"effnet_hf"
 _FORMAT = 2
-# Of a run whose output_dir is the folder of images itself.
-_FOLDERS_OF_A_RUN = frozenset((*RunFolder("").written_while_running(), *RunFolder("").published()))
 _LOCK = ".lock"  # all that a run has in its folder while it looks at the data for the first time
 _SETTLED_NS = 1_500_000_000  # a folder changed this recently may change again within its clock's tick: not remembered
 
@@ -190,7 +188,8 @@ def _entries(folder: str) -> list[os.DirEntry]:
 
 def _passed_over(entry: os.DirEntry, tree: Tree) -> bool:
     """Whether a folder below `tree.root` is a training run's, which it then notes."""
-    inside = entry.name in _FOLDERS_OF_A_RUN and made_by_a_run(os.path.dirname(entry.path))
+    # Of a run whose output_dir is the folder of images itself.
+    inside = RunFolder("").is_a_runs_name(entry.name) and made_by_a_run(os.path.dirname(entry.path))
     if inside or made_by_a_run(entry.path):
         tree.runs.append(entry.path)
         return True

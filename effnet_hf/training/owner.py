@@ -20,6 +20,7 @@ from ..errors import UserError, printable
 from ..files import atomic_write, lock_beside, make_folders, recover, remove, writing
 from ..lock import held
 from ..reading import read_json
+from ..recipes import Recipe
 from ..run_folder import RunFolder
 
 
@@ -84,8 +85,9 @@ def _remove_empty(folders: list[Path]) -> None:
 class Owner:
     """The mark of one run's folder. For the first process, while [`only_run`] holds."""
 
-    def __init__(self, run: RunFolder):
+    def __init__(self, run: RunFolder, recipe: Recipe):
         self.run = run
+        self.needed = {*run.written_while_running(recipe), *run.published(recipe)}
         self.made: set[str] = set()
         self.pending: dict[str, str] = {}
         self.marked = run.mark.is_file()
@@ -121,8 +123,7 @@ class Owner:
             recover(self.run.path, self.run.is_a_runs_name)
             recover(self.run.plots, lambda name: True)
             # A name that runs have never used here is somebody else's, if it is taken.
-            names = {*self.run.written_while_running(), *self.run.published()} - self.made
-            foreign = sorted(name for name in names if os.path.lexists(self.run.path / name))
+            foreign = sorted(name for name in self.needed - self.made if os.path.lexists(self.run.path / name))
             if foreign == [self.run.checkpoints.name] and _is_empty(self.run.checkpoints):
                 foreign = []
         else:
@@ -130,8 +131,8 @@ class Owner:
         if foreign:
             more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
             raise UserError(
-                f"--output_dir {self.run.path} holds {printable(foreign[0])}{more}, which no run of this version made"
-                " and this one would replace; move that away, or name another folder."
+                f"--output_dir {self.run.path} holds {printable(foreign[0])}{more}, which no run of this version made;"
+                " move that away, or name another folder (hidden files and *.log, *.out, *.err may lie there)."
             )
 
     def claim(self) -> None:

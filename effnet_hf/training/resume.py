@@ -130,7 +130,7 @@ class Checkpoints:
             )
         # The manifest comes last: killed in between, weights and configuration that do not belong together are noticed.
         sources = sorted(self.run.best.iterdir(), key=lambda path: (path.name == MANIFEST, path.name))
-        self.owner.adds(*(path.name for path in sources), *self.run.published())
+        self.owner.adds(*(path.name for path in sources), *self.run.published(self.recipe))
         for source in sources:
             with atomic_write(self.run.path / source.name, "wb") as file:
                 file.write(source.read_bytes())
@@ -149,7 +149,7 @@ class Checkpoints:
 
     def _look(self, original: OriginalRun | None) -> str | None:
         """The checkpoint to go on from, after the folder was found to be ours and in order."""
-        self.owner, self.locked = Owner(self.run), is_held(self.run.lock)
+        self.owner, self.locked = Owner(self.run, self.recipe), is_held(self.run.lock)
         self.owner.check()
         if self.owner.marked and self.run.checkpoints.is_dir():
             recover(self.run.checkpoints, RunFolder.is_in_checkpoints)
@@ -257,7 +257,7 @@ class Checkpoints:
         if self.owner.made:
             with self.owner.during("everything"):
                 self.owner.clear()
-        self.owner.adds(*self.run.written_while_running())
+        self.owner.adds(*self.run.written_while_running(self.recipe))
 
     def note_data(self) -> None:
         """Writes down which images the run sees, so that a resumed one notices others. For the first process."""
@@ -280,7 +280,7 @@ class Checkpoints:
             with atomic_folder(self.run.incoming, overwrite=True, ours=True) as folder:
                 link_tree(path, folder)
             self.owner.clear()  # now that the other checkpoint is here
-            self.owner.adds(*self.run.written_while_running())
+            self.owner.adds(*self.run.written_while_running(self.recipe))
             if path.parent.name == self.run.checkpoints.name and made_by_a_run(path.parents[1]):
                 theirs = RunFolder(path.parents[1])
                 for source, target in (
@@ -347,8 +347,11 @@ class SavedRun:
             progress.update > updates_per_epoch or progress.is_trained and progress.update < updates_per_epoch
         ):
             raise UserError(f"{name} stands at step {progress.update} of an epoch that has {updates_per_epoch}.")
-        if progress.epoch > max(then.epochs, recipe.epochs):
-            raise UserError(f"{name} stands in epoch {progress.epoch + 1} of {then.epochs}.")
+        if (done := progress.epoch + progress.is_trained) > recipe.epochs:
+            raise UserError(
+                f"{name} has trained {done} epochs, more than --epochs {recipe.epochs}; give at least as many, or go"
+                " back to an older checkpoint by its name."
+            )
         return progress
 
     def _check_data(self) -> list[str]:

@@ -85,27 +85,29 @@ def test_overwriting_removes_what_runs_made_and_nothing_else(recipe, tmp_path):
 
 def test_what_somebody_writes_during_a_run_is_moved_aside_and_said(recipe, tmp_path, caplog):
     assert train(recipe.replace(run_epochs=1)) == 0
-    for path in RunFolder(tmp_path / "run").published():
+    for path in RunFolder(tmp_path / "run").published(recipe):
         remove(tmp_path / "run" / path)
     mark = json.loads((tmp_path / "run" / MARK).read_text())
     mark["made"].remove("README.md")  # as before the first publication
     (tmp_path / "run" / MARK).write_text(json.dumps(mark))
-    owner = Owner(RunFolder(tmp_path / "run"))
+    owner = Owner(RunFolder(tmp_path / "run"), recipe)
     (tmp_path / "run/README.md").write_text("mine")
     owner.adds("README.md")
     (aside,) = (tmp_path / "run").glob("README.md.before-*")
     assert aside.read_text() == "mine" and aside.name in caplog.text
 
 
-def test_a_name_that_runs_never_used_is_not_taken_by_a_later_one(recipe, tmp_path):
+def test_names_that_no_run_has_used_yet_stay_somebody_elses(recipe, tmp_path):
     assert train(recipe) == 0
-    (tmp_path / "run/sensitivity.json").write_text("{}")  # a run adds this only when it quantizes
-    (tmp_path / "run/logs").mkdir()
-    mark = json.loads((tmp_path / "run" / MARK).read_text())
-    mark["made"] = [name for name in mark["made"] if name != "logs"]
-    (tmp_path / "run" / MARK).write_text(json.dumps(mark))
-    with pytest.raises(UserError, match="holds logs, which no run"):
-        train(recipe.replace(resume="auto"))
+    for name in ("logs/mine", "profile/mine", "sensitivity.json"):
+        (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("mine")
+    assert train(recipe.replace(overwrite=True)) == 0
+    assert all(
+        (tmp_path / "run" / name).read_text() == "mine" for name in ("logs/mine", "profile/mine", "sensitivity.json")
+    )
+    with pytest.raises(UserError, match="holds profile, which no run"):
+        train(recipe.replace(resume="auto", profile=True))
 
 
 @pytest.mark.parametrize("flag", ["model", "teacher"])

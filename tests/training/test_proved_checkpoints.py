@@ -233,6 +233,12 @@ def test_an_import_that_is_interrupted_begins_again(recipe, finished, tmp_path, 
     assert "incoming" not in checkpoints(tmp_path / "run")
 
 
+def test_fewer_epochs_than_were_trained_are_refused(run, finished, tmp_path):
+    with pytest.raises(UserError, match="has trained 2 epochs, more than --epochs 1"):
+        train(run.replace(epochs=1))
+    assert fingerprint(tmp_path / "run") == fingerprint(finished)
+
+
 def rewrite(folder, name: str, change) -> None:
     tensors = load_file(folder / name)
     (folder / name).unlink()
