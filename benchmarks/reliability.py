@@ -84,7 +84,7 @@ PROMISES = {
     ),
     "disk": Promise(
         "A full disk is one line, and what was saved before is whole",
-        "real small disks of 60 sizes, and limits of a file's size, in training, conversion and export",
+        "real small disks of many sizes, and limits of a file's size, in training, conversion and export",
         tests=["tests/training/test_full_disk.py", "tests/export/test_full_disk.py", "tests/test_files.py"],
     ),
     "ends": Promise(
