@@ -37,8 +37,8 @@ PROMISES = {
         "A run, a conversion or an export that is killed leaves what was there before or what was asked for; the next"
         " start goes on to the same bits and clears away the rest",
         "SIGKILL at file-system events: at every one of a return to an older checkpoint, an overwrite and a conversion;"
-        " at every sixth of a resume with its publication and of an import, every thirtieth of a start, every twelfth of"
-        " an export",
+        " at every sixth of a resume with its publication and of an import, every thirtieth of a start, every twelfth"
+        " of an export",
         kills=["--events"],
     ),
     "moments": Promise(
