@@ -387,8 +387,8 @@ class SavedRun:
             UserError: the checkpoint does not fit this run; until then nothing on the disk has changed.
         """
         train, accelerator, checkpoints = run.train_loader, run.accelerator, self.checkpoints
+        checkpoints.notes += on_main(accelerator, self._check_data)  # names what differs, before numbers are compared
         progress = self.read_progress(train.num_samples, train.updates_per_epoch)
-        checkpoints.notes += on_main(accelerator, self._check_data)
         checkpoints.state.read(self.folder, progress)
         if progress.num_samples != train.num_samples:  # the position within the epoch means other images now
             progress.start_epoch(progress.epoch + progress.is_trained)
