@@ -81,6 +81,15 @@ def fixed_seed():
 
 
 @pytest.fixture
+def nobody():
+    """The writing end of a pipe that nobody reads."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    yield writing
+    os.close(writing)
+
+
+@pytest.fixture
 def tiny_config():
     """Makes a three-stage network of 16 to 40 channels for 32-pixel pictures, with every kind of block in it."""
     from effnet_hf import EfficientNetNVConfig

@@ -124,15 +124,6 @@ def in_child(main, prog: str, out: str | int | None, err) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-@pytest.fixture
-def nobody():
-    """The writing end of a pipe that nobody reads."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    yield writing
-    os.close(writing)
-
-
 def printing(marker: Path, code: int = 0):
     """Prints more than a buffer holds, and then does its work."""
 

@@ -83,15 +83,6 @@ def as_command(function, stdout: int, stderr: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-@pytest.fixture
-def nobody():
-    """The writing end of a pipe that nobody reads."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    yield writing
-    os.close(writing)
-
-
 def test_a_training_outlives_its_reader(squares, tiny, whole_run, nobody, tmp_path):
     with open(tmp_path / "err", "wb") as err:
         assert as_command(lambda: train(recipe_of(squares, tiny, tmp_path / "run")), nobody, err.fileno()) == 0
