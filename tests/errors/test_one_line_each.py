@@ -100,10 +100,7 @@ CASES = {
         (SMALL + "--resume nowhere", "--resume nowhere: no checkpoint there"),
         (SMALL + "--resume {file}", "is a file; a checkpoint of NVIDIA"),
         (SMALL + "--resume {run-with-damaged-checkpoint}", "no checkpoint is whole"),
-        (
-            SMALL + "--output_dir {model} --model {model} --overwrite",
-            "which no run of this version made and this one would replace",
-        ),
+        (SMALL + "--output_dir {model} --model {model} --overwrite", "which no run of this version made; move that"),
         (SMALL + "--model no/such/model", "--model no/such/model does not exist"),
         (SMALL + "--model {file}", "is a file; name the folder that holds it"),
         (SMALL + "--model {resnet}", "is a 'resnet' model, not one of ours"),
