@@ -2,6 +2,7 @@ import functools
 import gc
 import os
 import re
+import signal
 from pathlib import Path
 
 
@@ -49,6 +50,9 @@ _TAKE_TIME_TOO = (
 
 
 def pytest_configure(config):
+    # As in a terminal: under nohup and in a shell's background some are ignored, which every command respects.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for marker in _TRANSFORMERS_MARKERS:
         config.addinivalue_line("markers", f"{marker}: of transformers' own tests")
 

@@ -28,17 +28,6 @@ from effnet_hf.training.signals import EXIT_INTERRUPTED, Interruption
 from .workbench import fingerprint, quantized_recipe, run, small_recipe, write_squares, write_tiny
 
 
-@pytest.fixture(autouse=True)
-def signals_as_in_a_terminal():
-    """Under nohup and in a shell's background some are ignored, which a run respects."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture(scope="module")
 def squares(tmp_path_factory):
     return write_squares(tmp_path_factory.mktemp("squares"))
