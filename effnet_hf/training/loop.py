@@ -17,8 +17,8 @@ from .optim import distillation_loss, learning_rate, set_learning_rate, training
 from .owner import only_run
 from .precision import start_accelerator
 from .publish import finish, push
-from .resume import SavedRun
 from .run import Quantizing, Run
+from .saved_run import SavedRun
 from .setup import build_run, introduce, restore_run
 from .signals import EXIT_INTERRUPTED, Interruption, Stopped, StoppedWaiting
 

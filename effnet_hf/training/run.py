@@ -19,7 +19,8 @@ from .original_run import OriginalRun
 from .profiling import Profiler
 from .progress import Progress
 from .report import Report
-from .resume import Checkpoints, SavedRun
+from .resume import Checkpoints
+from .saved_run import SavedRun
 from .signals import Interruption
 
 

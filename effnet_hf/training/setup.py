@@ -22,8 +22,9 @@ from .precision import wants_channels_last
 from .profiling import Profiler
 from .progress import Progress
 from .report import Report
-from .resume import Checkpoints, SavedRun
+from .resume import Checkpoints
 from .run import Quantizing, Run
+from .saved_run import SavedRun
 from .signals import Interruption
 from .state import TrainingState
 

@@ -149,9 +149,13 @@ def test_going_back_to_a_damaged_checkpoint_drops_nothing(squares, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_a_finished_run_without_checkpoints_is_not_started_over(squares, tmp_path):
+def test_a_finished_run_is_started_over_only_where_nothing_is_left_to_go_on_from(squares, tmp_path, capsys):
     recipe = small_recipe(squares, tmp_path, resume="auto", **PLAIN)
     assert train(recipe) == 0
+    there = checkpoints(tmp_path)
+    assert train(recipe.replace(overwrite=True, quiet=False)) == 0
+    assert "nothing is removed: --overwrite counts only where" in capsys.readouterr().out
+    assert checkpoints(tmp_path) == there
     for name in checkpoints(tmp_path):
         shutil.rmtree(tmp_path / "checkpoints" / name)
     with pytest.raises(UserError, match="holds a finished run without a checkpoint"):
