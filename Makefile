@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM = false
 export HF_HUB_DISABLE_TELEMETRY = 1
 
-.PHONY: demo gpu imagenette test test-main test-transformers5 test-common test-wheel quick coverage lint docs dist
+.PHONY: demo gpu imagenette test test-main test-transformers5 test-common test-slow quick coverage lint docs dist
 .PHONY: release-check clean
 
 # First real answers, from Lite0's ImageNet weights; then a training run from nothing to the end.
@@ -61,9 +61,10 @@ test-common: $(VENV)/.ready $(VENV)/.transformers5
 	( export PYTHONPATH=$(abspath $(VENV))/transformers5; $(COMMON) -p no:cacheprovider ) & newest=$$!; \
 	$(COMMON); oldest=$$?; wait $$newest && exit $$oldest
 
-# sdist and wheel, and the wheel in an environment that has its dependencies but not this folder.
-test-wheel: $(VENV)/.ready
-	$(PY) -m pytest -m slow tests/test_wheel.py
+# What `make test` leaves out because it takes minutes: whole runs in processes of their own, the README's commands, and the
+# wheel in an environment that has its dependencies but not this folder.
+test-slow: $(VENV)/.ready
+	$(PY) -m pytest -n 2 --dist loadfile -m slow tests
 
 # Every Python x torch x transformers that we say we support: an hour on two cores, 35 GB of environments.
 .PHONY: test-matrix
@@ -110,7 +111,7 @@ dist: $(VENV)/.ready
 	$(PY) -c "import setuptools.build_meta as build; build.build_sdist('dist'); build.build_wheel('dist')"
 
 # Before a tag: see docs/releasing.md.
-release-check: lint docs test test-wheel
+release-check: lint docs test test-slow
 	test -z "$$(git status --porcelain)"
 
 clean:
