@@ -1,8 +1,9 @@
 """Writing to disk whole or not at all: a reader never meets half a checkpoint, whatever kills the writer.
 
-What is written goes to a hidden sibling first (`.NAME.XXXXXXXX.tmp`, same file system, so that a rename is atomic), is
-flushed to the disk, and is renamed into place. What is removed is first renamed to `.NAME.XXXXXXXX.gone`. When the
-body raises, the sibling is removed and the target is as it was; what a killed process left, the next one clears away.
+What is written goes to a hidden sibling first (`.NAME.effnet_hf-XXXXXXXX.tmp`, same file system, so that a rename is
+atomic), is flushed to the disk, and is renamed into place. What is removed is first renamed likewise, to `….gone`.
+When the body raises, the sibling is removed and the target is as it was; what a killed process left, the next one
+clears away.
 """
 
 import contextlib
@@ -16,12 +17,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from .errors import UserError, why_not_written
-from .lock import held, is_free
-from .manifest import foreign_file, write_manifest
+from .errors import UserError, printable, why_not_written
+from .lock import held, is_left
+from .manifest import MANIFEST, foreign_file, read_manifest, write_manifest
+from .run_folder import RunFolder, made_by_a_run
 
 
-_HIDDEN = re.compile(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old|gone)")
+_HIDDEN = re.compile(r"\.(.+)\.effnet_hf-[0-9a-f]{8}\.(tmp|old|gone)")
 _NO_FSYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EISDIR)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # fcntl.h, linux/fs.h
 
@@ -32,7 +34,8 @@ def atomic_folder(target: str | os.PathLike, overwrite: bool = False, ours: bool
 
     An existing, non-empty `target` is replaced only with `overwrite=True`, and where its manifest names all that is in
     it. Where the file system can, the two change places in one step, so that `target` is there at every moment;
-    elsewhere it is renamed aside first and deleted last. A symbolic link is followed, not replaced.
+    elsewhere it is renamed aside first and deleted last. A symbolic link is followed, not replaced; a mount point,
+    which nothing can take the place of, is filled file by file, its manifest last.
 
     Args:
         ours: `target` is the name of a part of a run's folder, which the run has locked and whose content is its own.
@@ -44,13 +47,19 @@ def atomic_folder(target: str | os.PathLike, overwrite: bool = False, ours: bool
     target = _real(target)
     if target.exists() and not target.is_dir():
         raise UserError(f"{target} is a file; name a folder to write to.")
+    if not ours:
+        _refuse_a_part_of_a_run(target)
+    lock, mounted = lock_beside(target), os.path.ismount(target)
+    if mounted:
+        lock = RunFolder(target).lock
     with _new_parents(target) as parent, contextlib.ExitStack() as stack:
+        place = target if mounted else parent  # of everything hidden
         if not ours:
             with writing(target):
-                stack.enter_context(held(lock_beside(target), str(target)))
-            recover(parent, lambda name: name == target.name or is_free(parent / f".{name}.lock"))
+                stack.enter_context(held(lock, str(target)))
+            recover(place, lambda name: name == target.name or is_left(lock_beside(place / name)))
             _refuse_to_replace(target, overwrite)
-        temporary = _sibling(target, "tmp")
+        temporary = _sibling(place / target.name, "tmp")
         try:
             with writing(target):
                 os.mkdir(temporary)
@@ -59,8 +68,11 @@ def atomic_folder(target: str | os.PathLike, overwrite: bool = False, ours: bool
                 _sync_tree(temporary)
                 if not ours:
                     _refuse_to_replace(target, overwrite)  # what has come there meanwhile
-                _put_in_place(temporary, target)
-                _sync(parent)
+                if mounted:
+                    _fill(target, temporary)
+                else:
+                    _put_in_place(temporary, target)
+                _sync(place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -77,9 +89,12 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"atomic_write writes a new file: mode must be 'w' or 'wb', got {mode!r}.")
+    stream = os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))  # may lead to a file that is open
     path = _real(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file to write to.")
+    if stream or path.exists() and not path.is_file():
+        raise UserError(f"{path} is a device or a pipe, which would be replaced; name a file to write to.")
     with _new_parents(path) as parent:
         temporary = _sibling(path, "tmp")
         try:
@@ -108,7 +123,8 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         reason = why_not_written(error)
         if reason is None or isinstance(error, UserError):
             raise
-        place = error.filename if isinstance(error, OSError) and isinstance(error.filename, str) else ""
+        place = error.filename2 or error.filename if isinstance(error, OSError) else ""  # of a copy, where to
+        place = place if isinstance(place, str) else ""
         about = f" ({place})" if place and _HIDDEN.search(place) is None and place != str(path) else ""
         raise UserError(f"cannot write {path}: {reason}{about}.") from error
 
@@ -128,7 +144,7 @@ def link(source: Path, target: Path) -> None:
     try:
         os.link(os.path.realpath(source), target)
     except OSError:
-        shutil.copy2(source, target)
+        shutil.copyfile(source, target)  # not its times and modes, which such a file system lacks as well
 
 
 def remove(path: Path) -> None:
@@ -147,6 +163,21 @@ def remove(path: Path) -> None:
         raise UserError(f"cannot remove {path}: {error.strerror or error}.") from error
 
 
+def meant(name: str) -> str:
+    """The name that a hidden file or folder of ours stands for, or will; any other name is its own."""
+    hidden = _HIDDEN.fullmatch(name)
+    return hidden[1] if hidden else name
+
+
+def refuse_to_remove(target: str | os.PathLike, **sources: str | os.PathLike | None) -> None:
+    """Raises `UserError` where one of `sources`, by the names of their flags, is `target` or lies in it: overwriting
+    would remove what is read."""
+    place = os.path.realpath(target)
+    for flag, source in sources.items():
+        if source and os.path.exists(source) and Path(os.path.realpath(source)).is_relative_to(place):
+            raise UserError(f"{target} holds --{flag} {source}, which overwriting would remove; name another folder.")
+
+
 def recover(folder: Path, concerns: Callable[[str], bool]) -> None:
     """Clears away what killed processes left in `folder` of the names that `concerns` says: a target moved aside is
     put back, the rest is removed."""
@@ -163,6 +194,8 @@ def recover(folder: Path, concerns: Callable[[str], bool]) -> None:
 
 def lock_beside(folder: Path) -> Path:
     """The lock file of a folder that is replaced as a whole."""
+    if not folder.name:
+        raise UserError(f"{folder} is the root of the file system; name a folder in it.")
     return folder.with_name(f".{folder.name}.lock")
 
 
@@ -175,21 +208,46 @@ def make_folders(missing: list[Path]) -> None:
 def _real(path: str | os.PathLike) -> Path:
     if not os.fspath(path):
         raise UserError("the place to write to is empty; name one.")
+    if "\0" in os.fspath(path):
+        raise UserError(f"{printable(os.fspath(path))} is no path: it holds a null character.")
     return Path(os.path.realpath(path))
 
 
+def _refuse_a_part_of_a_run(target: Path) -> None:
+    for folder in target.parents:
+        part = target.relative_to(folder).parts[0]
+        if made_by_a_run(folder) and RunFolder.is_a_runs_name(part):
+            raise UserError(f"{target} is a part of the run in {folder}; name a folder outside {folder / part}.")
+
+
 def _refuse_to_replace(target: Path, overwrite: bool) -> None:
-    if not target.is_dir() or not any(target.iterdir()):
+    if not target.is_dir() or not _content(target):
         return
     if not overwrite:
         raise UserError(
             f"{target} already exists and is not empty; name another folder, or allow it to be overwritten."
         )
-    if foreign := foreign_file(target):
+    if foreign := foreign_file(target, but_hidden=os.path.ismount(target)):
         raise UserError(
             f"{target} holds what was not written here, e.g. {foreign}, and overwriting would remove it;"
             " move it away, or name another folder."
         )
+
+
+def _content(folder: Path) -> list[str]:
+    """What lies in it; in a mount point but for what is hidden, and what a file system keeps there for itself."""
+    names = os.listdir(folder)
+    return [name for name in names if name[0] != "." and name != "lost+found"] if os.path.ismount(folder) else names
+
+
+def _fill(target: Path, temporary: Path) -> None:
+    """Moves the content of `temporary` into a mount point, in the place of what an earlier manifest names there."""
+    with contextlib.suppress(UserError):
+        for name in read_manifest(target):
+            remove(target / name)
+    remove(target / MANIFEST)
+    for path in sorted(temporary.iterdir(), key=lambda path: path.name == MANIFEST):
+        os.rename(path, target / path.name)
 
 
 def _delete(path: Path) -> None:
@@ -206,7 +264,7 @@ def _delete(path: Path) -> None:
 
 def _sibling(path: Path, ending: str) -> Path:
     # Not tempfile.mkdtemp: its folders are 0700, and the finished one should follow the user's umask.
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{ending}")
+    return path.with_name(f".{path.name}.effnet_hf-{secrets.token_hex(4)}.{ending}")
 
 
 def _put_in_place(temporary: Path, target: Path) -> None:
@@ -259,7 +317,7 @@ def _sync_tree(folder: Path) -> None:
     readers = folder.stat().st_mode & 0o666  # what the umask leaves; safetensors makes files that only we could read
     for root, _, names in os.walk(folder):
         for name in names:
-            with contextlib.suppress(PermissionError, NotImplementedError):  # a file system without modes
+            with contextlib.suppress(OSError, NotImplementedError):  # a file system without modes
                 os.chmod(Path(root, name), os.stat(Path(root, name)).st_mode | readers)
             _sync(Path(root, name))
         _sync(Path(root))

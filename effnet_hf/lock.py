@@ -59,20 +59,19 @@ def held(path: Path, what: str) -> Iterator[None]:
             stop.set()
             beat.join()
             with contextlib.suppress(OSError):
-                path.unlink()  # before it is unlocked, so that nobody locks a file that is about to go
+                if is_held(path):  # and not another's, where the folder was replaced meanwhile
+                    path.unlink()  # before it is unlocked, so that nobody locks a file that is about to go
             _close(descriptor)
 
 
-def is_free(path: Path) -> bool:
-    """Whether nobody on this machine holds the lock file, which may be missing; False where that cannot be told."""
+def is_left(path: Path) -> bool:
+    """Whether a killed process left this lock file: it is there, it is one, and nobody on this machine holds it."""
     try:
         descriptor = os.open(path, os.O_RDWR | _PLAIN)
-    except FileNotFoundError:
-        return True
     except OSError:
         return False
     try:
-        return _lock(descriptor) is True
+        return _is_a_lock(descriptor) and _lock(descriptor)
     except BlockingIOError:
         return False
     finally:

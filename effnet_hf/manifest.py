@@ -12,6 +12,8 @@ from .errors import UserError, printable
 
 MANIFEST = "manifest.json"
 _FORMAT = 1
+_LARGEST = 64 << 20  # bytes of a manifest; a file in it takes 150
+_READ = (".bin", ".json", ".parquet", ".safetensors", ".yaml")
 
 
 def write_manifest(folder: Path) -> None:
@@ -21,11 +23,12 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def problem(folder: Path, only: tuple[str, ...] | None = None) -> str | None:
+def problem(folder: Path, only: tuple[str, ...] | None = None, alone: bool = False) -> str | None:
     """What differs from the manifest, as the end of a sentence about the folder; None where all is as it was written.
 
     Args:
-        only: look at the files of these names, as far as the manifest has them, and no others.
+        only: look at the files of these names, as far as there are any, and at no others.
+        alone: nothing else that a program would read may lie there, as in a checkpoint; notes of a user may.
     """
     try:
         files = read_manifest(folder)
@@ -47,6 +50,12 @@ def problem(folder: Path, only: tuple[str, ...] | None = None) -> str | None:
             return f"{printable(name)} is missing"
         except OSError as error:
             return f"{printable(name)} cannot be read: {error.strerror}"
+    there = only or ()
+    if alone:
+        there = tuple(name for name in sorted(_files(folder)) if name.endswith(_READ) and not name.startswith("."))
+    for name in there:
+        if name not in files and os.path.lexists(folder / name):
+            return f"{printable(name)} is not in its {MANIFEST}"
     return None
 
 
@@ -59,11 +68,13 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     try:
         if not (folder / MANIFEST).is_file():  # nor a pipe, which would be waited for
             raise FileNotFoundError
+        if (folder / MANIFEST).stat().st_size > _LARGEST:
+            raise ValueError
         text = (folder / MANIFEST).read_text("utf-8")
         found = json.loads(text)["files"]
         files = {name: {"size": int(each["size"]), "sha256": str(each["sha256"])} for name, each in found.items()}
         # Byte for byte what we would write, so that no damaged bit of it passes.
-        if _text(files) == text and not any(_leaves(name) for name in files):
+        if _text(files) == text and all(map(_lies_below, files)):
             return files
     except FileNotFoundError:
         raise UserError(f"it has no {MANIFEST}") from None
@@ -74,13 +85,14 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     raise UserError(f"its {MANIFEST} is damaged")
 
 
-def foreign_file(folder: Path) -> str | None:
-    """A file in the folder that its manifest does not name: somebody else put it there."""
+def foreign_file(folder: Path, but_hidden: bool = False) -> str | None:
+    """A file in the folder that its manifest does not name, `but_hidden` ones: somebody else put it there."""
     try:
         own = {MANIFEST, *read_manifest(folder)}
     except UserError:
         own = set()
-    return next((name for name in sorted(_files(folder)) if name not in own), None)
+    found = (name for name in sorted(_files(folder)) if not (but_hidden and name.startswith(".")))
+    return next((name for name in found if name not in own), None)
 
 
 def _files(folder: Path) -> list[str]:
@@ -102,5 +114,6 @@ def _text(files: dict) -> str:
     return json.dumps({"format": _FORMAT, "files": files, "sha256": own}, indent=1) + "\n"
 
 
-def _leaves(name: str) -> bool:
-    return os.path.isabs(name) or ".." in Path(name).parts
+def _lies_below(name: str) -> bool:
+    """Whether a file of that name is one of the folder's. Raises `ValueError` for what no file can be called."""
+    return b"\0" not in os.fsencode(name) and not os.path.isabs(name) and ".." not in Path(name).parts

@@ -74,10 +74,11 @@ class RunFolder:
         entries = [self.config, self.weights, self.processor, self.card, self.manifest, self.summary, self.plots]
         return [path.name for path in [*entries, *([self.ema] if recipe.ema_decay else [])]]
 
-    def is_a_runs_name(self, name: str) -> bool:
-        """Whether some run may write it."""
-        entries = [entry.name for entry in vars(RunFolder).values() if isinstance(entry, _Entry)]
-        return name in entries or name.endswith(".py")
+    @staticmethod
+    def is_a_runs_name(name: str) -> bool:
+        """Whether some run may write it, and may remove it. `name` need not be one: it may come from a damaged mark."""
+        entries = {entry.name for entry in vars(RunFolder).values() if isinstance(entry, _Entry)}
+        return name in entries - {MARK, ".lock"} and "/" not in name or re.fullmatch(r"\w+\.py", name) is not None
 
     @staticmethod
     def is_checkpoint(name: str) -> bool:
@@ -85,9 +86,8 @@ class RunFolder:
 
     @staticmethod
     def is_in_checkpoints(name: str) -> bool:
-        """Whether a run may have made this in `checkpoints/`."""
-        hidden = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.(tmp|old|gone)", name)
-        return bool(re.fullmatch(r"update-\d{8,}|best|incoming|data\.parquet", hidden[1] if hidden else name))
+        """Whether a run makes this in `checkpoints/`."""
+        return re.fullmatch(r"update-\d{8,}|best|incoming|data\.parquet", name) is not None
 
     def checkpoint(self, updates: int) -> Path:
         """The checkpoint after so many optimizer steps."""

@@ -5,7 +5,7 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
+import time
 
 import pytest
 import torch
@@ -15,6 +15,7 @@ from effnet_hf import files
 from effnet_hf.errors import UserError
 from effnet_hf.files import atomic_folder, atomic_write
 from effnet_hf.manifest import MANIFEST, problem
+from effnet_hf.run_folder import MARK
 
 
 def names(folder):
@@ -124,10 +125,11 @@ def test_a_replaced_folder_is_there_at_every_moment_or_comes_back(tmp_path, monk
             patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process removes nothing
             with contextlib.suppress(SystemExit):
                 write("new")
+        (tmp_path / "work" / ".a.lock").touch()  # as one that is killed leaves it
         with atomic_folder(tmp_path / "work" / "other"):
             pass
         found.add((tmp_path / "work/a/x").read_text())
-        assert names(tmp_path / "work") == ["a", "other"]
+        assert names(tmp_path / "work") == [".a.lock", "a", "other"]
     assert found == ({"new"} if exchanges else {"old", "new"})
 
 
@@ -218,33 +220,41 @@ def test_wrong_targets_are_user_errors(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
 def test_killed_writer_leaves_no_target(tmp_path):
-    code = (
-        "import sys, time; from effnet_hf.files import atomic_folder\n"
-        "with atomic_folder(sys.argv[1]) as folder:\n"
-        "    (folder / 'x').write_text('1'); print('ready', flush=True); time.sleep(60)\n"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "a")], stdout=subprocess.PIPE)
-    assert process.stdout.readline() == b"ready\n"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert not (tmp_path / "a").exists()
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            with atomic_folder(tmp_path / "a") as folder:
+                (folder / "x").write_text("1")
+                os.write(writing, b"1")
+                time.sleep(60)
+        finally:
+            os._exit(1)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        assert pipe.read(1) == b"1"
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    assert not (tmp_path / "a").exists() and names(tmp_path) != []
 
 
 def test_recover_puts_back_what_was_moved_aside_and_removes_the_rest(tmp_path):
     hidden = (
-        ".best.12ab34cd.old",
-        ".best.34cd34cd.tmp",
-        ".kept.56ef56ef.old",
-        ".kept.56ef56ef.gone",
-        ".his.56ef56ef.tmp",
+        ".best.effnet_hf-12ab34cd.old",
+        ".best.effnet_hf-34cd34cd.tmp",
+        ".kept.effnet_hf-56ef56ef.old",
+        ".kept.effnet_hf-56ef56ef.gone",
+        ".his.effnet_hf-56ef56ef.tmp",
     )
     for name in ("kept", ".best.mine.old", *hidden):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x").write_text(name)
     files.recover(tmp_path, lambda name: name != "his")
-    assert names(tmp_path) == [".best.mine.old", ".his.56ef56ef.tmp", "best", "kept"]
-    assert [(tmp_path / name / "x").read_text() for name in ("best", "kept")] == [".best.12ab34cd.old", "kept"]
+    assert names(tmp_path) == [".best.mine.old", ".his.effnet_hf-56ef56ef.tmp", "best", "kept"]
+    assert [(tmp_path / name / "x").read_text() for name in ("best", "kept")] == [
+        ".best.effnet_hf-12ab34cd.old",
+        "kept",
+    ]
 
 
 def test_what_is_removed_is_out_of_sight_at_once(tmp_path, monkeypatch):
@@ -329,3 +339,131 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, kib):
         assert names(disk) == []
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+def test_hidden_files_of_others_beside_a_target_stay(tmp_path):
+    """Some programs hide dated copies; a date is eight hexadecimal digits."""
+    theirs = [".bashrc.20261126.old", ".keys.deadbeef.gone", ".notes.20261126.tmp", ".ema.effnet_hf-0123abcd.tmp"]
+    for name in theirs:
+        (tmp_path / name).touch()
+    with atomic_folder(tmp_path / "notes"):
+        pass
+    assert names(tmp_path) == sorted([*theirs, "notes"])  # the last is of a run that is writing it, and locks elsewhere
+
+
+@pytest.mark.parametrize("flock", [True, False])
+def test_what_a_killed_writer_left_beside_goes_with_the_next(tmp_path, monkeypatch, flock):
+    if not flock:
+        monkeypatch.setattr("effnet_hf.lock.fcntl", None)
+    left = [".a.effnet_hf-0123abcd.tmp", ".other.effnet_hf-0123abcd.tmp"]
+    for name in left:
+        (tmp_path / name).mkdir()
+    (tmp_path / ".other.lock").write_text('{"host": "x", "pid": 1}')
+    with atomic_folder(tmp_path / "a"):
+        pass
+    assert names(tmp_path) == sorted([".other.lock", *([] if flock else left[1:]), "a"])
+
+
+@pytest.mark.parametrize("where", ["device", "pipe", "link to a device", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path, where):
+    path = tmp_path / where if where[0] != "/" else where
+    if where == "pipe":
+        os.mkfifo(path)
+    elif where == "link to a device":
+        path.symlink_to("/dev/full")
+    elif where == "device":
+        try:
+            os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+        except PermissionError:
+            pytest.skip("only root may make a device")
+    before = os.lstat(path).st_mode
+    with pytest.raises(UserError, match="is a device or a pipe, which would be replaced; name a file"):
+        with atomic_write(path):
+            raise AssertionError("written")
+    assert os.lstat(path).st_mode == before
+
+
+def test_names_that_are_none_are_user_errors():
+    for name in ("", "a\0b", "/"):
+        for write in (atomic_folder, atomic_write):
+            with pytest.raises(UserError, match="empty|null character|root of the file system|is a folder"):
+                with write(name):
+                    raise AssertionError("written")
+
+
+def test_what_is_read_is_not_removed(tmp_path):
+    (tmp_path / "a" / "model").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    for target in (tmp_path / "a", tmp_path / "a/model", tmp_path / "link"):
+        with pytest.raises(UserError, match="holds --model .*model, which overwriting would remove"):
+            files.refuse_to_remove(target, data_dir=None, model=tmp_path / "a/model")
+    files.refuse_to_remove(tmp_path / "a/model/onnx", model=tmp_path / "a/model")
+    files.refuse_to_remove(tmp_path / "a", model="me/on-the-hub")
+
+
+def test_a_part_of_a_run_is_replaced_by_no_command(tmp_path):
+    (tmp_path / MARK).touch()
+    for part in ("checkpoints", "checkpoints/update-00000008", "ema", "plots/x"):
+        with pytest.raises(UserError, match=f"{part} is a part of the run in {tmp_path}"):
+            with atomic_folder(tmp_path / part, overwrite=True):
+                raise AssertionError("written")
+    with atomic_folder(tmp_path / "onnx"):
+        pass
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL])
+def test_a_file_system_without_modes_times_and_links_will_do(tmp_path, monkeypatch, error):
+    def refuse(*_, **__):
+        raise OSError(error, os.strerror(error))
+
+    for name in ("chmod", "link", "utime"):
+        monkeypatch.setattr(files.os, name, refuse)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/x").write_text("1")
+    with atomic_folder(tmp_path / "a") as folder:
+        files.link_tree(tmp_path / "source", folder)
+    assert (tmp_path / "a/x").read_text() == "1" and problem(tmp_path / "a") is None
+
+
+def test_a_full_disk_names_what_could_not_be_written(tmp_path):
+    def copy():
+        raise OSError(errno.ENOSPC, "No space left on device", "the source", None, str(tmp_path / "a" / "x"))
+
+    with pytest.raises(UserError, match=rf"^cannot write {tmp_path}/a: No space left on device \({tmp_path}/a/x\)\.$"):
+        with files.writing(tmp_path / "a"):
+            copy()
+
+
+def test_a_mount_point_is_filled(tmp_path):
+    """Nothing can be renamed over it: containers mount the place for their output."""
+    target = tmp_path / "out"
+    target.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", target], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this process may not mount a tmpfs")
+    try:
+        (target / "lost+found").mkdir()
+        with atomic_folder(target) as folder:
+            (folder / "old").write_text("old")
+            (folder / "sub").mkdir()
+            (folder / "sub" / "x").write_text("old")
+        assert names(target) == ["lost+found", MANIFEST, "old", "sub"] and problem(target) is None
+        with pytest.raises(UserError, match="already exists and is not empty"):
+            with atomic_folder(target):
+                pass
+        with pytest.raises(RuntimeError):
+            with atomic_folder(target, overwrite=True) as folder:
+                raise RuntimeError
+        assert (target / "old").read_text() == "old"
+        shutil.rmtree(target / "lost+found")
+        with atomic_folder(target, overwrite=True) as folder:
+            (folder / "sub").mkdir()
+            (folder / "sub" / "y").write_text("new")
+        assert (target / "sub" / "y").read_text() == "new" and not (target / "old").exists()
+        assert problem(target) is None and names(tmp_path) == ["out"]
+        (target / "mine").touch()
+        with pytest.raises(UserError, match="holds what was not written here, e.g. mine"):
+            with atomic_folder(target, overwrite=True):
+                pass
+    finally:
+        subprocess.run(["umount", "-l", target], check=True)

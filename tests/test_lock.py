@@ -12,7 +12,7 @@ import pytest
 
 from effnet_hf import lock
 from effnet_hf.errors import UserError
-from effnet_hf.lock import held, is_free, is_held
+from effnet_hf.lock import held, is_held, is_left
 
 
 @pytest.fixture
@@ -43,16 +43,29 @@ def test_another_process_is_refused_by_name_until_it_ends(path, monkeypatch, flo
         ):
             with held(path, "the folder"):
                 raise AssertionError("two at once")
-        assert is_free(path) is False
+        assert not is_left(path)
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         os.close(readable)
         os.close(writable)
     assert path.exists()  # a killed process removes nothing
+    assert is_left(path) is flock  # without the system's lock nobody here can tell
     with held(path, "the folder"):
         assert json.loads(path.read_text())["pid"] == os.getpid()
-    assert not path.exists() and is_free(path)
+    assert not path.exists() and not is_left(path)
+    path.write_text("mine")
+    assert not is_left(path)
+
+
+def test_the_lock_of_another_is_not_removed(tmp_path):
+    """The folder was replaced, and another process has begun in the new one."""
+    (tmp_path / "a").mkdir()
+    with held(tmp_path / "a/.lock", "a"):
+        (tmp_path / "a").rename(tmp_path / "b")
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a/.lock").write_text("another's")
+    assert (tmp_path / "a/.lock").read_text() == "another's"
 
 
 def test_the_same_process_twice_is_refused(path):

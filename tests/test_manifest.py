@@ -1,6 +1,5 @@
 """Every damage of a folder is noticed and named."""
 
-import json
 import random
 import shutil
 
@@ -8,7 +7,7 @@ import pytest
 
 from effnet_hf.errors import UserError
 from effnet_hf.files import atomic_folder
-from effnet_hf.manifest import MANIFEST, foreign_file, problem, read_manifest
+from effnet_hf.manifest import MANIFEST, _text, foreign_file, problem, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -78,13 +77,29 @@ def test_some_files_may_be_looked_at_alone(folder):
     assert problem(folder, only=("config.json",)) == "config.json has 2 bytes, 9 were written"
 
 
-def test_a_manifest_names_nothing_outside_its_folder(folder):
-    text = json.loads((folder / MANIFEST).read_text())
-    for name in ("../secret", "/etc/passwd"):
-        crafted = {**text, "files": {name: {"size": 1, "sha256": "0" * 64}}}
-        (folder / MANIFEST).write_text(json.dumps(crafted, indent=1) + "\n")
-        with pytest.raises(UserError, match="damaged"):
-            read_manifest(folder)
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a\0b", "\ud800"])
+def test_a_manifest_names_nothing_that_is_no_file_of_its_folder(folder, name):
+    (folder / MANIFEST).write_text(_text({name: {"size": 1, "sha256": "0" * 64}}))
+    with pytest.raises(UserError, match="damaged"):
+        read_manifest(folder)
+
+
+def test_what_would_be_read_and_is_not_in_the_manifest_is_named(folder):
+    (folder / MANIFEST).write_text(_text({}))
+    assert problem(folder, only=("config.json", "none.json")) == "config.json is not in its manifest.json"
+    assert problem(folder, alone=True) == "config.json is not in its manifest.json"
+    write_manifest(folder)
+    for note in ("notes.txt", ".DS_Store", ".nfs.json"):
+        (folder / note).touch()
+    assert problem(folder, alone=True) is None
+    (folder / "best" / "more.safetensors").touch()
+    assert problem(folder, alone=True) == "best/more.safetensors is not in its manifest.json"
+
+
+def test_an_endless_manifest_is_damaged(folder):
+    with open(folder / MANIFEST, "wb") as file:
+        file.truncate(1 << 40)
+    assert problem(folder) == "its manifest.json is damaged"
 
 
 def test_a_file_of_somebody_else_is_found(folder):

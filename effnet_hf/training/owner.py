@@ -5,6 +5,7 @@ removal that has begun: killed in between, the next start finishes it before it 
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -17,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from ..errors import UserError, printable
-from ..files import atomic_write, lock_beside, make_folders, recover, remove, writing
+from ..files import atomic_write, lock_beside, make_folders, meant, recover, remove, writing
 from ..lock import held
 from ..reading import read_json
 from ..recipes import Recipe
@@ -65,8 +66,12 @@ def only_run(accelerator: Accelerator, output_dir: str) -> Iterator[None]:
             make_folders(missing)
             stack.callback(_remove_empty, missing)
             run, what = RunFolder(path), f"--output_dir {path}"
-            with contextlib.suppress(PermissionError):  # nobody can replace the folder there
-                stack.enter_context(held(lock_beside(Path(os.path.realpath(path))), what))
+            beside = lock_beside(Path(os.path.realpath(path)))
+            try:
+                stack.enter_context(held(beside, what))
+            except OSError as error:
+                if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):  # nobody can replace the folder there
+                    raise
             stack.enter_context(held(run.lock, what))
             if run.checkpoints.is_symlink() and run.checkpoints.is_dir():  # another run may have a link to it
                 stack.enter_context(held(run.checkpoints / run.lock.name, f"{run.checkpoints}"))
@@ -98,9 +103,9 @@ class Owner:
         try:
             content = read_json(self.run.mark)
             made, pending = content["made"], content["pending"]
-            if not all(isinstance(name, str) and name == Path(name).name for name in made):
+            if not all(isinstance(name, str) and RunFolder.is_a_runs_name(name) for name in made):
                 raise ValueError("made")
-            if not all(isinstance(entry, str) for pair in pending.items() for entry in pair):
+            if pending != {} and not _is_pending(**pending):
                 raise ValueError("pending")
         except (UserError, ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
@@ -120,7 +125,7 @@ class Owner:
         if self.run.checkpoints.is_symlink() and not self.run.checkpoints.is_dir():
             raise UserError(f"{self.run.checkpoints} is a link to a folder that is not there; is its disk mounted?")
         if self.marked:
-            recover(self.run.path, self.run.is_a_runs_name)
+            recover(self.run.path, RunFolder.is_a_runs_name)
             recover(self.run.plots, lambda name: True)
             # A name that runs have never used here is somebody else's, if it is taken.
             foreign = sorted(name for name in self.needed - self.made if os.path.lexists(self.run.path / name))
@@ -181,7 +186,7 @@ class Owner:
         )
         if checkpoints.name in self.made and checkpoints.is_dir():
             for path in checkpoints.iterdir():  # not the folder itself, which may be a link to another disk
-                if RunFolder.is_in_checkpoints(path.name) and path.name != kept:
+                if RunFolder.is_in_checkpoints(meant(path.name)) and path.name != kept:
                     remove(path)
         for name in sorted(self.made - {checkpoints.name}):
             remove(self.run.path / name)
@@ -191,6 +196,13 @@ class Owner:
         content = {"effnet_hf": 1, "made": sorted(self.made), "pending": self.pending}
         with atomic_write(self.run.mark) as file:
             file.write(json.dumps(content, indent=1) + "\n")
+
+
+def _is_pending(what: object, name: object) -> bool:
+    """Whether a note is one that [`Owner.during`] writes."""
+    if not isinstance(name, str) or "\0" in name:
+        return False
+    return what == "everything" or what == "import" and bool(name) or what == "later" and RunFolder.is_checkpoint(name)
 
 
 def _may_lie_there(run: RunFolder, path: Path) -> bool:

@@ -43,12 +43,14 @@ def finish(run: Run) -> None:
         "versions": software_versions(),
         "command": command_line(),
     }
+    run.checkpoints.check_place()
     report.log("summary", progress.total_updates, summary)
     with atomic_write(folder.summary) as file:
         file.write(json.dumps(summary, indent=1, allow_nan=False) + "\n")
     plots = draw({folder.path.name: folder.path}, folder.plots)
     _say(run, summary, plots)
     tables = run.quantization.describe(summary, report) if run.quantization is not None else ()
+    run.checkpoints.check_place()
     with atomic_write(folder.card) as file:
         file.write(render_card(_facts(run, summary, tables)))
 

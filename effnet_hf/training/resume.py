@@ -78,8 +78,7 @@ class Checkpoints:
         self.state.note(progress)
 
         def write() -> None:
-            if self.locked and not is_held(self.run.lock):
-                raise UserError(f"--output_dir {self.run.path} was moved or removed while the run was writing to it.")
+            self.check_place()
             with atomic_folder(target, overwrite=True, ours=True) as folder, no_progress_bars():
                 self.state.model.save_pretrained(folder)
                 self.processor.save_pretrained(folder)
@@ -96,6 +95,12 @@ class Checkpoints:
         on_main(self.accelerator, write)
         return target
 
+    def check_place(self) -> None:
+        """Raises `UserError` where the folder is no longer the one that this run has locked: it was moved away, and
+        another run's may stand in its place."""
+        if self.locked and not is_held(self.run.lock):
+            raise UserError(f"--output_dir {self.run.path} was moved or removed while the run was writing to it.")
+
     def all(self) -> list[Path]:
         """The checkpoints that there are, oldest first."""
         return self.run.all_checkpoints()
@@ -103,6 +108,7 @@ class Checkpoints:
     def save_best(self, model) -> None:
         """Writes `best/`, the model that validates best so far."""
         if self.accelerator.is_main_process:
+            self.check_place()
             with atomic_folder(self.run.best, overwrite=True, ours=True) as folder, no_progress_bars():
                 model.save_pretrained(folder)
                 self.processor.save_pretrained(folder)
@@ -115,9 +121,10 @@ class Checkpoints:
         """
         if not self.accelerator.is_main_process:
             return
+        self.check_place()
         if not self.run.best.is_dir():
             self.save_best(model)
-        if damage := problem(self.run.best):
+        if damage := problem(self.run.best, alone=True):
             raise UserError(
                 f"{self.run.best} is not published: {damage}. Go back to a checkpoint with --resume"
                 f" {self.run.checkpoints}/update-…, each of which holds the best model of its time."
@@ -182,7 +189,7 @@ class Checkpoints:
                 f" {invocation('convert')} {resume} --output_dir DIR with --resume DIR."
             )
         if RunFolder(path).progress.is_file():
-            if damage := problem(path):
+            if damage := _damage(path):
                 raise UserError(f"--resume {resume} is damaged: {damage}; name another checkpoint, or --resume auto.")
         else:
             nested = self._newest(RunFolder(path), f"--resume {resume}")
@@ -204,7 +211,7 @@ class Checkpoints:
         """The newest whole checkpoint of a run; None where it has none at all."""
         damaged: list[str] = []
         for path in reversed(run.all_checkpoints()):
-            damage = problem(path)
+            damage = _damage(path)
             if damage is None:
                 self.notes += [f"{found}; going on from {path.name}" for found in damaged]
                 return path
@@ -250,6 +257,7 @@ class Checkpoints:
         on_main(self.accelerator, self._begin)
 
     def _begin(self) -> None:
+        self.check_place()
         self.owner.claim()
         if self.owner.made:
             with self.owner.during("everything"):
@@ -266,6 +274,7 @@ class Checkpoints:
     def adopt(self, path: Path, progress: Progress) -> None:
         """Makes this folder what the run's was when checkpoint `path` was written: no later checkpoints, the best model
         of that time, and (from another run's folder) its log and files of figures. For the first process."""
+        self.check_place()
         own = self._own(path)
         if own is not None:
             with self.owner.during("later", own.name):
@@ -301,3 +310,11 @@ class Checkpoints:
                 link_tree(best, folder)
         else:
             remove(self.run.best)
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, as the end of a sentence; None if nothing is."""
+    own = RunFolder(path)
+    needed = (own.config, own.weights, own.processor, own.recipe, own.progress)
+    missing = (f"{file.name} is missing" for file in needed if not file.is_file())
+    return problem(path, alone=True) or next(missing, None)

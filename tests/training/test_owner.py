@@ -1,5 +1,6 @@
 """A run touches only what runs made, alone in its folder."""
 
+import errno
 import json
 import os
 
@@ -138,12 +139,38 @@ def test_a_run_that_is_refused_leaves_no_folder(recipe, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"made": ["../x"], "pending": {}}', '{"made": [], "pending": 1}'])
-def test_a_damaged_mark_is_a_sentence(recipe, tmp_path, text):
+MADE = ["../x", "", ".", "..", "/", "a/b", "plots/curves.png", "a\0", ".lock", MARK, "mine.txt", "../mine.py", 3]
+PENDING = [
+    1,
+    "",
+    [],
+    {"what": "later"},
+    {"what": "later", "name": "best"},
+    {"what": "later", "name": "../update-00000001"},
+]
+PENDING += [
+    {"what": "import"},
+    {"what": "import", "name": ""},
+    {"what": "import", "name": "a\0"},
+    {"what": "x", "name": "y"},
+]
+MARKS = [
+    "",
+    "{",
+    "[]",
+    *({"made": [name], "pending": {}} for name in MADE),
+    *({"made": [], "pending": p} for p in PENDING),
+]
+
+
+@pytest.mark.parametrize("mark", MARKS, ids=str)
+def test_a_damaged_mark_is_a_sentence_and_removes_nothing(recipe, tmp_path, mark):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / MARK).write_text(text)
+    (tmp_path / "run" / MARK).write_text(mark if isinstance(mark, str) else json.dumps(mark))
+    (tmp_path / "run" / "mine.txt").touch()
     with pytest.raises(UserError, match=r"\.effnet_hf\.json, which says what runs made in this folder, is damaged"):
-        train(recipe)
+        Checkpoints(Accelerator(cpu=True), recipe.replace(overwrite=True)).find()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [MARK, "mine.txt"]
 
 
 def test_the_mark_is_the_first_file(recipe, tmp_path, monkeypatch):
@@ -162,20 +189,24 @@ def test_every_start_clears_away_what_a_killed_one_left(recipe, tmp_path):
     assert train(recipe) == 0
     folder = tmp_path / "run"
     for name in (
-        ".config.json.0123abcd.tmp",
-        ".ema.0123abcd.tmp",
-        ".plots.0123abcd.gone",
-        ".summary.json.0123abcd.tmp",
+        ".config.json.effnet_hf-0123abcd.tmp",
+        ".ema.effnet_hf-0123abcd.tmp",
+        ".plots.effnet_hf-0123abcd.gone",
+        ".summary.json.effnet_hf-0123abcd.tmp",
     ):
         (folder / name).mkdir()
-    for name in (".update-00000009.0123abcd.tmp", ".best.0123abcd.gone", ".data.parquet.0123abcd.tmp"):
+    for name in (
+        ".update-00000009.effnet_hf-0123abcd.tmp",
+        ".best.effnet_hf-0123abcd.gone",
+        ".data.parquet.effnet_hf-0123abcd.tmp",
+    ):
         (folder / "checkpoints" / name).mkdir()
-    (folder / ".mine.0123abcd.tmp").mkdir()
+    (folder / ".mine.effnet_hf-0123abcd.tmp").mkdir()
     (folder / "checkpoints/.mine.tmp").mkdir()
     before = fingerprint(folder)
     assert train(recipe.replace(resume="auto")) == 0
     left = sorted(path.name for path in folder.rglob(".*"))
-    assert left == [MARK, ".mine.0123abcd.tmp", ".mine.tmp"] and fingerprint(folder) == before
+    assert left == [MARK, ".mine.effnet_hf-0123abcd.tmp", ".mine.tmp"] and fingerprint(folder) == before
 
 
 def test_a_removal_that_was_interrupted_is_finished_first(recipe, tmp_path, monkeypatch, capsys):
@@ -258,13 +289,31 @@ def test_a_conversion_and_a_training_never_meet_in_one_folder(recipe, tmp_path):
                 raise AssertionError("two at once")
 
 
-def test_a_folder_that_moves_away_ends_the_run(recipe, tmp_path, monkeypatch):
-    def moves(self, progress, save=Checkpoints.save):
+@pytest.mark.parametrize("when", ["save", "save_best", "publish"])
+def test_a_folder_that_moves_away_ends_the_run(recipe, tmp_path, monkeypatch, when):
+    then = getattr(Checkpoints, when)
+
+    def moves(self, *args):
         (tmp_path / "run").rename(tmp_path / "moved")
         (tmp_path / "run").mkdir()
-        return save(self, progress)
+        return then(self, *args)
 
-    monkeypatch.setattr(Checkpoints, "save", moves)
+    monkeypatch.setattr(Checkpoints, when, moves)
     with pytest.raises(UserError, match="run was moved or removed while the run was writing to it"):
         train(recipe)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_root_is_no_folder_of_a_run(recipe):
+    with pytest.raises(UserError, match="/ is the root of the file system; name a folder in it"):
+        train(recipe.replace(output_dir="/"))
+
+
+def test_a_writable_folder_in_a_file_system_that_is_not_will_do(recipe, monkeypatch):
+    def refuses(path, what, held=owner_module.held):
+        if path.name != ".lock":
+            raise OSError(errno.EROFS, "Read-only file system")
+        return held(path, what)
+
+    monkeypatch.setattr(owner_module, "held", refuses)
+    assert train(recipe) == 0

@@ -168,8 +168,8 @@ def test_a_checkpoint_that_a_kill_left_aside_is_put_back(squares, tmp_path):
     assert train(recipe) == 0
     published = (tmp_path / "model.safetensors").read_bytes()
     folder = tmp_path / "checkpoints"
-    (folder / "update-00000008").rename(folder / ".update-00000008.abcdabcd.old")
-    (folder / ".best.abcdabcd.tmp").mkdir()
+    (folder / "update-00000008").rename(folder / ".update-00000008.effnet_hf-abcdabcd.old")
+    (folder / ".best.effnet_hf-abcdabcd.tmp").mkdir()
     assert train(recipe) == 0  # nothing is left to train, and it publishes the same
     assert checkpoints(tmp_path)[-1] == "update-00000008" and not list(folder.glob(".*"))
     assert (tmp_path / "model.safetensors").read_bytes() == published
