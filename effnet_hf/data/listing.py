@@ -23,6 +23,7 @@ SCHEMA = pa.schema([("split", pa.string()), ("name", pa.string()), ("label", pa.
 UNKNOWN = -1
 _THREADS = 16  # a network's answers take longer than their questions
 _CHUNK = 4096
+_MOST_ROWS = 100_000_000  # images; the largest public lists of labelled ones have 14 million
 _CLASSES = b"class_names"
 
 
@@ -50,8 +51,10 @@ class DataListing:
             UserError: it is something else, or damaged.
         """
         try:
-            with open(path, "rb") as file:
-                table = pq.read_table(file)
+            with open(path, "rb") as file, pq.ParquetFile(file) as parquet:
+                if parquet.metadata.num_rows > _MOST_ROWS:  # which compress to nothing, and are read at once
+                    raise ValueError(f"it has {parquet.metadata.num_rows:,} rows")
+                table = parquet.read()
             table.validate(full=True)
             class_names = json.loads((table.schema.metadata or {})[_CLASSES])
             labels = table.column("label")
@@ -59,6 +62,8 @@ class DataListing:
                 raise ValueError("its columns are others")
             if not isinstance(class_names, list) or not all(isinstance(name, str) for name in class_names):
                 raise ValueError("its class names are no words")
+            if len(set(class_names)) < len(class_names):
+                raise ValueError("a class name stands twice")
             if len(table) and not -1 <= pc.min(labels).as_py() <= pc.max(labels).as_py() < len(class_names):
                 raise ValueError("it has a label without a class")
         except KeyError:

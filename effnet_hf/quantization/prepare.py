@@ -133,7 +133,7 @@ class Quantization:
     def describe(self, summary: dict, report) -> list:
         """Prints the table of float, PTQ and QAT, keeps its figures beside the model, and returns it for the card."""
         top_k, folder = self.recipe.top_k, RunFolder(self.recipe.output_dir)
-        self.figures = self.figures or load_figures(folder)  # an earlier launch measured them
+        self.figures = self.figures or load_figures(folder, top_k)  # an earlier launch measured them
         if summary["n"]:
             size = self.figures.get("ptq", {}).get("bytes", 0)
             self.figures["qat"] = figures_of(summary, size)

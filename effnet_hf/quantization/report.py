@@ -1,13 +1,17 @@
 """Float, calibrated, fine-tuned: the figures side by side."""
 
 import json
+import logging
 from collections.abc import Mapping
 
+from ..errors import UserError
 from ..files import atomic_write
 from ..quantization_efficientnet_nv import quantizers
+from ..reading import read_json
 from ..run_folder import RunFolder
 
 
+log = logging.getLogger(__name__)
 STAGES = {"float": "float", "ptq": "PTQ, calibrated only", "qat": "QAT, fine-tuned"}
 
 
@@ -38,12 +42,27 @@ def save_figures(folder: RunFolder, figures: Mapping) -> None:
         json.dump(figures, file, indent=1, allow_nan=False)
 
 
-def load_figures(folder: RunFolder) -> dict:
-    """Those of an earlier launch of the same run; empty if there are none."""
-    try:
-        return json.loads(folder.quantization.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+def load_figures(folder: RunFolder, top_k: int) -> dict:
+    """Those of an earlier launch of the same run; empty if there are none, or none that can be read, which is said."""
+    path = folder.quantization
+    if not path.exists():
         return {}
+    try:
+        figures = read_json(path)
+        if all(stage in STAGES and _are_figures(entry, top_k) for stage, entry in figures.items()):
+            return figures
+        reason = f"{path} holds no figures of quantization."
+    except UserError as error:
+        reason = str(error)
+    log.warning("the table leaves out what earlier launches measured: %s", reason)
+    return {}
+
+
+def _are_figures(entry: object, top_k: int) -> bool:
+    names = ("top1", f"top{top_k}", "loss", "n", "bytes")
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(name), (int, float)) and 0 <= entry[name] < 2**53 for name in names
+    )
 
 
 def rows(figures: Mapping, top_k: int) -> tuple[list[str], list[list[str]]]:

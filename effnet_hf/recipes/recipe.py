@@ -32,7 +32,8 @@ OF_A_CONFIG, OF_A_PROCESSOR = ("image_size", "batch_norm_eps"), ("resize_margin"
 # Options that name a file, a folder or a Hub id.
 PATHS = ("data_dir", "dataset_name", "model", "teacher", "output_dir", "resume")
 LARGEST = {int: 1_000_000_000, float: 1e30}  # of a number without an end of its own; beyond, arithmetic overflows
-LARGEST_FILE = 1 << 20  # bytes of a recipe
+LARGEST_FILE = 1 << 16  # bytes of a recipe; ours are of 2,000
+_DIGITS = 100
 OLD_SPELLINGS = {"--topk": "--top_k"}
 
 
@@ -223,7 +224,7 @@ def _read_values(name_or_path: str) -> dict:
             raise UserError(f"cannot read the recipe {path}: it is no regular file.")
         if status.st_size > LARGEST_FILE:
             raise UserError(f"cannot read the recipe {path}: it has {status.st_size:,} bytes, is it something else?")
-        values = yaml.load(path.read_text(encoding="utf-8"), _EachKeyOnce)
+        values = yaml.load(path.read_text(encoding="utf-8"), _Plain)
     except UserError:
         raise
     except OSError as error:
@@ -248,8 +249,19 @@ def _read_values(name_or_path: str) -> dict:
     return values
 
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """Refuses what stands twice: YAML's own loader would take the last one without a word."""
+class _Plain(yaml.SafeLoader):
+    """Refuses what stands twice, of which YAML's own loader would take the last one without a word; and what makes a
+    short file long: mappings merged into others over and over, numbers of thousands of digits."""
+
+    def flatten_mapping(self, node):
+        if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
+            raise yaml.YAMLError("it merges mappings (<<), which no recipe needs; write the options out")
+
+    def construct_scalar(self, node):
+        number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+        if number and len(node.value) > _DIGITS:
+            raise yaml.YAMLError(f"the number {reprlib.repr(node.value)} has {len(node.value):,} digits")
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node, deep=False):
         names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))

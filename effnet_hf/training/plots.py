@@ -26,6 +26,7 @@ PANELS = (  # (title, y label, [(row type, metric, legend)])
     ("Training throughput", "images/s", [("train", "train.total_ips", "")]),
 )
 STYLES = ("-", "--", ":")
+_MOST = 10**15  # of a figure that is drawn: an axis needs room to both sides of it
 
 
 def read_rows(run_dir: Path) -> list[dict]:
@@ -36,6 +37,8 @@ def read_rows(run_dir: Path) -> list[dict]:
     """
     path = RunFolder(run_dir).metrics
     try:
+        if not path.is_file():  # nor a pipe, which would be waited for
+            raise FileNotFoundError
         lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     except OSError:
         raise UserError(f"{run_dir} holds no {path.name}; name the --output_dir of a run.") from None
@@ -55,7 +58,8 @@ def read_rows(run_dir: Path) -> list[dict]:
 
 def _has_a_place(row: dict) -> bool:
     return all(
-        isinstance(row.get(name, 0), int) and row.get(name, 1) >= low for name, low in (("epoch", 0), ("update", 1))
+        isinstance(row.get(name, 1), int) and low <= row.get(name, 1) <= _MOST
+        for name, low in (("epoch", 0), ("update", 1))
     )
 
 
@@ -91,9 +95,13 @@ def _points(rows: list[dict], kind: str, metric: str) -> list[tuple[float, float
     steps = max((row["update"] for row in rows if row["type"] == "train" and "update" in row), default=1)
     points = []
     for row in rows:
-        if row["type"] == kind and "epoch" in row and isinstance(row.get(metric), (int, float)):
+        if row["type"] == kind and "epoch" in row and _is_drawn(row.get(metric)):
             points.append((row["epoch"] + (row["update"] / steps if "update" in row else 1), row[metric]))
     return points
+
+
+def _is_drawn(value: object) -> bool:
+    return isinstance(value, (int, float)) and -_MOST <= value <= _MOST
 
 
 def labels(folders: list[str]) -> dict[str, Path]:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from ..cli import Lasting
-from ..errors import printable
+from ..errors import UserError, printable
 from ..files import flush, writing
 from ..run_folder import RunFolder
 
@@ -39,6 +39,8 @@ class Report:
             path = RunFolder(recipe.output_dir).metrics
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
+                if path.exists() and not path.is_file():  # a pipe would be waited for
+                    raise UserError(f"{path} is no regular file; move it away.")
                 self.file = open(path, "ab", buffering=0)
                 self.file.truncate(min(keep_bytes, path.stat().st_size))
                 self.file.seek(0, os.SEEK_END)

@@ -16,13 +16,14 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, printable
 from .ema import ModelEMA
 from .progress import Progress
 
 
 Tensors = dict[str, torch.Tensor]
 _NEEDED = {"RMSprop": ("step", "square_avg"), "AdamW": ("step", "exp_avg", "exp_avg_sq")}  # torch's own keys
+_NOT_NEGATIVE = ("step", "square_avg", "exp_avg_sq")
 _WEIGHTS, _OPTIMIZER, _AVERAGE, _RANDOM = (
     "model.safetensors", "optimizer.safetensors", "average.safetensors", "random_{}.safetensors",
 )  # fmt: skip
@@ -134,12 +135,12 @@ class TrainingState:
         for entry, tensor in tensors.items():
             name, _, key = entry.rpartition("/")
             parameter = parameters.get(name)
-            fits = tensor.is_floating_point() and (
-                not tensor.dim() or parameter is not None and tensor.shape == parameter.shape
-            )
-            if name not in numbers or parameter is None or not fits:
-                raise UserError(f"{folder / _OPTIMIZER} is of another network: {entry} does not fit.")
-            if tensor.dim():
+            shape = () if key == "step" else getattr(parameter, "shape", None)
+            if name not in numbers or parameter is None or (tensor.shape, tensor.dtype) != (shape, parameter.dtype):
+                raise UserError(f"{folder / _OPTIMIZER} is of another network: {printable(entry)} does not fit.")
+            if tensor.isnan().any() or key in _NOT_NEGATIVE and (tensor < 0).any():
+                raise UserError(f"{folder / _OPTIMIZER} is damaged: {entry} holds a NaN or a negative number.")
+            if key != "step":
                 tensor = torch.empty_like(parameter, dtype=tensor.dtype, device="cpu").copy_(tensor)
             state.setdefault(numbers[name], {})[key] = tensor
         for group in self.optimizer.param_groups:
@@ -179,7 +180,9 @@ def _require_same(where: Path, found: Tensors, own: Tensors) -> None:
     for name in sorted(theirs.keys() | ours.keys()):
         if theirs.get(name) != ours.get(name):
             kinds = f"{theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here"
-            raise UserError(f"{where} is of another network: {name} is {kinds}.")
+            raise UserError(f"{where} is of another network: {printable(name)} is {kinds}.")
+        if found[name].is_floating_point() and not found[name].isfinite().all():
+            raise UserError(f"{where} is damaged: {name} holds a NaN or an infinity.")
 
 
 def _kind(tensor: torch.Tensor) -> str:

@@ -185,6 +185,7 @@ def parquet(table: pa.Table, metadata=None) -> bytes:
         (lambda good: parquet(SCHEMA.empty_table()), "is no list of a run's data"),
         (lambda good: parquet(SCHEMA.empty_table(), {"class_names": "[1]"}), "its class names are no words"),
         (lambda good: parquet(SCHEMA.empty_table(), {"class_names": "[" * 100_000}), "cannot be read"),
+        (lambda good: parquet(SCHEMA.empty_table(), {"class_names": '["a", "a"]'}), "a class name stands twice"),
         (lambda good: parquet(pa.table({"name": ["x"]}), {"class_names": "[]"}), "is no list of a run's data"),
         (
             lambda good: parquet(pa.table([["val"], ["x"], [3], [1]], schema=SCHEMA), {"class_names": '["a"]'}),
@@ -205,6 +206,15 @@ def test_a_damaged_list_is_one_sentence(data, tmp_path, spoil, words):
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
     with pytest.raises(UserError, match="No such file or directory"):
         DataListing.read(tmp_path / "nothing")
+
+
+def test_a_list_of_too_many_rows_is_not_read(data, tmp_path, monkeypatch):
+    """Repeated rows compress to nothing: 4 MB were 10 GB in memory."""
+    monkeypatch.setattr("effnet_hf.data.listing._MOST_ROWS", 2)
+    monkeypatch.setattr(pq.ParquetFile, "read", lambda *_: pytest.fail("read"))
+    listing(data).write(tmp_path / "data.parquet")
+    with pytest.raises(UserError, match="cannot be read: it has .* rows"):
+        DataListing.read(tmp_path / "data.parquet")
 
 
 def test_the_size_of_every_file_is_asked_for_at_every_start(data):

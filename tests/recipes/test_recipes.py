@@ -105,6 +105,10 @@ BAD = [  # (document, what the sentence must name)
     ("epochs:", "--epochs needs a value"),
     ("- a\n- b", "option: value"),
     ("a: [", "not valid YAML"),
+    ("a: &a {epochs: 1}\nb: &b {<<: [*a, *a]}\nc: {<<: [*b, *b]}", "merges mappings (<<)"),
+    ("epochs: 0x" + "f" * 5000, "has 5,002 digits"),
+    ("epochs: [1, [" + ":".join(["59"] * 3000) + "]]", "has 8,999 digits"),
+    ("epochs: [" + "1," * 40_000 + "]", "has 80,010 bytes"),
 ]
 
 

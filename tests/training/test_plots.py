@@ -1,6 +1,7 @@
 """The curves of several runs in one picture, told apart and drawn from what the runs wrote."""
 
 import json
+import os
 import sys
 
 import matplotlib.pyplot as plt
@@ -64,10 +65,34 @@ def test_a_folder_may_have_any_name(name, tmp_path, drawn):
 
 @pytest.mark.parametrize(
     "row",
-    ['{"type": "val", "epoch": "x"}', '{"type": "train", "epoch": 0, "update": 0}', '{"type": 3}', "[" * 10**5, "\xff"],
+    [
+        '{"type": "val", "epoch": "x"}',
+        '{"type": "train", "epoch": 0, "update": 0}',
+        '{"type": 3}',
+        '{"type": "val", "epoch": 1' + "0" * 400 + "}",
+        "[" * 10**5,
+        "\xff",
+    ],
 )
 def test_a_log_that_is_none_is_one_sentence(row, tmp_path):
     run = write_run(tmp_path / "a", [50.0])
     (run / "metrics.jsonl").write_bytes(row.encode("latin-1") + b"\n")
     with pytest.raises(UserError, match="metrics.jsonl is damaged: "):
         plots.draw({"a": run}, tmp_path / "out")
+    (run / "metrics.jsonl").unlink()
+    os.mkfifo(run / "metrics.jsonl")
+    with pytest.raises(UserError, match="holds no metrics.jsonl"):
+        plots.draw({"a": run}, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "value", [1e308, -1e308, 10**400, None, "much"], ids=["1e308", "-1e308", "1e400", "none", "text"]
+)
+def test_what_no_axis_has_room_for_is_left_out(value, tmp_path, drawn):
+    run = write_run(tmp_path / "a", [50.0])
+    plots.draw({"a": run}, tmp_path / "out")
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"type": "val", "epoch": 1, "val.loss": value, "val.top1": value}) + "\n")
+    plots.draw({"a": run}, tmp_path / "out")
+    before, after = ([list(line.get_ydata()) for axis in figure.axes for line in axis.lines] for figure in drawn)
+    assert before == after and any(before)

@@ -1,6 +1,7 @@
 """A checkpoint is whole, proved, and of this run's data, or it is not gone on with."""
 
 import json
+import math
 import random
 import shutil
 
@@ -12,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from effnet_hf.errors import UserError
-from effnet_hf.manifest import MANIFEST, problem, write_manifest
+from effnet_hf.manifest import MANIFEST, _text, problem, write_manifest
 from effnet_hf.training import resume as resume_module
 from effnet_hf.training import train
 from effnet_hf.training.owner import Owner
@@ -104,6 +105,12 @@ def test_auto_says_which_older_one_it_falls_back_to_and_ends_the_same(run, finis
     )
     assert "going on from update-00000001" in said
     assert fingerprint(tmp_path / "run") == fingerprint(finished)
+
+
+def test_weights_that_the_manifest_does_not_know_are_not_gone_on_with(run, tmp_path):
+    (tmp_path / "run" / NEWEST / MANIFEST).write_text(_text({}))
+    with pytest.raises(UserError, match=f"{NEWEST} is damaged: .* is not in its manifest.json"):
+        train(run.replace(resume=str(tmp_path / "run" / NEWEST)))
 
 
 def test_nothing_whole_is_no_fresh_start(run, tmp_path):
@@ -246,6 +253,10 @@ def rewrite(folder, name: str, change) -> None:
     write_manifest(folder)
 
 
+def each(found: dict, key: str, change) -> dict:
+    return {name: change(tensor) if name.endswith(f"/{key}") else tensor for name, tensor in found.items()}
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -253,6 +264,14 @@ def rewrite(folder, name: str, change) -> None:
         ("optimizer.safetensors", lambda found: dict(list(found.items())[9:]), "lacks some of step, square_avg for"),
         ("optimizer.safetensors", lambda found: {k: v for k, v in found.items() if "/step" not in k}, "lacks some of"),
         ("optimizer.safetensors", lambda found: {k: v.to(torch.int8) for k, v in found.items()}, "does not fit"),
+        ("optimizer.safetensors", lambda found: each(found, "step", lambda v: v.to(torch.float8_e4m3fn)), "not fit"),
+        ("optimizer.safetensors", lambda found: {k: v.half() for k, v in found.items()}, "does not fit"),
+        ("optimizer.safetensors", lambda found: each(found, "square_avg", lambda v: v.mean()), "does not fit"),
+        ("optimizer.safetensors", lambda found: each(found, "step", lambda v: v[None]), "step does not fit"),
+        ("optimizer.safetensors", lambda found: each(found, "step", torch.neg), "step holds a NaN or a negative"),
+        ("optimizer.safetensors", lambda found: each(found, "square_avg", lambda v: v - 9), "a NaN or a negative"),
+        ("optimizer.safetensors", lambda found: each(found, "momentum_buffer", lambda v: v * math.nan), "holds a NaN"),
+        ("average.safetensors", lambda found: {k: v / 0 for k, v in found.items()}, "holds a NaN or an infinity"),
         ("model.safetensors", lambda found: {k: v.to(torch.int8) for k, v in found.items()}, "int8 there"),
         ("random_0.safetensors", lambda found: {**found, "numpy": found["numpy"] * 0 - 1}, "numpy's position is"),
     ],

@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 import sys
 
 import pytest
 from accelerate import Accelerator
 
+from effnet_hf.errors import UserError
 from effnet_hf.recipes import Recipe
 from effnet_hf.training.report import Report
 
@@ -56,3 +58,9 @@ def test_a_figure_that_is_no_number_is_null_in_the_log(tmp_path):
     report.close()
     row = json.loads((tmp_path / "metrics.jsonl").read_text())
     assert row["val.loss"] is None and row["val.top1"] == 1.0
+
+
+def test_a_pipe_in_the_place_of_the_log_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(UserError, match="metrics.jsonl is no regular file"):
+        Report(Accelerator(cpu=True)).open(Recipe(output_dir=str(tmp_path)))
