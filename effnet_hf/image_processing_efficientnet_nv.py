@@ -24,6 +24,9 @@ RESIZE_MARGIN = 32
 # Beyond this aspect ratio the far ends are cut before resizing: a 10 x 10,000 panorama would otherwise grow to 200 MB.
 MAX_ASPECT_RATIO = 16
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
+_TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE"}
+_TURNS[8] = "ROTATE_90"
+_SAY_HOW_IT_LIES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # in `Image.info`
 LARGEST_SIDE = 16_384  # pixels of a prepared image: 3 GB as float32
 
 
@@ -34,8 +37,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     takes the first frame of an animation and the upper 8 bits of a 16-bit image.
     """
     image.load()  # EXIF may stand behind the pixels
-    if image.getexif().get(_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)  # copies even what is upright
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:  # not by ImageOps, which writes all of EXIF anew and fails where some tag is damaged
+        image = image.transpose(Image.Transpose[turn])
+        for place in _SAY_HOW_IT_LIES:  # it is upright now, whoever asks
+            image.info.pop(place, None)
     if image.mode == "RGB":
         return image
     if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip instead of scale
@@ -43,6 +49,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 where EXIF is damaged, as where there is none: the pixels are whole."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises SyntaxError, struct.error, TypeError, …
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _upper_byte(grey: np.ndarray, mode: str) -> np.ndarray:

@@ -7,11 +7,17 @@ Plain JPEGs are decoded by simplejpeg where it is installed: its pixels are Pill
 Pillow and `to_rgb`.
 """
 
+import contextlib
 import importlib.util
 import io
+import logging
 import os
+import re
+import signal
 import stat
+import threading
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +40,10 @@ if importlib.util.find_spec("PIL.AvifImagePlugin") is not None:  # Pillow 11.3 a
 LARGEST_FILE = 1 << 30  # bytes; the most pixels that Pillow opens, at 8 bytes each, are 0.7 GB
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _END_OF_JPEG = b"\xff\xd9"
+_JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # but for what stands within a scan
+MOST_SCANS = 100  # of a JPEG; programs that write them make a dozen, and each costs a pass over all pixels
+LONGEST = 30.0  # seconds of computing for one image, in Pillow's decoders that are written in Python
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with a file stands in `BadPicture`
 
 
 class Box(NamedTuple):
@@ -100,6 +110,7 @@ class Picture:
         if not data:
             raise BadPicture("is empty (0 bytes)")
         self.data = data
+        _refuse_many_scans(data)
         self._image = _guarded(lambda: Image.open(io.BytesIO(data), formats=FORMATS))
         self.kind = f"{self._image.format} {self._image.mode}"
         self.plain_jpeg = (
@@ -154,13 +165,51 @@ def _decode_jpeg(data: bytes) -> torch.Tensor | None:
         return None
 
 
+def _refuse_many_scans(data: bytes) -> None:
+    """Raises `BadPicture` for a JPEG that is short and takes minutes: its decoder goes through it in one piece."""
+    if not data.startswith(b"\xff\xd8") or data.count(b"\xff\xda") <= MOST_SCANS:
+        return
+    at, scans = 2, 0
+    while (marker := _JPEG_MARKER.search(data, at)) and marker[1] != b"\xd9":  # what follows the image, e.g. a film
+        scans += marker[1] == b"\xda"
+        if scans > MOST_SCANS:
+            raise BadPicture(f"has more than {MOST_SCANS} scans, each of which is a pass over the whole image")
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+
+
+class _TooLong(BaseException):
+    """Not an `Exception`, which Pillow's decoders catch in places."""
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """Ends a decoder after `LONGEST` seconds of computing, whatever else the machine does meanwhile. Only in the main
+    thread, where alone signals can be caught; elsewhere it takes as long as it takes."""
+
+    def end(*_) -> None:
+        raise _TooLong
+
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGVTALRM, end)
+    signal.setitimer(signal.ITIMER_VIRTUAL, LONGEST)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
+
+
 def _guarded(function):
     """Calls into Pillow: its warnings stay quiet, whatever it raises becomes a `BadPicture`."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _time_limit():
             warnings.simplefilter("ignore")  # corrupt EXIF, odd palettes: thousands of lines over ImageNet
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return function()
+    except _TooLong:
+        raise BadPicture(f"takes more than {LONGEST:.0f} s to open") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise BadPicture(f"is a decompression bomb (more than {Image.MAX_IMAGE_PIXELS:,} pixels)") from None
     except Image.UnidentifiedImageError:

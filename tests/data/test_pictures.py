@@ -1,6 +1,7 @@
 import functools
 import io
 import os
+import signal
 import stat
 import struct
 import threading
@@ -9,7 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, features
+from PIL import Image, ImageOps, features
 
 from effnet_hf.data import pictures
 from effnet_hf.data.pictures import FORMATS, BadPicture, Box, Picture, read_file
@@ -213,3 +214,55 @@ def test_an_upright_image_is_not_copied():
     assert to_rgb(image) is image
     turned = to_rgb(Image.open(io.BytesIO(exif_jpeg(6))))
     assert turned.size == (72, 96) and to_rgb(turned) is turned
+
+
+def test_a_jpeg_of_endless_scans_is_refused_and_a_film_behind_one_is_not():
+    progressive = encode(photo(1), "JPEG", progressive=True)
+    scan = progressive[progressive.rindex(b"\xff\xda") : -2]
+    for decoder in ("crop", "rgb"):
+        with pytest.raises(BadPicture, match="has more than 100 scans"):
+            getattr(Picture(progressive[:-2] + scan * 100 + b"\xff\xd9"), decoder)()
+    assert Picture(progressive + b"\xff\xda" * 1000).rgb().size == (96, 72)  # telephones put one there
+    assert Picture(progressive[:2] + b"\xff\xe5\x07\xd2" + b"\xff\xda" * 1000 + progressive[2:]).rgb().size == (96, 72)
+
+
+def test_a_decoder_that_takes_too_long_is_ended(monkeypatch):
+    """Pillow reads the comments of a PPM in Python: a megabyte of them takes half a minute."""
+    monkeypatch.setattr(pictures, "LONGEST", 0.05)
+    before = signal.getsignal(signal.SIGVTALRM)
+    with pytest.raises(BadPicture, match="takes more than 0 s to open"):
+        Picture(b"P3\n64 64\n255\n" + b"#\n" * 500_000)
+    assert signal.getsignal(signal.SIGVTALRM) == before and signal.getitimer(signal.ITIMER_VIRTUAL) == (0.0, 0.0)
+    assert Picture(encode(photo(1), "PNG")).rgb().size == (96, 72)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_pictures_lie_as_pillow_turns_them(kind, turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = encode(photo(1), kind, exif=exif)
+    wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    turned = to_rgb(Image.open(io.BytesIO(data)))
+    assert np.array_equal(np.asarray(turned), wanted)
+    assert np.array_equal(np.asarray(to_rgb(turned)), wanted), "an upright image was turned again"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_damaged_exif_costs_no_pixels(kind, turn):
+    """Every byte of it set to others: the image is whole, and lies as stored or as the tag says."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E], exif[0x011A] = turn, "a description", 72.0
+    data = encode(photo(1), kind, exif=exif)
+    at = data.index(b"MM\0*" if b"MM\0*" in data else b"II*\0")
+    for place in range(at, at + len(exif.tobytes()) - 6):
+        for byte in (0x00, 0x04, 0xFF):
+            damaged = bytearray(data)
+            damaged[place] = byte
+            if kind == "PNG":  # whose checksum would tell
+                start = data.index(b"eXIf")
+                length = int.from_bytes(data[start - 4 : start], "big")
+                checksum = zlib.crc32(damaged[start : start + 4 + length])
+                damaged[start + 4 + length : start + 8 + length] = struct.pack(">I", checksum)
+            assert Picture(bytes(damaged)).rgb().size in ((96, 72), (72, 96)), (place, byte)
