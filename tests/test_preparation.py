@@ -19,7 +19,7 @@ from effnet_hf.inference import Classifier
 from effnet_hf.tables import markdown_table
 from effnet_hf.training import train, validate_checkpoint
 
-from .training.conftest import fresh_accelerator
+from .training.conftest import cheap_runs, fresh_accelerator  # noqa: F401
 from .training.workbench import quantized_recipe, read_rows, small_recipe
 
 
@@ -123,7 +123,7 @@ def by_qat(model, images, scratch):
 
 
 def by_export(model, images, scratch):
-    export_model(model, scratch / "onnx", data_dir=str(images))
+    export_model(model, scratch / "onnx", data_dir=str(images), num_images=2)
     opened = ONNXEfficientNet.from_pretrained(scratch / "onnx")
     facts = opened.metadata
     assert facts["resample"] == Image.Resampling(opened.processor.resample).name.lower()
@@ -131,7 +131,7 @@ def by_export(model, images, scratch):
 
 
 def by_preprocessing_inside(model, images, scratch):
-    export_model(model, scratch / "whole", with_preprocessing=True)
+    export_model(model, scratch / "whole", with_preprocessing=True, num_images=2)
     opened = ONNXEfficientNet.from_pretrained(scratch / "whole")
     return [by_label(opened.classify(Image.open(path))) for path in sorted((images / "val").rglob("*.png"))]
 

@@ -1,14 +1,16 @@
 """qat.py as it is typed, on handwritten digits, and every other command on the folder it leaves."""
 
 import json
-import subprocess
+import runpy
 import sys
 
 import pytest
 from transformers import pipeline
 
+from effnet_hf.commands import train
+
 from .test_scripts import ROOT, command  # noqa: F401
-from .training.conftest import fresh_accelerator  # noqa: F401
+from .training.conftest import cheap_runs, fresh_accelerator  # noqa: F401
 
 
 pytest.importorskip("modelopt", reason="needs the quant extra: pip install -e '.[quant]'")
@@ -18,14 +20,16 @@ pytest.importorskip("modelopt", reason="needs the quant extra: pip install -e '.
 def workplace(tmp_path_factory):
     """A few of the digits, and a float model trained on them for an epoch by the command."""
     folder = tmp_path_factory.mktemp("qat")
-    subprocess.run([sys.executable, ROOT / "examples/write_digits.py", folder / "digits"], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["write_digits.py", str(folder / "digits")])
+        runpy.run_path(str(ROOT / "examples/write_digits.py"))["main"]()
     for split, most in (("train", 12), ("val", 4)):
         for label in (folder / "digits" / split).iterdir():
             for picture in sorted(label.iterdir())[most:]:
                 picture.unlink()
-    line = [sys.executable, ROOT / "train.py", "--config", "digits", "--data_dir", folder / "digits", "--epochs", "1"]
-    line += ["--output_dir", folder / "float", "--num_workers", "0", "--survival_prob", "1"]
-    subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
+    line = ["--config", "digits", "--data_dir", folder / "digits", "--epochs", "1", "--num_workers", "0"]
+    line += ["--output_dir", folder / "float", "--survival_prob", "1", "--quiet", "true"]
+    assert train.main([str(word) for word in line]) == 0
     return folder
 
 

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from effnet_hf.cli import run
+from effnet_hf.commands import train
 
-from .training.conftest import fresh_accelerator  # noqa: F401
+from .training.conftest import cheap_runs, fresh_accelerator  # noqa: F401
 from .training.workbench import small_recipe, write_squares
 
 
@@ -48,9 +49,7 @@ def workplace(tmp_path_factory):
     data = write_squares(folder / "data")
     recipe = small_recipe(data, folder / "model", ema_decay=0.0, mixup=0.0, epochs=1)
     (folder / "squares.yaml").write_text(recipe.to_yaml())
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, ROOT / "train.py", "--config", folder / "squares.yaml"]
-    subprocess.run(line, check=True, env=environment, stdout=subprocess.DEVNULL)
+    assert train.main(["--config", str(folder / "squares.yaml")]) == 0
     return folder
 
 
@@ -73,7 +72,7 @@ def test_train_benchmark_reports_percentiles_and_leaves_no_run(command, tmp_path
 
 
 def test_profile_writes_a_trace_and_a_table(command, workplace, tmp_path):
-    flags = ["--config", workplace / "squares.yaml", "--output_dir", tmp_path, "--profile", "true", "--epochs", "2"]
+    flags = ["--config", workplace / "squares.yaml", "--output_dir", tmp_path, "--profile", "true", "--epochs", "1"]
     code, out, _ = command("train", *flags, "--global_batch_size", "4", "--per_device_batch_size", "4")
     assert code == 0 and f"profile  {tmp_path}/profile/trace.json" in out
     assert json.loads((tmp_path / "profile/trace.json").read_text())["traceEvents"]
@@ -185,9 +184,9 @@ def test_ctrl_c_twice_stops_at_once_quietly_and_leaves_whole_checkpoints_only(wo
 
 def test_real_sigterm_saves_and_exits_with_75(workplace, tmp_path):
     """A process, a signal, a resume: the whole path, without monkeypatches."""
-    line = [sys.executable, str(ROOT / "train.py"), "--config", str(workplace / "squares.yaml"), "--epochs", "400"]
-    line += ["--output_dir", str(tmp_path / "run"), "--resume", "auto", "--warmup_epochs", "1"]
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    line = [sys.executable, str(ROOT / "train.py"), "--config", str(workplace / "squares.yaml"), "--warmup_epochs", "1"]
+    line += ["--output_dir", str(tmp_path / "run"), "--resume", "auto", "--epochs"]
+    process = subprocess.Popen([*line, "400"], stdout=subprocess.PIPE, text=True)
     log = tmp_path / "run/metrics.jsonl"
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and not (log.exists() and log.read_text().count('"train"') >= 3):
@@ -196,4 +195,8 @@ def test_real_sigterm_saves_and_exits_with_75(workplace, tmp_path):
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 75 and "go on with --resume auto" in out
     (checkpoint,) = sorted((tmp_path / "run/checkpoints").glob("update-*"))[-1:]
-    assert json.loads((checkpoint / "progress.json").read_text())["total_updates"] >= 3
+    progress = json.loads((checkpoint / "progress.json").read_text())
+    assert progress["total_updates"] >= 3
+    resumed = subprocess.run([*line, str(progress["epoch"] + 1)], capture_output=True, text=True)
+    assert (resumed.returncode, resumed.stderr) == (0, "") and f"resume   {checkpoint}" in resumed.stdout
+    assert json.loads((tmp_path / "run/summary.json").read_text())["epochs"] == progress["epoch"] + 1

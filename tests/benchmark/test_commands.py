@@ -183,9 +183,15 @@ def test_loaders_and_decoders_take_turns_and_have_a_page(command, tmp_path):
 
 def test_the_suite_runs_its_parts_and_says_what_it_left_out(command, tmp_path, monkeypatch):
     part = "roofline --image_size 32"
-    monkeypatch.setattr(
-        suite, "CPU_PARTS", {"roofline": (600, part), "loop": (600, "loop"), "broken": (600, "train --no")}
+    monkeypatch.setattr(suite, "CPU_PARTS", {"roofline": (600, part), "loop": (600, "loop"), "broken": (600, "broken")})
+    front = tmp_path / "benchmark.py"  # the script, but that what is to fail does so before it has imported anything
+    front.write_text(
+        "import runpy, sys\n"
+        "if sys.argv[1] == 'broken':\n"
+        "    sys.exit('a warning\\nbenchmark.py train: error: unknown flag --no')\n"
+        f"runpy.run_path({str(suite.SCRIPT)!r}, run_name='__main__')\n"
     )
+    monkeypatch.setattr(suite, "SCRIPT", front)
     code, out, _ = command("suite", "--output_dir", tmp_path, "--name", "page")
     assert code == 0
     text = (tmp_path / "page.md").read_text()

@@ -1,8 +1,11 @@
 """gpu_check.py without a GPU: how it starts, ends and merges sections (stubs), and all of it tiny (slow)."""
 
+import contextlib
 import importlib
+import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 import textwrap
@@ -191,10 +194,17 @@ def test_a_row_says_why_it_failed_or_was_skipped_and_lets_nothing_out(gpu, tmp_p
     assert "no time left" in found["is not started"]["evidence"] and "cut off" in found["is cut off"]["evidence"]
 
 
-def test_a_script_that_waits_for_its_turn_finds_what_it_would_find_alone():
-    words = [ROOT / "benchmarks/gpu/waiting.py", "benchmarks/loop_overhead.py", "--help"]
-    done = subprocess.run([sys.executable, *words], input="go\n", capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and "--burst" in done.stdout, done.stderr
+def test_a_script_that_waits_for_its_turn_finds_what_it_would_find_alone(monkeypatch, capsys):
+    """In this process, where most of its imports have been made."""
+    waiting, script = str(ROOT / "benchmarks/gpu/waiting.py"), str(ROOT / "benchmarks/loop_overhead.py")
+    monkeypatch.setattr(sys, "path", [str(Path(waiting).parent), *sys.path])
+    for said in ("", "go\n"):
+        monkeypatch.setattr(sys, "argv", [waiting, script, "--help"])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(said))
+        with pytest.raises(SystemExit) if said else contextlib.nullcontext(SystemExit(0)) as end:
+            runpy.run_path(waiting, run_name="__main__")
+        assert ("--burst" in capsys.readouterr().out) == bool(said)
+    assert end.value.code == 0 and sys.argv[1:] == ["--help"] and sys.path[0] == str(ROOT / "benchmarks")
 
 
 def test_every_measurement_can_be_made_small_and_goes_to_one_of_seven_files(gpu, tmp_path):

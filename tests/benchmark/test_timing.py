@@ -207,7 +207,8 @@ class TestLargestBatch:
         monkeypatch.setattr(train, "images", lambda batch, *_: torch.empty(batch))
 
         def search(most, error):
-            tried = []
+            tried, released = [], []
+            monkeypatch.setattr(train, "release", released.append)  # which goes through all of this process's objects
 
             def step_of(name, model, pixels, precision):
                 tried.append(len(pixels))
@@ -216,7 +217,9 @@ class TestLargestBatch:
                 return lambda: None
 
             monkeypatch.setattr(train, "training_step", step_of)
-            return train.largest_batch("b0", "bf16", "nchw", 224, CPU), tried
+            found = train.largest_batch("b0", "bf16", "nchw", 224, CPU)
+            assert len(released) == len(tried)
+            return found, tried
 
         return search
 

@@ -1,5 +1,6 @@
 """Uploads and downloads against a Hub on 127.0.0.1; each session is a process, as a user's would be."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -8,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from loopback_hub import LoopbackHub
 from PIL import Image
 
 from effnet_hf import EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.hub import CardFacts, render_card
 from tests.child_path import child_path
+from tests.conftest import tiny_config
 
 
 HERE = Path(__file__).parent
@@ -26,16 +29,15 @@ def hub():
         yield hub
 
 
-@pytest.fixture
-def folder(tmp_path, tiny_config):
+def write_run(folder: Path, seed: int = 0) -> Path:
     """A run's output folder, with things in it that are nobody's business."""
-    folder = tmp_path / "run"
-    model = EfficientNetNVForImageClassification(tiny_config(id2label={i: f"class {i}" for i in range(5)})).eval()
-    model.save_pretrained(folder)
+    torch.manual_seed(seed)
+    config = tiny_config.__wrapped__()(id2label={i: f"class {i}" for i in range(5)})
+    EfficientNetNVForImageClassification(config).save_pretrained(folder)
     EfficientNetNVImageProcessor.for_image_size(32).save_pretrained(folder)
     facts = CardFacts(name="Tiny", variant="custom", num_labels=5, image_size=32, preprocessing="Resize.")
     (folder / "README.md").write_text(render_card(facts))
-    (folder / "model.onnx").write_bytes(b"onnx" * 1000)
+    (folder / "model.onnx").write_bytes(f"onnx {seed}".encode() * 1000)
     (folder / "plots").mkdir()
     (folder / "plots" / "curves.png").write_bytes(b"png")
     (folder / "checkpoints" / "update-1").mkdir(parents=True)
@@ -43,6 +45,15 @@ def folder(tmp_path, tiny_config):
     (folder / "checkpoints" / "README.md").write_text("no metadata")
     (folder / ".hidden").write_text("hidden")
     return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_run(tmp_path / "run")
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def session(hub, what: str, argument: Path, home: Path, with_package: bool = True, python: str | None = None) -> dict:
@@ -64,9 +75,22 @@ def session(hub, what: str, argument: Path, home: Path, with_package: bool = Tru
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_push_and_download(hub, folder, tmp_path):
-    hub.add("me/public", {})
-    answers = session(hub, "push", folder, tmp_path / "home")
+@pytest.fixture(scope="module")
+def pushes(tmp_path_factory):
+    """A session that pushes two folders, the second time over a connection that breaks: the hub, what each push was
+    told, and the folders and what was in them before."""
+    base = tmp_path_factory.mktemp("pushes")
+    folders = {name: write_run(base / name, seed) for seed, name in enumerate(("push", "push_twice"))}
+    before = {name: content(folder) for name, folder in folders.items()}
+    with LoopbackHub() as hub:
+        hub.add("me/public", {})
+        hub.fail = r"/me/flaky/commit/"
+        yield hub, session(hub, "push_all", base, base / "home"), folders, before
+
+
+def test_push_and_download(pushes):
+    hub, told, folders, _ = pushes
+    answers, folder = told["push"], folders["push"]
     assert answers["pushed"] == f"{hub.url}/me/x"
     pushed = hub.repos["me/x"]
     assert pushed["private"] and set(pushed["branches"]) == {"main", "v1"}
@@ -98,18 +122,18 @@ def test_push_and_download(hub, folder, tmp_path):
     assert hub.repos["me/public"]["branches"]["main"] == {}
 
 
-def test_interrupted_upload_is_continued_and_loses_nothing(hub, folder, tmp_path):
-    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    hub.fail = r"/commit/"
-    answers = session(hub, "push_twice", folder, tmp_path / "home")
+def test_interrupted_upload_is_continued_and_loses_nothing(pushes):
+    hub, told, folders, contents = pushes
+    answers, folder, before = told["push_twice"], folders["push_twice"], contents["push_twice"]
     assert answers["first"].startswith("UserError: Upload to me/flaky failed: ") and "\n" not in answers["first"]
     assert answers["first"].endswith("--revision v1 --private")
     assert answers["second"] == f"{hub.url}/me/flaky"
-    sent = [path for method, path in hub.requests if method == "PUT"]
-    assert len(sent) == len(set(sent)) == len(hub.objects) == 2  # the second time the weights were there already
+    large = {hashlib.sha256(before[folder / name]).hexdigest() for name in ("model.safetensors", "model.onnx")}
+    sent = [path.split("/")[-1] for method, path in hub.requests if method == "PUT"]
+    assert sorted(sent) == sorted(hub.objects) and large < set(sent)  # the second time the weights were there already
     branches = hub.repos["me/flaky"]["branches"]
     assert branches["v1"]["model.safetensors"] == before[folder / "model.safetensors"] and branches["main"] == {}
-    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert content(folder) == before
 
 
 def open_by_name(hub, folder, tmp_path, **options) -> None:

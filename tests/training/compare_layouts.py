@@ -16,12 +16,15 @@ import sys
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout, not a package installed from elsewhere
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+try:
+    from .workbench import small_recipe, write_squares
+except ImportError:  # as a script
+    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout, not a package installed from elsewhere
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from workbench import small_recipe, write_squares  # type: ignore[no-redef]
 
 from accelerate import debug_launcher
-from workbench import small_recipe, write_squares
 
 from effnet_hf.training import train, validate_checkpoint
 

@@ -24,11 +24,13 @@ import time
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout, not a package installed from elsewhere
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-from workbench import fingerprint, quantized_recipe, run, small_recipe, write_squares
+try:
+    from .workbench import fingerprint, quantized_recipe, run, small_recipe, write_squares
+except ImportError:  # as a script
+    sys.path.insert(0, str(Path(__file__).parent))
+    sys.path.insert(0, str(Path(__file__).parents[2]))  # this checkout, not a package installed from elsewhere
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from workbench import fingerprint, quantized_recipe, run, small_recipe, write_squares  # type: ignore[no-redef]
 
 
 def in_child(recipe, kill_after: float | None = None) -> int | None:

@@ -123,8 +123,9 @@ def test_a_rank_without_a_validation_batch_holds_nobody_up(mode, tiny_config):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    config = tiny_config()
+    # A fork has imported everything already. On a GPU backward passes have threads, and then no fork may make one.
+    context = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "fork")
+    config = tiny_config(num_block_repeats=[1, 1, 2])
     ranks = [context.Process(target=_rank, args=(rank, port, config, mode)) for rank in range(2)]
     for process in ranks:
         process.start()

@@ -109,7 +109,7 @@ def test_averaged_weights_alone_are_no_run_to_resume(squares, first_epoch, tmp_p
         ({"optimizer": "sgd"}, "than sgd's"),
         ({"epochs": 1}, "has finished 1 epochs; --epochs 1 adds none"),
         ({"batch_norm_eps": 1e-5}, "batch_norm_eps is 0.001 there, 1e-05 here; start from its weights with --model"),
-        ({"variant": "b1"}, "another network than the recipe's: efficientnet.encoder"),
+        ({"variant": "b1"}, "another network than the recipe's: classifier.weight is"),
         ({"placement": "nvidia"}, "qat resumes its own checkpoints"),
         ({"resume": "checkpoint.pth.tar"}, "is a file; .*convert .*checkpoint.pth.tar --output_dir DIR with --resume"),
         ({"resume": "damaged"}, "trainer_state.safetensors is neither a PyTorch file nor a safetensors file"),

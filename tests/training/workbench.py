@@ -1,18 +1,45 @@
 """Small runs for the tests of the loop: a folder of coloured squares, and a recipe with everything switched on."""
 
+import contextlib
 import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
+from effnet_hf import (
+    EfficientNetNVConfig,
+    EfficientNetNVForImageClassification,
+    EfficientNetNVImageProcessor,
+    configuration,
+)
 from effnet_hf.recipes import Recipe
 from effnet_hf.run_folder import RunFolder
-from effnet_hf.training import build_model, open_start, train
+from effnet_hf.training import build_model, open_start, plots, train
+
+
+@contextlib.contextmanager
+def cheap_training() -> Iterator[None]:
+    """B0 has 8 blocks of a quarter of the channels meanwhile, a run's plot two panels of five, and nothing waits for
+    the disk: no test cuts the power.
+
+    Everything that the loop does to a network it does to this one: every stage is there, residuals and stochastic depth
+    too. A whole B0 is trained by the processes of tests/test_scripts.py, all panels are drawn in test_plots.py, and
+    tests/test_files.py sees to the calls of `fsync`.
+    """
+    _, _, *rest = configuration._SIZES["b0"]
+    with (
+        mock.patch.dict(configuration._SIZES, b0=(0.25, 0.3, *rest)),
+        mock.patch.object(plots, "PANELS", plots.PANELS[:2]),
+        mock.patch.object(os, "fsync", lambda descriptor: None),
+    ):
+        yield
 
 
 def write_squares(folder: Path, per_class: int = 12, size: int = 24, validation: int = 4) -> Path:
