@@ -11,7 +11,7 @@ from ..checkpoint import Checkpoint, open_checkpoint
 from ..cli import invocation
 from ..data import DataSource
 from ..errors import UserError
-from ..files import atomic_folder
+from ..files import atomic_folder, refuse_to_remove
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from .check import (
     CheckImages,
@@ -68,6 +68,7 @@ def export_model(
     options = ExportOptions(**settings)
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(str(model))
     _refuse(checkpoint, options, data_dir)
+    refuse_to_remove(output_dir, {"--model": checkpoint.name, "--data_dir": data_dir})
     images = check_images(checkpoint, data_dir, val_fraction, num_images, options)
     network = checkpoint.load().float().eval()
     with atomic_folder(output_dir, overwrite) as folder:

@@ -11,15 +11,21 @@ from transformers import pipeline
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from ..checkpoint import read_config, read_processor
-from ..cli import invocation
+from ..checkpoint import CONFIG, PROCESSOR, read_config, read_processor
+from ..cli import invocation, say
 from ..configuration import EfficientNetNVConfig
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, printable
 from ..hub import download
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor, to_rgb
-from .check import pixels_of
-from .options import require
+from ..manifest import MANIFEST, problem
+from ..reading import short
+from .check import pixels_of, size_of
+from .foreign import require_plain_graph
+from .options import FORMATS, require
 from .runners import onnxruntime_session
+
+
+MODEL = FORMATS["onnx"]
 
 
 class ONNXEfficientNet(torch.nn.Module):
@@ -34,9 +40,13 @@ class ONNXEfficientNet(torch.nn.Module):
     generation_config = None
     hf_device_map = None
 
-    def __init__(self, session, config: EfficientNetNVConfig, processor: EfficientNetNVImageProcessor):
+    def __init__(
+        self, session, config: EfficientNetNVConfig, processor: EfficientNetNVImageProcessor, name: str = MODEL
+    ):
         super().__init__()
-        self.session, self.config, self.processor = session, config, processor
+        if fault := _misfit(session, config, processor):
+            raise UserError(f"{name} cannot be used: {fault}.")
+        self.session, self.config, self.processor, self.name = session, config, processor, name
         self.device, self.dtype = torch.device("cpu"), torch.float32
         self.input_name = session.get_inputs()[0].name
         self.output_name = session.get_outputs()[0].name
@@ -58,22 +68,26 @@ class ONNXEfficientNet(torch.nn.Module):
             threads: of one operation; ONNX Runtime's choice by default.
 
         Raises:
-            UserError: no such folder, or no model.onnx in it.
+            UserError: no such folder, or no model.onnx in it; it is not what was written, can compute without end, or
+                does not fit the folder's config.json and preprocessor_config.json.
         """
         require("onnxruntime")
-        path = Path(folder).expanduser()
+        path, name = Path(folder).expanduser(), printable(folder)
         if not os.path.isdir(path):
             if os.path.exists(path) or str(folder).count("/") != 1:
-                raise UserError(f"{folder} is not a folder; name one that {invocation('export')} wrote.")
+                raise UserError(f"{name} is not a folder; name one that {invocation('export')} wrote.")
             path = download(str(folder), revision=revision, token=token, patterns=["*.json", "*.onnx", "*.onnx_data"])
-        if not (path / "model.onnx").is_file():
-            command = f"{invocation('export')} --model {folder} --output_dir DIR"
-            raise UserError(f"{folder} holds no model.onnx; write one: {command}")
+        if not (path / MODEL).is_file():
+            command = f"{invocation('export')} --model {name} --output_dir DIR"
+            raise UserError(f"{name} holds no {MODEL}; write one: {command}")
+        _require_unchanged(path, name)
+        require_plain_graph(path / MODEL, name)
+        config, processor = read_config(str(path), name), read_processor(str(path), name)
         try:
-            session = onnxruntime_session(path / "model.onnx", threads, providers)
+            session = onnxruntime_session(path / MODEL, threads, providers)
         except Exception as error:  # ONNX Runtime's own classes derive from Exception only
-            raise UserError(f"{folder} cannot be opened: {first_line(error)}") from error
-        return cls(session, read_config(str(path), str(folder)), read_processor(str(path), str(folder)))
+            raise UserError(f"{name} cannot be opened: {printable(first_line(error))}") from error
+        return cls(session, config, processor, name)
 
     def forward(self, pixel_values, **_) -> ImageClassifierOutput:
         """`pixel_values` (N, 3, H, W), tensor or array; logits come back as a tensor on the same device.
@@ -83,7 +97,7 @@ class ONNXEfficientNet(torch.nn.Module):
         if self.input_name != "pixel_values":
             raise ValueError("This graph preprocesses by itself; call `classify(image)`.")
         array = pixel_values.detach().cpu().numpy() if isinstance(pixel_values, torch.Tensor) else pixel_values
-        (outputs,) = self.session.run(None, {self.input_name: np.ascontiguousarray(array, np.float32)})
+        outputs = self._run(np.ascontiguousarray(array, np.float32))
         if self.output_name == "probabilities":
             outputs = np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
         logits = torch.from_numpy(outputs).to(getattr(pixel_values, "device", "cpu"))
@@ -93,12 +107,31 @@ class ONNXEfficientNet(torch.nn.Module):
         """`{"label", "score"}` of the best classes, whichever way the folder was exported; no tensors needed."""
         image = to_rgb(image)
         fed = np.asarray(image)[None] if self.input_name == "image" else pixels_of(self.processor)([image])
-        scores = self.session.run(None, {self.input_name: fed})[0][0].astype(np.float64)
+        scores = self._run(fed)[0].astype(np.float64)
         if self.output_name == "logits":
             scores = np.exp(scores - scores.max())
             scores /= scores.sum()
         best = np.argsort(-scores, kind="stable")[:top_k]
         return [{"label": self.config.id2label[int(i)], "score": float(scores[i])} for i in best]
+
+    def _run(self, fed: np.ndarray) -> np.ndarray:
+        import onnxruntime
+
+        quiet = onnxruntime.RunOptions()
+        quiet.log_severity_level = 4  # it prints what it raises
+        try:
+            (outputs,) = self.session.run(None, {self.input_name: fed}, quiet)
+        except Exception as error:  # as above
+            raise UserError(f"{self.name} cannot be run: {printable(first_line(error))}") from error
+        wanted = (len(fed), self.config.num_labels)
+        if outputs.shape != wanted:
+            raise UserError(f"{self.name}: its {MODEL} gives {outputs.shape} numbers, and {CONFIG} says {wanted}.")
+        if not np.isfinite(outputs).all():
+            raise UserError(
+                f"{self.name}: its {MODEL} answers with NaN or infinity; it is damaged, or {PROCESSOR} belongs to"
+                " another model."
+            )
+        return outputs
 
     def pipeline(self, **kwargs):
         """`transformers.pipeline("image-classification")` with this model and its image processor."""
@@ -117,6 +150,39 @@ class ONNXEfficientNet(torch.nn.Module):
 
     def can_generate(self) -> bool:
         return False
+
+
+def _require_unchanged(folder: Path, name: str) -> None:
+    """Of a folder with a manifest; others wrote none."""
+    if not (folder / MANIFEST).is_file():
+        return
+    if damage := problem(folder, only=(MODEL,)):
+        raise UserError(f"{name} cannot be opened: {damage}; where you changed it yourself, remove {MANIFEST}.")
+    if change := problem(folder, only=(CONFIG, PROCESSOR)):
+        say(f"{name}: {change}; it is taken as it is now")
+
+
+def _misfit(session, config: EfficientNetNVConfig, processor: EfficientNetNVImageProcessor) -> str | None:
+    """Why a graph cannot classify for the two files beside it, as the end of a sentence. A side that the graph leaves
+    open is compared when it runs."""
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if len(inputs) != 1 or len(outputs) != 1:
+        return f"its {MODEL} has {len(inputs)} inputs and {len(outputs)} outputs, and should have one each"
+    names = ({"pixel_values": "float", "image": "uint8"}, {"logits": "float", "probabilities": "float"})
+    shapes: dict[str, list] = {"pixel_values": [1, 3, *size_of(processor)], "image": [1, "height", "width", 3]}
+    for value, known in zip((*inputs, *outputs), names):
+        if value.name not in known:
+            return f"its {MODEL} has {short(value.name)} where it should have {' or '.join(known)}"
+        kind, shape = f"tensor({known[value.name]})", shapes.get(value.name, [1, config.num_labels])
+        fits = len(value.shape) in (0, len(shape)) and all(
+            side == wanted for side, wanted in zip(value.shape, shape) if isinstance(side, int)
+        )
+        if value.type != kind or not fits:
+            return (
+                f"its {MODEL} has {value.name} {value.type} {short(value.shape)},"
+                f" and by {CONFIG} and {PROCESSOR} it should be {kind} {shape}"
+            )
+    return None
 
 
 def _parsed(value: str):

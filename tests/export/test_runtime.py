@@ -1,19 +1,26 @@
 """An exported folder opened again: our own wrapper in a pipeline, and Optimum where it is installed."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 import transformers
+from onnx import TensorProto, helper, numpy_helper
 from transformers import AutoImageProcessor, pipeline
 
 from effnet_hf import EfficientNetNVForImageClassification
+from effnet_hf.checkpoint import read_config, read_processor
 from effnet_hf.errors import UserError
 from effnet_hf.export import ONNXEfficientNet, export_model
+from effnet_hf.manifest import write_manifest
 
 from .conftest import NAMES, as_arrays
 
@@ -85,6 +92,143 @@ def test_what_is_no_exported_folder_is_refused_in_a_sentence(checkpoint, exporte
         with pytest.raises(UserError, match=named) as caught:
             ONNXEfficientNet.from_pretrained(folder)
         assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """A copy to be changed."""
+    return Path(shutil.copytree(exported, tmp_path / "onnx"))
+
+
+def flip(path, place=None):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2 if place is None else place] ^= 0x40
+    path.write_bytes(data)
+
+
+def test_a_changed_model_is_refused_where_a_manifest_lies_beside_it(folder, image):
+    ONNXEfficientNet.from_pretrained(folder)
+    flip(folder / "model.onnx")
+    with pytest.raises(UserError, match="model.onnx is not what was written.*where you changed it yourself, remove"):
+        ONNXEfficientNet.from_pretrained(folder)
+    (folder / "manifest.json").unlink()
+    ONNXEfficientNet.from_pretrained(folder).classify(image)
+
+
+def test_a_model_that_the_manifest_does_not_know_is_refused(folder):
+    kept = (folder / "model.onnx").rename(folder / "kept")
+    write_manifest(folder)
+    kept.rename(folder / "model.onnx")
+    with pytest.raises(UserError, match="model.onnx is not in its manifest.json"):
+        ONNXEfficientNet.from_pretrained(folder)
+    flip(folder / "manifest.json")
+    with pytest.raises(UserError, match="its manifest.json is damaged"):
+        ONNXEfficientNet.from_pretrained(folder)
+
+
+def test_an_edited_configuration_is_taken_with_a_line(folder, image, capsys):
+    config = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(config.replace('"bird"', '"owl"'))
+    model = ONNXEfficientNet.from_pretrained(folder)
+    assert "owl" in {entry["label"] for entry in model.classify(image)}
+    err = capsys.readouterr().err
+    assert f"{folder}: config.json has" in err and "it is taken as it is now" in err and err.count("\n") == 1
+
+
+FLOAT, UINT8, INT64, DOUBLE = TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT64, TensorProto.DOUBLE
+PIXELS, LOGITS = ("pixel_values", FLOAT, ["N", 3, 64, 64]), ("logits", FLOAT, ["N", 3])
+MISFITS = {  # inputs, outputs, what the sentence says
+    "no input": ([], [LOGITS], "0 inputs and 1 outputs, and should have one each"),
+    "two inputs": ([PIXELS, ("more", FLOAT, [1])], [LOGITS], "2 inputs and 1 outputs"),
+    "two outputs": ([PIXELS], [LOGITS, ("more", FLOAT, [1])], "1 inputs and 2 outputs"),
+    "other size": ([("pixel_values", FLOAT, ["N", 3, 99, 99])], [LOGITS], "99, 99.* should be .*1, 3, 64, 64"),
+    "other axes": ([("pixel_values", FLOAT, ["N", 64, 64, 3])], [LOGITS], "64, 64, 3.* should be .*1, 3, 64, 64"),
+    "fewer axes": ([("pixel_values", FLOAT, ["N", 3, 64])], [LOGITS], "pixel_values"),
+    "large batches only": ([("pixel_values", FLOAT, [8, 3, 64, 64])], [LOGITS], "should be .*1, 3, 64, 64"),
+    "double input": ([("pixel_values", DOUBLE, None)], [LOGITS], r"tensor\(double\).*should be tensor\(float\)"),
+    "images of one size": ([("image", UINT8, [1, 80, 80, 3])], [LOGITS], "image tensor.*should be .*'height'"),
+    "float images": ([("image", FLOAT, ["N", "h", "w", 3])], [LOGITS], r"should be tensor\(uint8\)"),
+    "unknown input": ([("x", FLOAT, ["N", 3, 64, 64])], [LOGITS], "'x' where .* pixel_values or image"),
+    "unknown output": ([PIXELS], [("y", FLOAT, ["N", 3])], "'y' where .* logits or probabilities"),
+    "five classes": ([PIXELS], [("logits", FLOAT, ["N", 5])], r"logits tensor.*'N', 5.*should be .*\[1, 3\]"),
+    "integers out": ([PIXELS], [("logits", INT64, ["N", 3])], r"tensor\(int64\)"),
+    "text out": ([PIXELS], [("logits", TensorProto.STRING, ["N", 3])], r"tensor\(string\)"),
+    "one number for each pixel": ([PIXELS], [("logits", FLOAT, ["N", 3, 64, 64])], "logits"),
+}
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "named"), MISFITS.values(), ids=MISFITS.keys())
+def test_a_graph_that_does_not_fit_its_folder_is_refused(exported, inputs, outputs, named):
+    def described(values):
+        kinds = [f"tensor({TensorProto.DataType.Name(kind).lower()})" for _, kind, _ in values]
+        return [SimpleNamespace(name=v[0], type=kind, shape=v[2] or []) for v, kind in zip(values, kinds)]
+
+    session = SimpleNamespace(get_inputs=lambda: described(inputs), get_outputs=lambda: described(outputs))
+    config, processor = read_config(str(exported), "m"), read_processor(str(exported), "m")
+    with pytest.raises(UserError, match=f"^m cannot be used: its model.onnx has.*{named}") as caught:
+        ONNXEfficientNet(session, config, processor, "m")
+    assert "\n" not in str(caught.value)
+
+
+def put(folder, node, *constants):
+    """Another graph into the folder, of one operator whose shapes are known only when it runs."""
+    values = [helper.make_tensor_value_info(name, FLOAT, None) for name in ("pixel_values", "logits")]
+    graph = helper.make_graph([node], "g", values[:1], values[1:], list(constants))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    (folder / "manifest.json").unlink()
+    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    return ONNXEfficientNet.from_pretrained(folder)
+
+
+def constant(name, value, kind=np.float32):
+    return numpy_helper.from_array(np.array(value, kind), name)
+
+
+STRANGE = {  # the operator, its constants, what the sentence says
+    "a scalar": (helper.make_node("ReduceMean", ["pixel_values"], ["logits"], keepdims=0), [], r"gives \(\) numbers"),
+    "images": (helper.make_node("Identity", ["pixel_values"], ["logits"]), [], r"gives \(1, 3, 64, 64\) numbers"),
+    "NaN": (helper.make_node("Identity", ["c"], ["logits"]), [constant("c", [[0, np.nan, 1]])], "NaN or infinity"),
+    "infinity": (helper.make_node("Identity", ["c"], ["logits"]), [constant("c", [[0, np.inf, 1]])], "NaN or inf"),
+    "other sides": (helper.make_node("Add", ["pixel_values", "c"], ["logits"]), [constant("c", [1] * 7)], "run: "),
+    "terabytes": (
+        helper.make_node("Tile", ["pixel_values", "s"], ["logits"]),
+        [constant("s", [1, 2**30, 1, 1], np.int64)],
+        "cannot be run: ",
+    ),
+}
+
+
+@pytest.mark.parametrize(("node", "constants", "named"), STRANGE.values(), ids=STRANGE.keys())
+def test_a_strange_answer_is_a_sentence(folder, image, node, constants, named, capfd):
+    model = put(folder, node, *constants)
+    for ask in (lambda: model.classify(image), lambda: model(np.zeros((1, 3, 64, 64), np.float32))):
+        with pytest.raises(UserError, match=named) as caught:
+            ask()
+        assert str(caught.value).startswith(str(folder)) and "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")  # ONNX Runtime would print its own
+
+
+def test_other_labels_or_sizes_beside_the_graph_are_refused(folder):
+    (folder / "manifest.json").unlink()
+    names = ("config.json", "preprocessor_config.json")
+    config, processor = (json.loads((folder / name).read_text()) for name in names)
+    changed = (
+        config | {"id2label": {"0": "a", "1": "b"}, "label2id": None},
+        processor | {"crop_size": {"height": 48, "width": 48}},
+    )
+    for name, content in zip(names, changed):
+        before = (folder / name).read_text()
+        (folder / name).write_text(json.dumps(content))
+        with pytest.raises(UserError, match="cannot be used: .*by config.json and preprocessor_config.json"):
+            ONNXEfficientNet.from_pretrained(folder)
+        (folder / name).write_text(before)
+    assert ONNXEfficientNet.from_pretrained(folder)
+
+
+def test_a_loop_is_refused_before_it_runs(folder):
+    loop = helper.make_node("Loop", ["c", "", "pixel_values"], ["logits"], body=onnx.GraphProto(name="b"))
+    with pytest.raises(UserError, match="operators with graphs inside"):
+        put(folder, loop, constant("c", 2**62, np.int64))
 
 
 @pytest.fixture
