@@ -6,9 +6,11 @@ Every command opens the one that it is given once, with [`open_checkpoint`], and
 import importlib.util
 import inspect
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import cached_file
@@ -21,7 +23,7 @@ from .manifest import MANIFEST, problem
 from .modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from .quantization_efficientnet_nv import uncalibrated
 from .quiet import no_progress_bars
-from .reading import read_json, read_tensors, short
+from .reading import read_json, read_tensors, short, wrong_numbers
 from .run_folder import RunFolder
 
 
@@ -101,13 +103,12 @@ class Checkpoint:
             ("lacks", own.keys() - weights.keys() - fresh),
             ("has no use for", {name for name in weights.keys() - own.keys() if not name.startswith("classifier.")}),
             ("has another shape of", {name for name in shared if weights[name].shape != own[name].shape}),
-            ("holds other numbers than weights in", {name for name in shared if not _fits(weights[name], own[name])}),
-            ("holds NaN or infinity in", {name for name in shared if not _finite(name, weights[name])}),
+            ("holds other numbers than weights in", {n for n in shared if weights[n].dtype != own[n].dtype}),
         ):
             if names:
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
                 raise UserError(f"{where}: its weights file {fault} {printable(min(names))}{more}.")
-        kept = {name: weights[name].to(own[name].dtype, copy=True) for name in own.keys() - fresh}
+        kept = {name: weights[name].clone() for name in own.keys() - fresh}
         model.load_state_dict(kept, strict=False, assign=True)
         if fresh:
             model.classifier.to_empty(device="cpu")
@@ -143,9 +144,20 @@ def open_checkpoint(name: str, flag: str = "--model") -> Checkpoint:
         raise UserError(
             f"{where} is quantized and needs NVIDIA's Model Optimizer: pip install nvidia-modelopt requests"
         )
-    if os.path.isfile(Path(name, MANIFEST)) and (change := problem(Path(name), only=(CONFIG, PROCESSOR))):
-        say(f"{where}: {change}; it is taken as it is now")  # people do edit labels and sizes by hand
+    say_what_was_edited(name, where)
     return Checkpoint(name, flag, config)
+
+
+def say_what_was_edited(name: str, where: str) -> None:
+    """A line where configuration or processor are others than the folder's manifest says: people do edit by hand."""
+    if os.path.isfile(Path(name, MANIFEST)) and (change := problem(Path(name), only=(CONFIG, PROCESSOR))):
+        say(f"{where}: {change}; it is taken as it is now")
+
+
+def require_as_written(name: str, files: Iterable[str], where: str) -> None:
+    """Raises `UserError` where these files of a folder are not what its manifest says; a folder may have none."""
+    if os.path.isfile(Path(name, MANIFEST)) and (damage := problem(Path(name), only=tuple(files))):
+        raise UserError(f"{where}: {damage}; where you changed it yourself, remove {MANIFEST}.")
 
 
 def read_config(name: str, where: str) -> EfficientNetNVConfig:
@@ -210,46 +222,66 @@ def read_config_fields(fields: dict) -> EfficientNetNVConfig:
 def read_processor_fields(fields: dict) -> EfficientNetNVImageProcessor:
     """The same of a preprocessor_config.json."""
     known = {*inspect.signature(EfficientNetNVImageProcessor).parameters} - {"kwargs"}
-    return EfficientNetNVImageProcessor(**{name: value for name, value in fields.items() if name in known})
+    processor = EfficientNetNVImageProcessor(**{name: value for name, value in fields.items() if name in known})
+    require_finite_pixels(processor)
+    return processor
+
+
+def require_finite_pixels(processor: EfficientNetNVImageProcessor) -> None:
+    """Raises `ValueError` for settings that are numbers each, and together make infinity of a white pixel."""
+    white = 255 * (processor.rescale_factor if processor.do_rescale else 1)
+    if processor.do_normalize:
+        white = max((white + abs(mean)) / std for mean, std in zip(processor.image_mean, processor.image_std))
+    if white > 1e30:
+        raise ValueError(f"rescale_factor, image_mean and image_std make pixels as large as {white:.0e}.")
 
 
 def read_weights(name: str, where: str) -> dict[str, torch.Tensor]:
-    """The tensors of a folder or Hub id by name, from safetensors, in one file or several, or an old PyTorch file.
+    """The tensors of a folder or Hub id by name, from safetensors, in one file or several, or an old PyTorch file:
+    finite, and float32 where they are floating-point numbers.
 
     Args:
         where: how a sentence begins.
 
     Raises:
-        UserError: there are none, or they are damaged or more than data.
+        UserError: there are none, or they are damaged, not those of the folder's manifest, or more than data.
     """
-    tensors: dict[str, torch.Tensor] = {}
-    if os.path.isfile(Path(name, MANIFEST)) and (damage := problem(Path(name), only=(WEIGHTS,))):
-        raise UserError(f"{where}: {damage}; where you changed it yourself, remove {MANIFEST}.")
+    parts: dict[str, set[str]] = {}  # names of the tensors in every file of several
     if file := _find(name, WEIGHTS, where):
-        tensors = _opened(read_tensors, file, where)[0]
+        files = [file]
     elif file := _find(name, _INDEX, where):
-        parts = _opened(read_json, file, where).get("weight_map")
-        parts = (
-            set(parts.values())
-            if isinstance(parts, dict) and all(isinstance(v, str) for v in parts.values())
-            else set()
-        )
+        parts = _parts(_opened(read_json, file, where).get("weight_map"))
         if not parts or any(Path(part).name != part or not part.endswith(".safetensors") for part in parts):
             raise UserError(f"{where}: {file} should name .safetensors files beside it, and no others.")
+        files = []
         for part in sorted(parts):
             if (found := _find(name, part, where)) is None:
                 raise UserError(f"{where}: there is no {printable(part)}, which {file} names.")
-            tensors |= _opened(read_tensors, found, where)[0]
+            files.append(found)
     elif file := _find(name, _PICKLE, where):
-        tensors = _opened(read_tensors, file, where)[0]
+        files = [file]
     else:
         folder = Path(name)
         exported = folder.is_dir() and any(any(folder.glob(kind)) for kind in ("*.onnx", "*.xml", "*.pt2"))
         hint = "; it is an export, and its README.md says how to run it" if exported else ""
         raise UserError(f"{where}: it holds no {WEIGHTS}{hint}.")
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise UserError(f"{where}: {file} is not a dictionary of tensors.")
-    return tensors
+    require_as_written(name, {WEIGHTS, file.name, *parts}, where)
+    weights: dict[str, torch.Tensor] = {}
+    for each in files:
+        tensors = _opened(read_tensors, each, where)[0]
+        if not isinstance(tensors, dict) or not all(
+            isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in tensors.items()
+        ):
+            raise UserError(f"{where}: {each} is not a dictionary of tensors by name.")
+        if parts and (others := tensors.keys() ^ parts[each.name]):
+            raise UserError(f"{where}: {file} does not say in which file {printable(min(others))} is.")
+        weights |= tensors
+    for key, tensor in weights.items():
+        weights[key] = tensor = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
+        # A quantizer without a range has NaN, which `load` has a sentence for.
+        if fault := wrong_numbers(key, tensor.nan_to_num() if key.endswith("._amax") else tensor):
+            raise UserError(f"{where}: its weights file {fault} in {printable(key)}.")
+    return weights
 
 
 def require_one_size(processor: EfficientNetNVImageProcessor, where: str) -> None:
@@ -288,11 +320,11 @@ def _prefixed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {f"efficientnet.{name}": tensor for name, tensor in weights.items()} if bare else weights
 
 
-def _fits(tensor: torch.Tensor, own: torch.Tensor) -> bool:
-    floats = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return (tensor.dtype in floats) if own.is_floating_point() else (tensor.dtype == own.dtype)
-
-
-def _finite(name: str, tensor: torch.Tensor) -> bool:
-    # A sum is finite where all its terms are, and twenty times faster to ask. A quantizer without a range has NaN.
-    return name.endswith("._amax") or bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+def _parts(weight_map: Any) -> dict[str, set[str]]:
+    """The names of the tensors by the file that holds them; nothing where a map of names to files is none."""
+    parts: dict[str, set[str]] = {}
+    for tensor, file in weight_map.items() if isinstance(weight_map, dict) else ():
+        if not isinstance(file, str):
+            return {}
+        parts.setdefault(file, set()).add(tensor)
+    return parts

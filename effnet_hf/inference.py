@@ -38,11 +38,13 @@ class Classifier:
         precision: `"fp32"`, `"fp16"` (GPU only) or `"bf16"`.
 
     Raises:
-        UserError: no such model, no such device, fp16 on a CPU.
+        UserError: no such model, one without classes, no such device, fp16 on a CPU.
     """
 
     def __init__(self, model: str, device: str | None = None, precision: str = "fp32"):
         checkpoint = open_checkpoint(model)
+        if not checkpoint.config.num_labels:
+            raise UserError(f"--model {model} has no classes; classify needs a classifier.")
         place = find_device(device)
         if place.type == "cpu" and precision == "fp16":
             raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16.")
@@ -50,11 +52,17 @@ class Classifier:
         # Its weights stay fp32: halved, batch norm's statistics lose digits, and those above 65,504 become infinite.
         network, processor = checkpoint.load(), checkpoint.processor
         self.autocast = torch.autocast(place.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
+        self.model = model
+        network.register_forward_hook(self._require_numbers)
         with only_errors():
             self.pipeline = pipeline("image-classification", model=network, image_processor=processor, device=place)
 
     def __call__(self, paths: list[Path], top_k: int = 5, batch_size: int = 16) -> Iterator[Prediction]:
-        """Predictions in the order of `paths`; an image that cannot be read gets an `error` instead."""
+        """Predictions in the order of `paths`; an image that cannot be read gets an `error` instead.
+
+        Raises:
+            UserError: the network answers with NaN or infinity.
+        """
         for start in range(0, len(paths), batch_size):
             batch = [(path, *_open(path)) for path in paths[start : start + batch_size]]
             pictures = [picture for _, picture, _ in batch if picture is not None]
@@ -62,6 +70,13 @@ class Classifier:
                 found = iter(self.pipeline(pictures, top_k=top_k, batch_size=batch_size) if pictures else [])
             for path, picture, error in batch:
                 yield Prediction(path, next(found) if picture is not None else [], error)
+
+    def _require_numbers(self, network, images, output) -> None:
+        if not output.logits.isfinite().all():  # of which softmax makes NaN, or a certainty
+            raise UserError(
+                f"--model {self.model} answers with NaN or infinity: its weights or its preprocessing are damaged, or"
+                " --precision fp16 is too narrow for them."
+            )
 
 
 def find_device(name: str | None) -> torch.device:

@@ -1,15 +1,18 @@
 """Reading what others wrote, JSON and tensors, as data: nothing in a file runs, and what it claims to hold is compared
 with its size before memory is taken for it."""
 
+import io
 import json
 import os
+import pickletools
 import re
 import reprlib
 import stat
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import safe_open
@@ -18,12 +21,26 @@ from .errors import UserError, first_line, printable
 
 
 LARGEST_JSON = 64 << 20  # bytes; the names of ImageNet's 21,841 classes, twice, are 2 MB
+_LARGEST_PICKLE = 8 << 20  # bytes of a file of tensors that are no tensor's
 _SLACK = 1 << 20  # bytes of keys and padding in a file of tensors
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool, torch.uint8, torch.int8,
+           torch.int16, torch.int32, torch.int64)  # fmt: skip
+_NEVER_NEGATIVE = ("running_var", "num_batches_tracked", "_amax", "square_avg", "exp_avg_sq", "step")
+# What the pickle of a checkpoint may call. torch.load allows more, some of which takes any memory or time.
+_REBUILDS = tuple(f"torch._utils _rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter"))
+_CALLS = (*_REBUILDS, "collections OrderedDict", "collections Counter", "__builtin__ set", "builtins set",
+          "_codecs encode", "torch Size", "torch device")  # fmt: skip
+_TAKES = {"APPEND": 1, "BUILD": 1, "SETITEM": 2, "REDUCE": 2, "NEWOBJ": 2, "BINPERSID": 1,
+          "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}  # fmt: skip
+
+
+class _Brief(reprlib.Repr):
+    repr_OrderedDict = repr_Counter = reprlib.Repr.repr_dict  # which would be written out to the last level
 
 
 def short(value: Any) -> str:
     """A value of others in a sentence, on one line: its beginning, not too deep, for lists can hold lists for ever."""
-    brief = reprlib.Repr()
+    brief = _Brief()
     brief.maxlevel = 2
     return printable(brief.repr(value))
 
@@ -73,8 +90,19 @@ def read_tensors(path: str | os.PathLike) -> tuple[Any, dict[str, str]]:
         content, metadata = _read_pickle(path, start), {}
     else:
         raise UserError(f"{path} is neither a PyTorch file nor a safetensors file; it starts with {start[:8]!r}.")
-    _check_tensors(content, path)
+    check_tensors(content, path)
     return content, metadata
+
+
+def wrong_numbers(name: str, tensor: torch.Tensor) -> str | None:
+    """What is wrong with the numbers of a weight or of an optimizer's state, as the end of a sentence; None where
+    nothing is. To be asked after a cast: float64 holds finite numbers that float32 does not."""
+    # A sum is finite where all its terms are, and twenty times faster to ask.
+    if not tensor.sum().isfinite() and not tensor.isfinite().all():
+        return "holds NaN or infinity"
+    if name.endswith(_NEVER_NEGATIVE) and (tensor < 0).any():
+        return "holds negative numbers"
+    return None
 
 
 def _size(path: str | os.PathLike) -> int:
@@ -127,46 +155,138 @@ def _read_safetensors(path: str | os.PathLike) -> tuple[dict, dict]:
 
 def _read_pickle(path: str | os.PathLike, start: bytes) -> Any:
     try:
-        if start[:2] == b"PK":  # torch stores without compressing; a compressed file can claim any size
-            with zipfile.ZipFile(path) as archive:
-                claimed = sum(entry.file_size for entry in archive.infolist())
-            if claimed > os.path.getsize(path) + _SLACK:
-                raise UserError(f"{path} refused: it unpacks to {claimed:,} bytes, more than it has.")
+        with open(path, "rb") as file:
+            if start[:2] == b"PK":  # torch stores without compressing; a compressed file can claim any size
+                with zipfile.ZipFile(path) as archive:
+                    claimed = sum(entry.file_size for entry in archive.infolist())
+                if claimed > os.path.getsize(path) + _SLACK:
+                    raise UserError(f"{path} refused: it unpacks to {claimed:,} bytes, more than it has.")
+                # By torch's own reader, for zipfile may find another entry of that name.
+                _check_pickle(io.BytesIO(torch._C.PyTorchFileReader(file).get_record("data.pkl")), path)
+            else:
+                for _ in range(5):  # a magic number, a version, the machine, the content, the keys of its tensors
+                    _check_pickle(file, path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # torch raises a dozen kinds, by where the damage is
         text = str(error)
         if match := re.search(r"(?:GLOBAL|global) ([\w.]+)", text):
-            raise UserError(
-                f"{path} refused: it holds a pickled {match[1]} besides tensors, and unpickling such objects can run "
-                "any code. Where the file is trusted, save its state dict alone: torch.save(model.state_dict(), …)."
-            ) from error
+            raise _holds_more(path, match[1]) from error
         if "weights_only" in text or "Weights only" in text:
-            raise UserError(
-                f"{path} refused: it does not open with torch.load(weights_only=True), so it holds more than tensors."
-            ) from error
+            raise _holds_more(path) from error
         raise UserError(f"{path} is damaged or cut short: {printable(first_line(error))}") from error
 
 
-def _check_tensors(content: Any, path: str | os.PathLike) -> None:
+def _holds_more(path: str | os.PathLike, name: str = "") -> UserError:
+    if not name:
+        return UserError(
+            f"{path} refused: it does not open with torch.load(weights_only=True), so it holds more than tensors."
+        )
+    return UserError(
+        f"{path} refused: it holds a pickled {printable(name)} besides plain tensors, and unpickling such objects can "
+        "run any code. Where the file is trusted, save its state dict alone: torch.save(model.state_dict(), …)."
+    )
+
+
+@dataclass(slots=True)
+class _Item:
+    """Something that a pickle puts on its stack.
+
+    Attributes:
+        kind: the opcode that put it there; `name`: the global that it is, or whose call gave it.
+        weight: what a walk through it takes, twice as much at every level of tuples.
+        made: a call or the file's storages gave it, or something in it.
+    """
+
+    kind: str
+    name: str = ""
+    weight: int = 1
+    made: bool = False
+
+
+def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
+    """Follows a pickle without making what it describes. torch.load runs no foreign code, but hashes keys (a tuple that
+    holds a tuple twice that holds a tuple twice …), and calls functions on a tensor that claims a million million
+    numbers: it would not come back, and a key a hundred thousand tuples deep ends the process.
+
+    Raises:
+        UserError: it calls what no checkpoint needs, or walking it would take long.
+    """
+    stack: list[_Item] = []
+    outer: list[list[_Item]] = []
+    memo: dict[Any, _Item] = {}
+    work = 0
+    for opcode, argument, position in pickletools.genops(file):
+        kind = opcode.name
+        taken: list[_Item] = []
+        if kind in ("TUPLE", "APPENDS", "SETITEMS"):
+            taken, stack = stack, outer.pop()
+        elif count := _TAKES.get(kind):
+            taken = stack[-count:]
+            del stack[-count:]
+        weight, made = sum([item.weight for item in taken]), any([item.made for item in taken])
+        pushed = None
+        if kind == "MARK":
+            outer.append(stack)
+            stack = []
+        elif kind.startswith(("APPEND", "SETITEM")):
+            stack[-1].weight += weight
+            stack[-1].made |= made
+        elif kind in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif kind in ("BINGET", "LONG_BINGET"):
+            pushed = memo[argument]
+        elif kind == "BUILD":  # attributes, which only the dictionary of `state_dict()` has
+            if (stack[-1].kind, stack[-1].name, taken[0].kind) != ("REDUCE", "collections OrderedDict", "EMPTY_DICT"):
+                raise _holds_more(path)
+        elif kind in ("REDUCE", "NEWOBJ"):
+            function, arguments = taken
+            if kind == "NEWOBJ" or function.kind != "GLOBAL" or function.name not in _CALLS:
+                raise _holds_more(path, function.name.replace(" ", "."))
+            if arguments.kind != "TUPLE" or made and function.name not in _REBUILDS:
+                raise _holds_more(path)
+            pushed = _Item(kind, function.name, weight, True)
+        elif kind == "BINPERSID":
+            if made:
+                raise _holds_more(path)
+            pushed = _Item(kind, made=True)
+        elif kind == "EMPTY_TUPLE" or kind.startswith("TUPLE"):
+            pushed = _Item("TUPLE", "", 2 * (1 + weight), made)
+        elif opcode.stack_before and kind != "STOP":
+            raise _holds_more(path)  # nor does torch.load take these
+        elif opcode.stack_after:
+            text = argument if isinstance(argument, (str, bytes)) else ""
+            pushed = _Item(kind, str(argument) if kind == "GLOBAL" else "", 1 + len(text))
+        if pushed:
+            stack.append(pushed)
+            work += pushed.weight
+        if work > _SLACK + 100 * (position or 0) or file.tell() > _LARGEST_PICKLE:
+            raise UserError(f"{path} refused: what it holds besides tensors is too much or too deep for a checkpoint.")
+
+
+def check_tensors(content: Any, path: str | os.PathLike) -> None:
     """Raises `UserError` for a tensor of another kind, or of more numbers than its file holds: `expand` makes a million
-    million of one, which the first sum over it would count."""
+    million of one, which the first sum over it would count; and for a dictionary whose methods were replaced."""
     pending, seen, claimed = [("", content)], set(), 0
     while pending:
         key, value = pending.pop()
         if id(value) in seen:  # a list that holds a list twice that holds a list twice …
             continue
         seen.add(id(value))
+        key = key[:200]  # a list in a list in a list …
         if isinstance(value, Mapping):
+            if strange := getattr(value, "__dict__", {}).keys() - {"_metadata"}:
+                raise UserError(f"{path}: {printable(key) or 'it'} has the attribute {short(min(map(str, strange)))}.")
             pending += [(str(name) if not key else f"{key}.{name}", entry) for name, entry in value.items()]
         elif isinstance(value, (list, tuple)):
             pending += [(f"{key}[{i}]", entry) for i, entry in enumerate(value)]
         elif isinstance(value, torch.Tensor):
-            where = f"{path}: {printable(key)}"
+            where = f"{path}: {printable(key) or 'it'}"
             plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_nested
-            if not plain or value.is_quantized or value.is_complex() or value.is_neg():
-                raise UserError(f"{where} is not a plain tensor but {value.layout}, {value.dtype}, {value.device}.")
+            if not plain or value.dtype not in _DTYPES or value.is_neg():
+                kind = f"{value.layout}, {value.dtype}, {value.device}"
+                raise UserError(f"{where} is not a plain tensor but {kind}; save it as float32 on the CPU.")
             size, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
             if size > held:
                 raise UserError(f"{where} claims {value.numel():,} numbers of {held:,} bytes; it was expanded.")

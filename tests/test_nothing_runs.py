@@ -298,5 +298,5 @@ def test_no_trainer_state_runs(kind, squares, marker, tmp_path):
     for name in ("trainer_state.pt", TRAINER_FILE):
         (tmp_path / "converted" / name).write_bytes(KINDS[kind](Payload()))
     write_manifest(tmp_path / "converted")
-    with pytest.raises(UserError, match=r"trainer_state\.safetensors is (neither a PyTorch file|damaged)"):
+    with pytest.raises(UserError, match=r"trainer_state\.safetensors (is neither a PyTorch file|is damaged|refused)"):
         train(small(squares, tmp_path / "run", resume=str(tmp_path / "converted")))

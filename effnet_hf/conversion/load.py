@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ..checkpoint import read_config_fields, read_processor_fields
+from ..checkpoint import read_config_fields, read_processor_fields, require_finite_pixels
 from ..configuration import VARIANTS, EfficientNetNVConfig
 from ..errors import UserError, first_line
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
@@ -176,6 +176,7 @@ def load_foreign(
         config = _overridden(config, image_size=image_size, batch_norm_eps=batch_norm_eps)
         if processor is None:
             processor = spoken.processor(config, opened, arch)
+            require_finite_pixels(processor)
         difference = spoken.read_difference(config, opened)
     except UserError:
         raise

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
-from ..files import atomic_folder, atomic_write
+from ..files import atomic_folder, atomic_write, refuse_to_remove
 from ..hub import CardFacts, describe_preprocessing, render_card, software_versions
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..quantization_efficientnet_nv import quantizers
@@ -63,6 +63,7 @@ def write_folder(
         UserError: the source's model is another function and `force` is False, or the folder cannot be written.
     """
     _refuse(converted.difference, converted.source, force)
+    refuse_to_remove(folder, {"the source": converted.path})
     with atomic_folder(folder, overwrite) as temporary, no_progress_bars():
         model = converted.model()
         model.config.architectures = [type(model).__name__]
@@ -90,6 +91,7 @@ def write_foreign(
     spoken, config, output = DIALECTS[dialect], converted.config, Path(output)
     difference = converted.difference or spoken.difference(config)
     _refuse(difference, converted.source, force)
+    refuse_to_remove(output, {"the source": converted.path})
     state = to_foreign(converted.model(), dialect)
     if output.name.endswith(_FILE_SUFFIXES):
         if output.exists() and not overwrite:

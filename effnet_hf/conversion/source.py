@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
+from ..checkpoint import require_as_written, say_what_was_edited
 from ..errors import UserError, printable
 from ..hub import download
-from ..reading import read_json, read_tensors, short
+from ..reading import read_json, read_tensors, short, wrong_numbers
 
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -80,6 +81,8 @@ def open_source(
     config = preprocessor = {}
     if path.is_dir():
         folder, path = path, _weight_file(path, name)
+        require_as_written(str(folder), (path.name, WEIGHT_FILES[0]), name)
+        say_what_was_edited(str(folder), name)
         config, preprocessor = (_described(folder / file) for file in ("config.json", "preprocessor_config.json"))
     content, metadata = read_tensors(path)
     header = _header(metadata, path)
@@ -267,11 +270,15 @@ def _plain_tensors(state: dict, name: str, notes: list[str]) -> dict[str, torch.
             if wanted == torch.float32 and not tensor.is_floating_point():
                 raise UserError(f"{name}: {printable(key)} holds {tensor.dtype}, weights are floating-point numbers.")
             cast.add(str(tensor.dtype).removeprefix("torch."))
-            tensor = tensor.round() if wanted == torch.int64 and tensor.is_floating_point() else tensor
-        # A sum is finite where all its terms are, and twenty times faster to ask.
-        if tensor.is_floating_point() and not tensor.sum().isfinite() and not tensor.isfinite().all():
-            raise UserError(f"{name}: {printable(key)} holds NaN or infinity; the training that wrote it had diverged.")
+            if wanted == torch.int64 and tensor.is_floating_point():
+                tensor = tensor.double().round()
+                if not (tensor.abs() < 2**53).all():  # what a cast makes of others is another number
+                    raise UserError(f"{name}: {printable(key)} is no count of batches.")
         plain[key] = tensor.detach().to(wanted, copy=True).contiguous()  # two names of one tensor become two
+        if fault := wrong_numbers(key, plain[key]):
+            raise UserError(
+                f"{name}: {printable(key)} {fault}; the file is damaged, or the training that wrote it had diverged."
+            )
     if cast:
         notes.append(f"Tensors of type {', '.join(sorted(cast))} were cast to float32 (counters to int64).")
     return plain

@@ -9,7 +9,6 @@ no tensor as JSON in the file's header.
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ import torch
 from safetensors.torch import save_file
 
 from ..checkpoint import read_weights
-from ..errors import UserError, printable
-from ..reading import read_tensors, short
+from ..errors import UserError, first_line, printable
+from ..reading import read_tensors, short, wrong_numbers
 
 
 TRAINER_FILE = "trainer_state.safetensors"
@@ -94,15 +93,21 @@ def read_trainer_state(folder: str | os.PathLike) -> TrainerState:
     for key, value in {**tensors, **numbers}.items():
         part, _, rest = key.partition("/")
         slot, name = rest.split("/", 1) if part == "optimizer" and "/" in rest else ("", rest)
-        belongs = part in parts and name in weights
+        belongs = part in parts and name in weights and (isinstance(value, torch.Tensor) or slot == "step")
         if belongs and isinstance(value, torch.Tensor):
             own = weights[name]
             like = value.is_floating_point() == own.is_floating_point() and value.shape == own.shape
             belongs = value.numel() == 1 if slot == "step" else like
         if not belongs:
             raise UserError(f"{path}: {printable(key)} belongs to no weight of this shape beside it.")
-        if not (_is_finite(value) if isinstance(value, torch.Tensor) else _is_number(value)):
-            raise UserError(f"{path}: {printable(key)} is not finite.")
+        if isinstance(value, torch.Tensor):
+            value = value.reshape(()) if slot == "step" else value
+            value = value.float() if value.is_floating_point() else value
+            fault = wrong_numbers(slot or name, value)
+        else:
+            fault = None if _is_number(value) and value >= 0 else "is no count of steps"
+        if fault:
+            raise UserError(f"{path}: {printable(key)} {fault}.")
         if part == "optimizer":
             parts[part].setdefault(name, {})[slot] = value
         else:
@@ -131,13 +136,14 @@ def trainer_state_of(
     notes = []
     groups, state = [], {}
     optimizer = extras.get("optimizer")
-    if isinstance(optimizer, Mapping) and optimizer.get("param_groups"):
+    if optimizer is not None and optimizer != {}:
         order = [key for key in their_keys if key in names and not key.endswith(_BUFFERS)]
         try:
             groups, state = _by_name(optimizer, order, names, shapes)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
             groups, state = [], {}
-            notes.append(f"The optimizer state does not fit the weights and was left out: {printable(error)}.")
+            reason = printable(first_line(error)[:200])
+            notes.append(f"The optimizer state does not fit the weights and was left out: {reason}")
     counts: dict[str, Any] = {}
     for field, fits, wanted in (
         ("epoch", _is_epoch, f"no whole number from 0 to {_MOST_EPOCHS}"),
@@ -169,18 +175,14 @@ def _is_percent(value: Any) -> bool:
     return _is_number(value) and 0 <= value <= 100
 
 
-def _is_finite(tensor: torch.Tensor) -> bool:
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
-
-
 def _is_plain(value: Any) -> bool:
-    """Whether JSON keeps it as it is."""
+    """Whether it is a number or a word, or a short list of such."""
     if isinstance(value, (list, tuple)):
-        return len(value) < 100 and all(map(_is_plain, value))
-    return value is None or isinstance(value, (bool, str)) or isinstance(value, (int, float)) and math.isfinite(value)
+        return len(value) < 100 and not any(isinstance(each, (list, tuple)) or not _is_plain(each) for each in value)
+    return value is None or isinstance(value, (bool, str)) or _is_number(value)
 
 
-def _by_name(optimizer: Mapping, order: list[str], names: Mapping[str, str], shapes: Mapping[str, tuple]):
+def _by_name(optimizer: Any, order: list[str], names: Mapping[str, str], shapes: Mapping[str, tuple]):
     """Parameter groups and state under our names; `ValueError` if the numbers cannot be told apart."""
     sizes = [len(group["params"]) for group in optimizer["param_groups"]]
     bn = [key for key in order if "bn" in key]
@@ -195,7 +197,8 @@ def _by_name(optimizer: Mapping, order: list[str], names: Mapping[str, str], sha
     for group, keys in zip(optimizer["param_groups"], known[tuple(sizes)]):
         ours = [names[key] for key in keys]
         name_of.update(zip(group["params"], ours))
-        groups.append({**{name: value for name, value in group.items() if _is_plain(value)}, "params": ours})
+        plain = {name: value for name, value in group.items() if isinstance(name, str) and _is_plain(value)}
+        groups.append({**plain, "params": ours})
     state = {}
     for number, entries in optimizer["state"].items():
         name = name_of[number]
@@ -207,15 +210,18 @@ def _by_name(optimizer: Mapping, order: list[str], names: Mapping[str, str], sha
     return groups, state
 
 
-def _reshaped(value: Any, shape: tuple, key: str, name: str) -> Any:
+def _reshaped(value: Any, shape: tuple, key: Any, name: str) -> Any:
+    if not (isinstance(key, str) and key.isidentifier()):  # it becomes part of a name in a file
+        raise ValueError(f"it calls something {short(key)}")
     if not isinstance(value, torch.Tensor):
-        if value is not None and not _is_number(value):
+        if key != "step" or not _is_number(value) or value < 0:
             raise ValueError(f"{key} of {name} is {short(value)}")
         return value
-    if not _is_finite(value):
-        raise ValueError(f"{key} of {name} holds NaN or infinity")
+    value = value.detach().float()
+    if fault := wrong_numbers(key, value):
+        raise ValueError(f"{key} of {name} {fault}")
     if value.numel() == 1 and key == "step":
-        return value
+        return value.reshape(())
     if value.numel() != torch.Size(shape).numel():
         raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter {shape}")
     return value.reshape(shape)

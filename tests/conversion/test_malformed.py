@@ -10,6 +10,7 @@ import struct
 import sys
 import tarfile
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from effnet_hf.conversion import load_foreign, write_folder
 from effnet_hf.conversion.nvidia import NVIDIA
 from effnet_hf.conversion.timm import TIMM
 from effnet_hf.errors import UserError
+from effnet_hf.manifest import write_manifest
 
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +77,25 @@ def truncated_zip(path, state):
     buffer = io.BytesIO()
     torch.save(state, buffer)
     path.write_bytes(buffer.getvalue()[:-200_000])
+
+
+def edited_after(name):
+    """A folder with a manifest, one byte of whose file was changed."""
+
+    def write(path, state):
+        path.mkdir()
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, path / "model.safetensors")
+        if name == "pytorch_model.bin":
+            torch.save(state, path / name)
+        write_manifest(path)
+        if name == "pytorch_model.bin":
+            (path / "model.safetensors").unlink()
+        else:
+            with open(path / name, "r+b") as file:
+                file.seek(-3, io.SEEK_END)
+                file.write(b"\x01")
+
+    return write
 
 
 def other_zip(path, state):
@@ -252,13 +273,39 @@ CASES = {
         (),
         "optimizer.state.0.m claims",
     ),
+    "float8": (
+        with_(x=torch.zeros(3).to(torch.float8_e4m3fn)),
+        "x.pth",
+        (),
+        "x is not a plain tensor but torch.strided",
+    ),
+    "float64 beyond float32": (
+        with_(stem__conv__weight=torch.full((32, 3, 3, 3), 1e300, dtype=torch.float64)),
+        "x.pth",
+        (),
+        "stem.conv.weight holds NaN or infinity",
+    ),
+    "a negative variance": (with_(stem__bn__running_var=-torch.ones(32)), "x.pth", (), "running_var holds negative"),
+    "a counter beyond int64": (
+        with_(stem__bn__num_batches_tracked=torch.tensor(1e30)),
+        "x.pth",
+        (),
+        "stem.bn.num_batches_tracked is no count of batches",
+    ),
+    "weights that changed after their manifest": (
+        edited_after("model.safetensors"),
+        "x",
+        (),
+        "model.safetensors is not what was written",
+    ),
+    "weights gone that a manifest names": (edited_after("pytorch_model.bin"), "x", (), "model.safetensors is missing"),
     "many views of one tensor": (pickled(many_views), "x.pth", (), "many times what it holds"),
     "a packed zip": (compressed, "x.pth", (), "unpacks to 4,00"),
     "meta tensor": (
         with_(stem__conv__weight=torch.zeros(32, 3, 3, 3, device="meta")),
         "x.pth",
         (),
-        "not a plain tensor",
+        "_rebuild_meta_tensor_no_storage besides plain tensors",
     ),
     "sparse tensor": (with_(x=torch.eye(3).to_sparse()), "x.pth", (), "x.pth "),
     "pipe": (lambda path, state: os.mkfifo(path), "x.pth", (), "is no regular file"),
@@ -318,11 +365,15 @@ def test_malformed_input(name, state, tmp_path, capsys, monkeypatch):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def endless() -> list:
+    itself: list = []
+    itself += [itself, itself]
+    return itself
+
+
 def test_lists_within_lists_take_no_time(state, tmp_path):
-    bomb: list = ["x"]
-    for _ in range(100):
-        bomb = [bomb, bomb]
-    torch.save({"state_dict": state, "args": bomb, "epoch": bomb, "optimizer": {"param_groups": bomb}}, tmp_path / "x")
+    content = {"args": endless(), "epoch": OrderedDict(a=endless()), "optimizer": {"param_groups": endless()}}
+    torch.save({"state_dict": state, **content}, tmp_path / "x")
     found = load_foreign(tmp_path / "x")
     assert found.trainer_state is None and any("Its epoch" in note and len(note) < 300 for note in found.notes)
 

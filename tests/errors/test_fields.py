@@ -199,6 +199,13 @@ def test_weights_that_are_no_file(copy):
             "holds other numbers than weights in classifier.bias",
         ),
         ("classifier.bias", lambda tensor: tensor.to(torch.complex64), "not a plain tensor"),
+        ("classifier.bias", lambda tensor: tensor.to(torch.float8_e5m2), "not a plain tensor"),
+        ("classifier.bias", lambda tensor: tensor.double() + 1e300, "holds NaN or infinity in classifier.bias"),
+        (
+            "efficientnet.head.bn.running_var",
+            lambda tensor: -tensor,
+            "holds negative numbers in efficientnet.head.bn.r",
+        ),
         ("classifier.bias", lambda tensor: None, "lacks classifier.bias"),
         ("efficientnet.extra", lambda tensor: torch.zeros(3), "has no use for efficientnet.extra"),
         ("classifier.bias", lambda tensor: torch.zeros(0, 10**12), "has another shape of classifier.bias"),
@@ -216,24 +223,16 @@ def test_one_channel_is_refused_in_a_line(copy):
     assert "is for images of 1 channels, and ours are prepared as RGB, of 3" in refusal(open_checkpoint, str(copy))
 
 
-def test_weights_may_be_in_several_files_or_half_precision(copy):
-    tensors = load_file(copy / "model.safetensors")
-    (copy / "model.safetensors").unlink()
-    names = sorted(tensors)
-    for part, chosen in (("a.safetensors", names[::2]), ("b.safetensors", names[1::2])):
-        halves = {n: tensors[n].half() if tensors[n].is_floating_point() else tensors[n] for n in chosen}
-        save_file(halves, copy / part)
-    weight_map = {name: ("a", "b")[i % 2] + ".safetensors" for i, name in enumerate(names)}
-    (copy / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    state = open_all(copy)[2].state_dict()
-    assert all(torch.equal(state[name], tensor.half().to(tensor.dtype)) for name, tensor in tensors.items())
-    assert {tensor.dtype for tensor in state.values()} == {torch.float32, torch.int64}
+def test_settings_that_together_make_infinity(copy):
+    rewrite(copy / "preprocessor_config.json", rescale_factor=1e30, image_std=[1e-30] * 3)
+    said = refusal(lambda: open_checkpoint(str(copy)).processor)
+    assert "preprocessor_config.json: rescale_factor, image_mean and image_std make pixels as large as 3e+62" in said
 
 
 # recipe.yaml
 
 RECIPE = [
-    ("epochs: 1" + "0" * 400, "--epochs must be a whole number"),
+    ("epochs: 1" + "0" * 400, "not valid YAML: the number"),
     ("epochs: 1" + "0" * 5000, "not valid YAML"),
     ("epochs: 1e30", "--epochs must be at most 1e+09, got 1e+30"),
     ("global_batch_size: 1000000000000", "--global_batch_size must be at most 1e+09"),
@@ -259,13 +258,13 @@ RECIPE = [
     ("epochs: 2001-99-99", "not valid YAML"),
     ("a: &a [x, x]\nb: &b [*a, *a]\nepochs: [*b, *b]", "unknown option 'a'"),
     ("[" * 5000, "not valid YAML: nested too deeply"),
-    ("data_dir: ''", "--data_dir is empty; name a folder"),
-    ("output_dir: ''", "--output_dir is empty; name a folder"),
+    ("data_dir: ''", "--data_dir is empty; name a file or folder"),
+    ("output_dir: ''", "--output_dir is empty; name a file or folder"),
     ("model: ''", "--model is empty"),
     ("resume: ''", "--resume is empty"),
     ("teacher: ''", "--teacher is empty"),
     ("dataset_name: ''", "--dataset_name is empty"),
-    ('data_dir: "a\\0b"', "--data_dir is no path"),
+    ('data_dir: "a\\0b"', "--data_dir holds a zero byte"),
     ("", "must hold `option: value` lines"),
 ]
 
@@ -291,7 +290,15 @@ STATE = {
     "epoch": [True, -1, 1.5, NAN, "3", [], {}, 10**12],
     "best_top1": [True, -1, 101, NAN, INFINITY, "70", []],
     "param_groups": [None, 3],
-    "numbers": [None, 3, {"optimizer/step/classifier.bias": "3"}, {"optimizer/step/nobody": 3}, {"x": NAN}],
+    "numbers": [
+        None,
+        3,
+        {"optimizer/square_avg/classifier.bias": 3},
+        {"optimizer/step/classifier.bias": -1},
+        {"optimizer/step/classifier.bias": "3"},
+        {"optimizer/step/nobody": 3},
+        {"x": NAN},
+    ],
 }
 
 
@@ -335,7 +342,10 @@ def test_a_wrong_field_of_the_trainers_state(field, value, kept, tmp_path):
 @pytest.mark.parametrize(
     "key, tensor, words",
     [
-        ("optimizer/square_avg/classifier.bias", torch.full((2,), NAN), "is not finite"),
+        ("optimizer/square_avg/classifier.bias", torch.full((2,), NAN), "holds NaN or infinity"),
+        ("optimizer/square_avg/classifier.bias", torch.full((2,), 1e300, dtype=torch.float64), "holds NaN or infinity"),
+        ("optimizer/square_avg/classifier.bias", -torch.ones(2), "holds negative numbers"),
+        ("optimizer/square_avg/classifier.bias", torch.ones(2).to(torch.float8_e4m3fn), "not a plain tensor"),
         ("optimizer/square_avg/classifier.bias", torch.ones(3), "belongs to no weight of this shape"),
         ("optimizer/square_avg/classifier.bias", torch.ones(2, dtype=torch.int8), "belongs to no weight"),
         ("optimizer/square_avg/classifier.bias", None, "lacks the optimizer's"),

@@ -1,0 +1,121 @@
+"""Pickles that torch itself would not write: each is refused in a moment, in a line, and what torch writes is read."""
+
+import io
+import zipfile
+from collections import Counter, OrderedDict
+
+import pytest
+import torch
+
+from effnet_hf.errors import UserError
+from effnet_hf.reading import read_tensors, short
+
+
+SET, ORDERED, ENCODE = b"cbuiltins\nset\n", b"ccollections\nOrderedDict\n", b"c_codecs\nencode\n"
+HEX = b"X\x03\x00\x00\x00hex"
+CAST = b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n({}ctorch\nfloat64\nX\x03\x00\x00\x00cpu\x89tR"
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+
+
+def write(path, pickle: bytes) -> None:
+    """A torch file of this pickle; `{}` in it is a tensor of ten thousand million numbers in four bytes."""
+    good = io.BytesIO()
+    torch.save([torch.zeros(1).expand(10**10)], good)
+    with zipfile.ZipFile(good) as good_file, zipfile.ZipFile(path, "w") as archive:
+        for name in good_file.namelist():
+            content = good_file.read(name)
+            if name.endswith("data.pkl"):
+                tensor = content[content.index(b"ctorch._utils") : content.rindex(b"a.")]
+                content = b"\x80\x02" + pickle.replace(b"{}", tensor) + b"."
+            archive.writestr(name, content)
+
+
+def doubled(times: int, first: bytes, double: bytes) -> bytes:
+    """Something that holds the one before it twice, and so on: `[]` in `double` fetches it."""
+    steps = [first + b"q\x00"]
+    steps += [double.replace(b"[]", b"h" + bytes([i])) + b"q" + bytes([i + 1]) for i in range(times)]
+    return b"".join(steps)
+
+
+def with_attribute(tensor, name="sum"):
+    setattr(tensor, name, 5)
+    return tensor
+
+
+TOO_DEEP, MORE = "too much or too deep for a checkpoint", "so it holds more than tensors"
+
+
+@pytest.mark.parametrize(
+    "pickle, words",
+    {
+        "a key of tuples of tuples": (b"}(" + doubled(49, b"K\x01", b"[][]\x86") + b"K\x01u", TOO_DEEP),
+        "a key of wide tuples": (b"}(" + doubled(7, b"K\x01", b"(" + b"[]" * 99 + b"t") + b"K\x01u", TOO_DEEP),
+        "a key a hundred thousand tuples deep": (b"}K\x01" + b"\x85" * 100_000 + b"K\x01s", TOO_DEEP),
+        "a call of lists of lists": (b"(" + doubled(60, b"]K\x01a", b"][]a[]a") + b")R", TOO_DEEP),
+        "a call of what is no function": (b"]]a)R", MORE),
+        "a text doubled forty times": (ENCODE * 40 + b"X\x01\x00\x00\x00a" + (HEX + b"\x86R") * 40, MORE),
+        "an expanded tensor's set": (SET + b"{}\x85R", MORE),
+        "a set of a list's expanded tensor": (SET + b"]{}a\x85R", MORE),
+        "attributes from an expanded tensor": (ORDERED + b")R{}b", MORE),
+        "an expanded tensor for arguments": (ORDERED + b"{}R", MORE),
+        "an expanded tensor for a size": (STORAGE + b"{}tQ", MORE),
+        "an expanded tensor changed": (b"{}{}b", MORE),
+        "a cast of an expanded tensor": (CAST, "a pickled torch._utils._rebuild_device_tensor_from_cpu_tensor"),
+        "an expanded tensor": (b"{}", "it claims 10,000,000,000 numbers of 4 bytes"),
+        "a tensor of a size": (b"ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85\x81", "a pickled torch.FloatTensor"),
+        "a dictionary's own method": (ORDERED + b")R}X\x05\x00\x00\x00itemsK\x05sb", "it has the attribute 'items'"),
+        "what is not in the memo": (b"h\x07", "is damaged"),
+        "a mark too few": (b"t", "is damaged"),
+    }.values(),
+)
+def test_a_pickle_that_torch_would_not_write(pickle, words, tmp_path):
+    write(tmp_path / "x.pth", pickle)
+    with pytest.raises(UserError) as raised:
+        read_tensors(tmp_path / "x.pth")
+    assert words in str(raised.value), raised.value
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (with_attribute(torch.ones(3)), "a pickled torch._tensor._rebuild_from_type_v2"),
+        (with_attribute(torch.nn.Parameter(torch.ones(3))), "a pickled torch._utils._rebuild_parameter_with_state"),
+        (torch.ones(3).to(torch.float8_e4m3fn), "x is not a plain tensor but torch.strided, torch.float8_e4m3fn"),
+        (torch.ones(3).to(torch.uint16), "x is not a plain tensor"),
+        (torch.ones(3, dtype=torch.complex64).conj().imag, "x is not a plain tensor"),
+    ],
+)
+def test_a_tensor_that_is_not_plain(value, words, tmp_path):
+    torch.save({"x": value}, tmp_path / "x.pth")
+    with pytest.raises(UserError) as raised:
+        read_tensors(tmp_path / "x.pth")
+    assert words in str(raised.value), raised.value
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_whole_training_checkpoint_is_read(new, tmp_path):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8))
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.ones(2, 3, 4, 4)).sum().backward()
+    optimizer.step()
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1, 2])
+    content = {
+        "model": network.state_dict(), "optimizer": optimizer.state_dict(), "schedule": schedule.state_dict(),
+        "parameters": dict(network.named_parameters()), "again": [(0.9, 0.99)] * 5000, "rng": torch.get_rng_state(),
+        "others": [b"\x80", {1, 2}, torch.Size((3, 4)), torch.device("cpu"), None, Counter("aab")],
+        "half": torch.ones(3, dtype=torch.bfloat16), "nested": ((1, (2,)), [[3]]), "none": torch.empty(0),
+    }  # fmt: skip
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
+    found, _ = read_tensors(tmp_path / "x.pth")
+    assert found.keys() == content.keys() and found["others"] == content["others"]
+    assert all(torch.equal(found["model"][name], tensor) for name, tensor in network.state_dict().items())
+    assert found["optimizer"]["param_groups"] == content["optimizer"]["param_groups"]
+
+
+def test_a_value_is_shortened_whatever_holds_it():
+    endless: list = []
+    endless += [endless, endless]
+    deep: dict = {}
+    for _ in range(60):
+        deep = OrderedDict(a=deep, b=deep)
+    assert max(len(short(value)) for value in (endless, deep, Counter({"a": deep}), [deep] * 1000)) < 200
