@@ -9,13 +9,13 @@ from pathlib import Path
 
 from lib.report import table, with_interval
 
-from effnet_hf.cli import ArgumentParser, run
+from effnet_hf.cli import ArgumentParser, path, run
 from effnet_hf.training.plots import read_rows
 
 
 def main() -> None:
     parser = ArgumentParser(description="A Markdown table of several runs.")
-    parser.add_argument("runs", nargs="+", help="output folders of train.py or timm_loop.py")
+    parser.add_argument("runs", nargs="+", type=path, help="output folders of train.py or timm_loop.py")
     parser.add_argument("--n", type=int, required=True, help="validation images")
     arguments = parser.parse_args()
     lines = []

@@ -16,7 +16,7 @@ from PIL import Image
 
 from effnet_hf import EfficientNetNVImageProcessor
 from effnet_hf.checkpoint import open_checkpoint
-from effnet_hf.cli import ArgumentParser, at_least, run
+from effnet_hf.cli import ArgumentParser, at_least, path, run
 from effnet_hf.data import DataSource, DeviceStage, EvaluationTransform, auto_augment
 from effnet_hf.data.auto_augment import Step
 from effnet_hf.data.dali import DaliDecoder, quiet_build
@@ -34,10 +34,10 @@ SIZE = 224  # of the images that operations are compared on
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True, help="checkpoint folder")
-    parser.add_argument("--data_dir", required=True, help="folder with val/<class>/… or <class>/…")
+    parser.add_argument("--model", type=path, required=True, help="checkpoint folder")
+    parser.add_argument("--data_dir", type=path, required=True, help="folder with val/<class>/… or <class>/…")
     parser.add_argument("--num_images", type=at_least(1), default=50, help="that operations are compared on")
-    parser.add_argument("--output", default=None, help="write the figures to this JSON file as well")
+    parser.add_argument("--output", type=path, help="write the figures to this JSON file as well")
     parser.old_spellings = {"--pictures": "--num_images"}
     arguments = parser.parse_args()
     device = resolve_device("cpu", threads=1)

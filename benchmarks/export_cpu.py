@@ -23,7 +23,7 @@ from PIL import Image
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.checkpoint import open_checkpoint
-from effnet_hf.cli import ArgumentParser, at_least, run
+from effnet_hf.cli import ArgumentParser, at_least, path, run
 from effnet_hf.data import DataSource, Picture, Split
 from effnet_hf.errors import UserError
 from effnet_hf.export import export_model, onnxruntime_runner, openvino_runner
@@ -125,12 +125,12 @@ def speed(arguments) -> list[dict]:
 def main() -> None:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", choices=["parity", "speed"])
-    parser.add_argument("--models", nargs="+", default=[], help="checkpoints and variants, for parity")
-    parser.add_argument("--data_dir", required=True, help="folder with train/<class>/… and val/<class>/…")
+    parser.add_argument("--models", nargs="+", type=path, default=[], help="checkpoints and variants, for parity")
+    parser.add_argument("--data_dir", type=path, required=True, help="folder with train/<class>/… and val/<class>/…")
     parser.add_argument("--num_images", type=at_least(1), default=1000, help="that parity is measured on")
-    parser.add_argument("--float", help="checkpoint, for speed")
-    parser.add_argument("--quantized", help="the quantized checkpoint made of it")
-    parser.add_argument("--output", help="write the figures to this JSON file")
+    parser.add_argument("--float", type=path, help="checkpoint, for speed")
+    parser.add_argument("--quantized", type=path, help="the quantized checkpoint made of it")
+    parser.add_argument("--output", type=path, help="write the figures to this JSON file")
     parser.old_spellings = {"--num_pictures": "--num_images"}
     arguments = parser.parse_args()
     figures = {"kind": arguments.mode, **environment(resolve_device("cpu", threads=1), PACKAGES)}

@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from effnet_hf.cli import ArgumentParser, run
+from effnet_hf.cli import ArgumentParser, path, run
 from effnet_hf.errors import UserError
 
 
@@ -45,8 +45,8 @@ RUNS = {
 
 def main() -> int:
     parser = ArgumentParser(description=__doc__)
-    parser.add_argument("trees", nargs="+", help="roots of clones or worktrees")
-    parser.add_argument("--work", default="fixed-seed", help="folder for data and runs")
+    parser.add_argument("trees", nargs="+", type=path, help="roots of clones or worktrees")
+    parser.add_argument("--work", type=path, default="fixed-seed", help="folder for data and runs")
     parser.add_argument("--port", type=int, default=29711, help="free port for two processes")
     arguments = parser.parse_args()
     work = Path(arguments.work).resolve()

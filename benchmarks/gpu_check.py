@@ -32,7 +32,7 @@ from gpu.rows import Row  # noqa: E402
 from gpu.runner import Runner, Section  # noqa: E402
 from lib.suite import CUDA_PARTS  # noqa: E402
 
-from effnet_hf.cli import ArgumentParser, above_zero, run  # noqa: E402
+from effnet_hf.cli import ArgumentParser, above_zero, path, run  # noqa: E402
 from effnet_hf.errors import UserError  # noqa: E402
 
 
@@ -51,13 +51,13 @@ REHEARSAL_SECONDS = 1500.0
 
 def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", help="result folder")
+    parser.add_argument("--out", type=path, help="result folder")
     parser.add_argument("--seconds", type=above_zero, default=540.0, help="after which all is over")
     parser.add_argument("--jobs", type=int, default=5, help="verifying sections at once")
     parser.add_argument("--only", default="", help="comma-separated names of sections")
     parser.add_argument("--list", action="store_true", help="print the sections")
     parser.add_argument("--rehearse", action="store_true", help="all of it, tiny, on a CPU; takes ten minutes")
-    parser.add_argument("--work", help="scratch folder to keep; a temporary one that is removed by default")
+    parser.add_argument("--work", type=path, help="scratch folder to keep; a temporary one that is removed by default")
     parser.add_argument("--section", help=argparse.SUPPRESS)  # one that verifies, in this process
     arguments = parser.parse_args()
     if arguments.section:

@@ -18,7 +18,7 @@ from lib.report import table, write_figures
 from lib.timing import speed_up, take_turns
 
 from effnet_hf import EfficientNetNVForImageClassification
-from effnet_hf.cli import ArgumentParser, at_least, run
+from effnet_hf.cli import ArgumentParser, at_least, path, run
 from effnet_hf.recipes import load_recipe
 from effnet_hf.training import build_run, make_accelerator, training_steps
 from effnet_hf.training.precision import make_deterministic, wants_channels_last
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of all sides")
     parser.add_argument("--repeats", type=at_least(1), default=15, help="counted rounds of each variant")
     parser.add_argument("--burst", type=at_least(1), help="steps per round; 1 on a CPU, 5 on a GPU")
-    parser.add_argument("--output", default=None, help="write the figures to this JSON file")
+    parser.add_argument("--output", type=path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     changes = {name: getattr(arguments, name) for name in ("variant", "image_size") if getattr(arguments, name)}
     if arguments.batch_size:

@@ -15,7 +15,7 @@ from lib.report import write_figures
 from lib.timing import take_turns
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification
-from effnet_hf.cli import ArgumentParser, at_least, run
+from effnet_hf.cli import ArgumentParser, at_least, path, run
 from effnet_hf.quantization import calibrate, quantize
 from effnet_hf.training import keep_freed_memory
 
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=at_least(1), default=8, help="images per step")
     parser.add_argument("--repeats", type=at_least(1), default=5, help="of which the fastest counts")
     parser.add_argument("--calibration_batches", type=at_least(1), default=4, help="batches of one calibration")
-    parser.add_argument("--output", default=None, help="write the figures to this JSON file")
+    parser.add_argument("--output", type=path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     keep_freed_memory()

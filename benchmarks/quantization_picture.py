@@ -11,7 +11,7 @@ from pathlib import Path
 import matplotlib
 from lib.report import wilson
 
-from effnet_hf.cli import ArgumentParser, run
+from effnet_hf.cli import ArgumentParser, path, run
 from effnet_hf.quantization.report import STAGES
 
 
@@ -21,12 +21,13 @@ import matplotlib.pyplot as plt
 
 def main() -> None:
     parser = ArgumentParser(description="Draw what quantization costs in accuracy.")
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folder", type=path)
     parser.add_argument("--models", nargs="+", required=True)
     arguments = parser.parse_args()
+    folder = Path(arguments.folder)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
     for i, model in enumerate(arguments.models):
-        figures = json.loads((arguments.folder / f"{model}.json").read_text())
+        figures = json.loads((folder / f"{model}.json").read_text())
         found = [figures[stage] for stage in STAGES]
         spread: tuple[list, list] = ([], [])
         for entry in found:
@@ -35,7 +36,7 @@ def main() -> None:
             spread[1].append(high - entry["top1"])
         places = [x + 0.12 * i for x in range(len(found))]
         left.errorbar(places, [entry["top1"] for entry in found], spread, fmt="o", capsize=4, label=model)
-        rows = map(json.loads, (arguments.folder / f"{model}.jsonl").read_text().splitlines())
+        rows = map(json.loads, (folder / f"{model}.jsonl").read_text().splitlines())
         steps = [(row["update"], row["train.loss"]) for row in rows if row["type"] == "train"]
         right.plot(*zip(*steps), marker="o", markersize=3, label=model)
     left.set_xticks(range(len(STAGES)), ["float", "PTQ", "QAT"])
@@ -44,7 +45,7 @@ def main() -> None:
     for axis in (left, right):
         axis.grid(alpha=0.3)
         axis.legend(frameon=False)
-    figure.savefig(arguments.folder / "curves.png", dpi=90)
+    figure.savefig(folder / "curves.png", dpi=90)
 
 
 if __name__ == "__main__":

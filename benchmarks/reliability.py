@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
-from effnet_hf.cli import ArgumentParser, run
+from effnet_hf.cli import ArgumentParser, path, run
 from effnet_hf.errors import UserError
 from effnet_hf.files import atomic_write
 
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"of {', '.join(PROMISES)}")
     parser.add_argument(
-        "--kills", nargs="+", metavar="JSON", help="of events: results of kill_and_resume.py, not new ones"
+        "--kills", nargs="+", type=path, metavar="JSON", help="of events: results of kill_and_resume.py, not new ones"
     )
     arguments = parser.parse_args(argv)
     names = arguments.only or list(PROMISES)

@@ -177,7 +177,12 @@ def path(text: str) -> str:
     """The `type` of a flag that names a file, a folder or a Hub id: `~` is the home folder, and nothing is no name."""
     if not text:
         raise argparse.ArgumentTypeError("is empty; name a file or folder")
-    return os.path.expanduser(text)
+    if "\0" in text:
+        raise argparse.ArgumentTypeError(f"holds a zero byte, which no name has: {text}")
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~") and not os.path.lexists(expanded):
+        raise argparse.ArgumentTypeError(f"{text}: there is no such user; a name that begins with ~ is ./{text}")
+    return expanded
 
 
 def at_least(minimum: int) -> Callable[[str], int]:
@@ -257,8 +262,12 @@ def run(main: Callable[[], int | None], prog: str | None = None) -> None:
     _open_what_is_closed()
     out = Lasting(sys.stdout, raises=prog.removesuffix(".py").endswith("classify"))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(Lasting(sys.stderr)):
-        code = _run(main, prog, out)
-        if out.lost is not None and out.lost.errno != errno.EPIPE and code == 0:
+        try:
+            code = _run(main, prog, out)
+        finally:  # what is left over for Python's own end would change the exit code there
+            with contextlib.suppress(OSError):
+                out.flush()
+        if out.lost is not None and out.lost.errno != errno.EPIPE and code in (0, 1):  # 1: `scan` found bad files
             print(f"{prog}: error: cannot write to standard output: {out.lost.strerror}.", file=sys.stderr)
             code = 2
     sys.exit(code)
@@ -277,7 +286,6 @@ def _run(main: Callable[[], int | None], prog: str, out: Lasting) -> int:
             print(f"{prog}: stopped by {name}", file=sys.stderr)
         return 128 + signal.Signals[name]
     except SystemExit as end:  # argparse's
-        out.flush()
         if isinstance(end.code, str):
             raise
         return end.code or 0
@@ -327,7 +335,8 @@ def importing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ending_by_signal() -> Iterator[None]:
-    """Lets SIGTERM, and SIGHUP unless it is ignored (nohup), end the body as Ctrl-C does: what is half-written goes."""
+    """Lets SIGTERM, SIGUSR1 (Slurm's warning), and SIGHUP unless it is ignored (nohup), end the body as Ctrl-C does:
+    what is half-written goes."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -340,7 +349,7 @@ def _ending_by_signal() -> Iterator[None]:
             os.kill(os.getpid(), number)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) == signal.SIG_DFL}
     for number in before:
         signal.signal(number, end)

@@ -169,13 +169,13 @@ def meant(name: str) -> str:
     return hidden[1] if hidden else name
 
 
-def refuse_to_remove(target: str | os.PathLike, **sources: str | os.PathLike | None) -> None:
-    """Raises `UserError` where one of `sources`, by the names of their flags, is `target` or lies in it: overwriting
-    would remove what is read."""
+def refuse_to_remove(target: str | os.PathLike, sources: dict[str, str | os.PathLike | None]) -> None:
+    """Raises `UserError` where one of `sources`, by what they are called, is `target` or lies in it: overwriting would
+    remove what is read."""
     place = os.path.realpath(target)
-    for flag, source in sources.items():
+    for what, source in sources.items():
         if source and os.path.exists(source) and Path(os.path.realpath(source)).is_relative_to(place):
-            raise UserError(f"{target} holds --{flag} {source}, which overwriting would remove; name another folder.")
+            raise UserError(f"{target} holds {what} {source}, which overwriting would remove; name another place.")
 
 
 def recover(folder: Path, concerns: Callable[[str], bool]) -> None:

@@ -6,13 +6,11 @@ Every fifth image of a class is held out. The images are real: "Optical Recognit
 as scikit-learn ships them, 8 x 8 pixels with 17 grey levels.
 """
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from effnet_hf.cli import ArgumentParser, run
+from effnet_hf.cli import ArgumentParser, path, run
 from effnet_hf.files import atomic_folder
 
 
@@ -21,20 +19,20 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 def main() -> None:
     parser = ArgumentParser(description="Write scikit-learn's digits as an imagefolder.")
-    parser.add_argument("output", help="folder to write")
-    target = Path(parser.parse_args().output)
+    parser.add_argument("output", type=path, help="folder to write")
+    target = parser.parse_args().output
     digits = load_digits()
-    seen = dict.fromkeys(range(10), 0)
+    seen, count = dict.fromkeys(range(10), 0), {"train": 0, "val": 0}
     with atomic_folder(target, overwrite=True) as folder:
         for index, (image, label) in enumerate(zip(digits.images, digits.target)):
             split = "val" if seen[label] % 5 == 0 else "train"
             seen[label] += 1
-            path = folder / split / NAMES[label] / f"{index:04d}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
+            count[split] += 1
+            file = folder / split / NAMES[label] / f"{index:04d}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((image * 255 / 16).round().astype(np.uint8)).resize(
                 (32, 32), Image.Resampling.BICUBIC
-            ).save(path)
-    count = {split: sum(1 for _ in (target / split).glob("*/*.png")) for split in ("train", "val")}
+            ).save(file)
     print(f"{target}: {count['train']} training and {count['val']} held-out images of 10 classes")
 
 

@@ -6,21 +6,20 @@ All three are CC0, and inside scikit-image's wheel: coffee by Rachel Michetti (c
 by Stefan van der Walt, camera by Lav Varshney.
 """
 
-from pathlib import Path
-
 from PIL import Image
 from skimage import data
 
-from effnet_hf.cli import ArgumentParser, run
+from effnet_hf.cli import ArgumentParser, path, run
+from effnet_hf.files import atomic_folder
 
 
 def main() -> None:
     parser = ArgumentParser(description="Write three of scikit-image's CC0 photographs.")
-    parser.add_argument("output", help="folder to write")
-    target = Path(parser.parse_args().output)
-    target.mkdir(parents=True, exist_ok=True)
-    for photograph in (data.coffee, data.chelsea, data.camera):
-        Image.fromarray(photograph()).save(target / f"{photograph.__name__}.png")
+    parser.add_argument("output", type=path, help="folder to write")
+    target = parser.parse_args().output
+    with atomic_folder(target, overwrite=True) as folder:
+        for photograph in (data.coffee, data.chelsea, data.camera):
+            Image.fromarray(photograph()).save(folder / f"{photograph.__name__}.png")
     print(f"{target}: coffee.png chelsea.png camera.png")
 
 

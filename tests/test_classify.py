@@ -3,9 +3,12 @@
 import io
 import json
 import os
+import shutil
+from pathlib import Path
 
 import pytest
 from PIL import features
+from safetensors.torch import load_file, save_file
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.commands.classify import find_images
@@ -67,6 +70,20 @@ def test_what_is_no_file_is_not_waited_for(classify, tmp_path):
     assert err.count("is not a file but a pipe, device or folder") == 3 and "nothing.jpg has vanished" in err
 
 
+def test_patterns_go_as_in_a_shell(tmp_path, monkeypatch):
+    for name in ("a/1.png", "a/b/2.png", "a/.hidden/3.png", "4.png", "other/5.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("x", "y"):
+        (tmp_path / "a" / name).symlink_to(tmp_path)  # two links back: as many ways as there are atoms
+    wanted = ["4.png", "a/1.png", "a/b/2.png"]
+    assert find_images([f"{tmp_path}/**/*.png"]) == [tmp_path / name for name in wanted]
+    monkeypatch.chdir(tmp_path)
+    assert find_images(["**/*.png"]) == list(map(Path, wanted))
+    assert find_images(["a/**"]) == [Path("a", name) for name in ("1.png", "b", "b/2.png", "x", "y")]
+    assert find_images(["**/b/**/*.png", "o*/?.jpg"]) == [Path("a/b/2.png"), Path("other/5.jpg")]
+
+
 def test_an_eps_called_jpg_starts_no_ghostscript(classify, tmp_path, monkeypatch):
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was called"))
     (tmp_path / "a.jpg").write_bytes(bad_files()["postscript.jpg"])
@@ -121,6 +138,32 @@ def test_a_folder_is_listed_without_hidden_files_and_runs(classify, tmp_path):
 def test_names_of_nothing_are_one_line(classify, word, words):
     code, _, err = classify(word)
     assert code == 2 and words in err and err.count("\n") == 1
+
+
+def changed(model, folder, config, weights=lambda tensors: tensors):
+    shutil.copytree(model, folder)
+    (folder / "config.json").write_text(json.dumps({**json.loads((folder / "config.json").read_text()), **config}))
+    save_file(weights(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+@pytest.mark.parametrize("classes", [1, 2])
+def test_an_answer_that_is_no_number_is_refused(classes, words, classify, model, tmp_path):
+    def huge(tensors):
+        tensors["classifier.weight"][:classes] = 3e38  # infinity for one class would be 100 %, for both NaN
+        return tensors
+
+    (tmp_path / "a.jpg").write_bytes(GOOD)
+    code, out, err = classify("--model", changed(model, tmp_path / "m", {}, huge), *words, tmp_path / "a.jpg")
+    assert (code, out) == (2, "") and "answers with NaN or infinity" in err and err.count("\n") == 1
+
+
+def test_a_network_without_classes_is_refused(classify, model, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(GOOD)
+    folder = changed(model, tmp_path / "m", {"id2label": {}, "label2id": {}})
+    code, out, err = classify("--model", folder, tmp_path / "a.jpg")
+    assert (code, out) == (2, "") and "has no classes" in err and err.count("\n") == 1
 
 
 def test_a_plot_of_names_that_look_like_formulas(classify, tmp_path):

@@ -1,5 +1,6 @@
 """What every script shares: who speaks, and when; and what a console that is gone, or a signal, does to it."""
 
+import ast
 import contextlib
 import importlib
 import os
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from effnet_hf.cli import ArgumentParser, command_line, invocation, run
+from effnet_hf.cli import ArgumentParser, command_line, invocation, path, run
+from effnet_hf.commands import plots
 from effnet_hf.errors import OneProcessError, UserError
 
 
@@ -99,6 +101,56 @@ def test_a_module_that_was_once_run_says_what_took_its_place(module, command, mo
     assert capsys.readouterr().err == f"this is `effnet-hf {command}` now\n"
 
 
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("", "is empty; name a file or folder"),
+        ("a\0b", "holds a zero byte, which no name has: a\\x00b"),
+        ("~nobody-here/x", "~nobody-here/x: there is no such user; a name that begins with ~ is ./~nobody-here/x"),
+    ],
+)
+def test_a_flag_takes_no_place_that_is_none(text, said, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        plots.main(["runs/a", "--output_dir", text])
+    assert capsys.readouterr().err.endswith(f"error: argument --output_dir: {said}\n")
+
+
+def test_a_tilde_is_the_home_folder_unless_a_file_is_called_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    Path("~old.png").touch()
+    assert [path(text) for text in ("~/x", "~old.png", "a~b")] == ["/home/me/x", "~old.png", "a~b"]
+
+
+_PLACES = {
+    "runs",
+    "folder",
+    "output",
+    "--output",
+    "--output_dir",
+    "--out",
+    "--work",
+    "--data_dir",
+    "--images",
+    "--kills",
+}
+
+
+@pytest.mark.parametrize("tree", ["effnet_hf/commands", "examples", "benchmarks"])
+def test_every_flag_that_names_a_place_reads_it_as_one(tree):
+    calls = [
+        (file.name, call)
+        for file in (ROOT / tree).rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text("utf-8")))
+        if isinstance(call, ast.Call) and getattr(call.func, "attr", "") == "add_argument"
+    ]
+    places = [(name, call) for name, call in calls if getattr(call.args[0], "value", "") in _PLACES]
+    assert places
+    for name, call in places:
+        kinds = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert kinds.get("type") in ("path", "cli.path"), f"{name}: {ast.unparse(call.args[0])}"
+
+
 def in_child(main, prog: str, out: str | int | None, err) -> int:
     """The exit code of a script, in a forked child whose standard output is a file, a descriptor, or closed."""
     pid = os.fork()
@@ -118,6 +170,11 @@ def in_child(main, prog: str, out: str | int | None, err) -> int:
                     code = end.code
                 except BaseException as error:
                     print(repr(error), file=sys.stderr)
+                with contextlib.suppress(AttributeError):  # closed: it was None
+                    try:
+                        sys.stdout.flush()
+                    except OSError:
+                        code = 120  # as Python's own end does
         finally:
             with contextlib.suppress(Exception):
                 os._exit(code)
@@ -148,12 +205,34 @@ def test_classify_ends_with_its_reader(prog, nobody, tmp_path):
     assert not (tmp_path / "marker").exists() and (tmp_path / "err").read_text() == ""
 
 
-@pytest.mark.parametrize("prog", ["validate.py", "classify.py"])
-def test_what_could_not_be_printed_is_an_error(prog, tmp_path):
+@pytest.mark.parametrize("prog, code", [("validate.py", 0), ("classify.py", 0), ("scan.py", 1)])
+def test_what_could_not_be_printed_is_an_error(prog, code, tmp_path):
     """`validate.py … > figures.txt` on a full disk."""
-    assert in_child(printing(tmp_path / "marker"), prog, "/dev/full", tmp_path / "err") == 2
+    assert in_child(printing(tmp_path / "marker", code), prog, "/dev/full", tmp_path / "err") == 2
     said = f"{prog}: error: cannot write to standard output: No space left on device.\n"
     assert (tmp_path / "err").read_text() == said
+
+
+@pytest.mark.parametrize("out", ["/dev/full", "nobody"])
+@pytest.mark.parametrize(
+    "end, code, said",
+    [
+        (UserError("a.png is broken."), 2, "convert.py: error: a.png is broken.\n"),
+        (SystemExit(2), 2, ""),
+        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt("SIGTERM"), 143, "convert.py: stopped by SIGTERM\n"),
+        (RuntimeError("a bug"), 70, "RuntimeError('a bug')\n"),
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize("prog", ["convert.py", "classify.py"])
+def test_an_end_is_what_it_is_whether_or_not_somebody_reads(prog, end, code, said, out, nobody, tmp_path):
+    def main():
+        print("what a buffer holds")
+        raise end
+
+    assert in_child(main, prog, nobody if out == "nobody" else out, tmp_path / "err") == code
+    assert (tmp_path / "err").read_text() == said.replace("convert.py", prog)
 
 
 def test_a_closed_console_gets_no_file_of_ours(tmp_path):
@@ -186,7 +265,9 @@ def test_a_letter_that_the_console_lacks_is_written_as_an_escape(tmp_path, monke
     assert (tmp_path / "out").read_text() == "K\\xe4fer \\udcff\n"
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGUSR1, 138), (signal.SIGINT, 130)]
+)
 def test_a_signal_ends_a_command_in_order(number, code, tmp_path, capsys):
     """As Ctrl-C always did: what is half-written is removed, nothing is a traceback."""
     cleaned = []

@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.ArgumentParser(prog="benchmark.py data", description=__doc__.splitlines()[0])
-    parser.add_argument("--data_dir", required=True, help="folder of class folders with JPEGs")
+    parser.add_argument("--data_dir", type=cli.path, required=True, help="folder of class folders with JPEGs")
     parser.add_argument("--image_size", type=cli.at_least(1), default=224, help="side of the training crop")
     parser.add_argument("--batch_size", type=cli.at_least(1), default=32, help="images per batch")
     parser.add_argument("--batches", type=cli.at_least(1), default=4, help="batches per row and round")
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--tree_classes", type=cli.at_least(0), default=0, help="also time opening a tree of this many classes x 300"
     )
-    parser.add_argument("--output", default=None, help="write the figures to this JSON file as well")
+    parser.add_argument("--output", type=cli.path, help="write the figures to this JSON file as well")
     arguments = parser.parse_args(argv)
     if arguments.output and Path(arguments.output).is_dir():  # not after a quarter of an hour
         raise UserError(f"--output {arguments.output} is a folder; name a file to write to.")
@@ -101,6 +101,8 @@ def measure_throughput(arguments) -> list[dict]:
 def _ratios(samples: dict[tuple[str, str], Samples], images: int) -> list[dict]:
     rows = []
     for (name, augmentation), own in samples.items():
+        if not min(own.cpu):
+            raise UserError(f"a round of {name} is too short for this machine's clock; raise --batches.")
         peers = [samples[key].cpu for key in samples if key[0] in BASELINES and key[1] == augmentation] or [own.cpu]
         rows.append(
             {

@@ -51,7 +51,7 @@ def common_parser(name: str, description: str, *shared: str) -> cli.ArgumentPars
     parser.add_argument("--image_size", type=cli.at_least(1), help="side in pixels; the variant's by default")
     for flag in shared:
         parser.add_argument(f"--{flag}", **_SHARED[flag])
-    parser.add_argument("--output", default=None, help="write the figures to this JSON file")
+    parser.add_argument("--output", type=cli.path, help="write the figures to this JSON file")
     return parser
 
 

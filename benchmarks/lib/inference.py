@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from effnet_hf.checkpoint import open_checkpoint
-from effnet_hf.cli import above_zero
+from effnet_hf.cli import above_zero, path
 from effnet_hf.configuration import VARIANTS, EfficientNetNVConfig
 from effnet_hf.errors import UserError
 from effnet_hf.image_processing_efficientnet_nv import EfficientNetNVImageProcessor
@@ -47,7 +47,7 @@ Runner = Callable[[torch.Tensor], torch.Tensor]
 
 def main(argv: list[str] | None = None) -> int:
     parser = common_parser("inference", __doc__.splitlines()[0], "peers", "precisions", "rounds", "budget")
-    parser.add_argument("--model", default=None, help="checkpoint folder or Hub id instead of fresh --variants")
+    parser.add_argument("--model", type=path, help="checkpoint folder or Hub id instead of fresh --variants")
     parser.add_argument("--runtime", type=words(*RUNTIMES), default=["torch", "folded"], help="comma-separated")
     parser.add_argument("--peer_runtime", type=words(*PEER_RUNTIMES), default=["torch"], help="of the peers")
     parser.add_argument("--batch_sizes", type=numbers, default=[1, 8, 64], help="comma-separated")

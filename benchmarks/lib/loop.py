@@ -7,7 +7,7 @@ import tempfile
 
 import torch
 
-from effnet_hf.cli import at_least
+from effnet_hf.cli import at_least, path
 from effnet_hf.errors import UserError
 from effnet_hf.recipes import load_recipe
 from effnet_hf.training import benchmark_steps
@@ -23,7 +23,7 @@ LOADERS = ("synthetic", "imagefolder", "dali-cpu", "dali-gpu")
 
 def main(argv: list[str] | None = None) -> int:
     parser = common_parser("loop", __doc__.splitlines()[0], "precisions", "rounds")
-    parser.add_argument("--data_dir", required=True, help="folder with train/<class>/… and val/<class>/…")
+    parser.add_argument("--data_dir", type=path, required=True, help="folder with train/<class>/… and val/<class>/…")
     parser.add_argument("--loaders", type=words(*LOADERS), default=["synthetic", "imagefolder"], help="comma-separated")
     parser.add_argument("--batch_sizes", type=numbers, default=[32], help="of each variant, comma-separated")
     parser.add_argument("--num_workers", type=at_least(0), help="loader processes; the free cores by default")

@@ -256,7 +256,9 @@ def write_page(folder: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     parser = cli.ArgumentParser(prog="benchmark.py page", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="with the JSON files of a suite, of `benchmark.py data` or of gpu_check.py")
+    parser.add_argument(
+        "folder", type=cli.path, help="with the JSON files of a suite, of `benchmark.py data` or of gpu_check.py"
+    )
     print(write_page(Path(parser.parse_args(argv).folder)))
     return 0
 

@@ -103,13 +103,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = cli.ArgumentParser(prog="benchmark.py suite", description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--parts", default=None, help="comma-separated names of parts; all of them by default")
-    parser.add_argument("--data_dir", default=None, help="images for the real-data part, which is left out without")
+    parser.add_argument("--data_dir", type=cli.path, help="images for the real-data part, which is left out without")
     parser.add_argument("--minutes", type=cli.above_zero, help="altogether; 20 on a CPU and 9 on a GPU")
     parser.add_argument(
         "--patience", type=cli.above_zero, default=1.0, help="factor of all time limits; for a busy machine"
     )
     parser.add_argument("--hardware", default=None, help="what the page calls the processor; its own name by default")
-    parser.add_argument("--output_dir", default="benchmarks", help="where the page and its folder go")
+    parser.add_argument("--output_dir", type=cli.path, default="benchmarks", help="where the page and its folder go")
     parser.add_argument("--name", default=None, help="of the page; <date>-<hardware> by default")
     arguments = parser.parse_args(argv)
     device = resolve_device(arguments.device, threads=1 if arguments.device == "cpu" else None)

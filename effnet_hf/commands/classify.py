@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"  {100 * prediction['score']:5.1f} %  {printable(prediction['label'])}")
     if arguments.save_plot:
         draw_predictions(results, arguments.save_plot)
-        print(f"plot: {arguments.save_plot}", file=sys.stderr)
+        print(f"plot: {printable(arguments.save_plot)}", file=sys.stderr)
     return 2 if any(result.error for result in results) else 0
 
 
@@ -62,13 +62,27 @@ def find_images(words: list[str]) -> list[Path]:
         elif os.path.exists(word):
             paths.append(word)
         else:
-            matches = sorted(glob.glob(word, recursive=True))
+            matches = sorted(_matches(word + "/*" if word.endswith("**") else word))
             if not matches:
                 raise UserError(f"{word}: no such image.")
             paths += matches
     if not paths:
         raise UserError("no image was named.")
     return list(map(Path, paths))
+
+
+def _matches(pattern: str) -> list[str]:
+    """As in a shell, `**` enters folders but no links to folders, which may lead back (`glob` enters both)."""
+    head, stars, rest = pattern.partition("**/")
+    if not stars or head and head[-1] != "/":
+        return glob.glob(pattern)
+    found = []
+    for top in glob.glob(head) if head else [""]:
+        for folder, below, _ in os.walk(top or "."):
+            below[:] = [name for name in below if name[0] != "."]
+            place = folder if top else folder[2:]
+            found += _matches(os.path.join(glob.escape(place), rest))
+    return found
 
 
 def _in_folder(folder: str) -> list[str]:

@@ -20,6 +20,7 @@ from ..cli import (
 )
 from ..conversion import DIALECTS, FOREIGN, load_foreign, warm_start, write_folder, write_foreign
 from ..errors import UserError, did_you_mean, printable
+from ..files import refuse_to_remove
 from ..recipes import available_recipes
 from .upload import add_upload_flags, check_upload_flags, upload
 
@@ -78,6 +79,7 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--warm_start needs --images DIR, images to measure batch norm statistics on.")
     if args.images and not args.warm_start:
         raise UserError("--images does nothing without --warm_start.")
+    refuse_to_remove(args.output_dir, {"--images": args.images})
 
 
 def main(argv: list[str] | None = None) -> None:

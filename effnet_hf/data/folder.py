@@ -20,13 +20,15 @@ import pyarrow as pa
 
 from ..errors import UserError
 from ..files import atomic_write
+from ..manifest import read_manifest
 from ..run_folder import RunFolder, made_by_a_run
 
 
 EXTENSIONS = frozenset(".jpg .jpeg .jpe .jfif .png .ppm .pgm .pbm .pnm .bmp .gif .tif .tiff .webp .avif".split())
 VALIDATION_NAMES = ("val", "validation", "test")
 _METADATA = b"effnet_hf"
-_FORMAT = 2
+_DEEPEST = 100  # folders in one another below a class
+_FORMAT = 3
 _LOCK = ".lock"  # all that a run has in its folder while it looks at the data for the first time
 _SETTLED_NS = 1_500_000_000  # a folder changed this recently may change again within its clock's tick: not remembered
 
@@ -41,6 +43,7 @@ class Tree:
         notes: sentences about what looks odd but is usable.
         folders: every folder below and including the root, with its modification time in ns.
         runs: the folders of training runs, which were passed over.
+        models: the folders without images that `convert` and `export` wrote, which were too.
     """
 
     root: str
@@ -50,6 +53,7 @@ class Tree:
     notes: list[str] = field(default_factory=list)
     folders: dict[str, int] = field(default_factory=dict)
     runs: list[str] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
 
     @property
     def note_on_runs(self) -> str:
@@ -93,7 +97,7 @@ def _holds_data(folder: Path) -> bool:
 def _other_folders(root: Path) -> list[str]:
     tree = Tree(str(root))
     folders = [entry.name for entry in _entries(tree.root) if _is_folder(entry) and not _passed_over(entry, tree)]
-    return [name for name in folders if name not in VALIDATION_NAMES]
+    return [name for name in folders if name not in VALIDATION_NAMES and not _is_a_models(os.path.join(root, name))]
 
 
 def scan_tree(root: str | os.PathLike) -> Tree:
@@ -115,10 +119,15 @@ def scan_tree(root: str | os.PathLike) -> Tree:
         if _passed_over(entry, tree):
             continue
         paths: list[str] = []
-        nested += _collect(entry.path, ancestors, paths, left_out, tree)
+        beside: list[str] = []
+        nested += _collect(entry.path, ancestors, {}, paths, beside, tree)
         if not paths and os.path.lexists(os.path.join(entry.path, _LOCK)):
             tree.runs.append(entry.path)
             continue
+        if not paths and _is_a_models(entry.path):
+            tree.models.append(entry.path)
+            continue
+        left_out += beside
         if not paths:
             empty.append(entry.name)
         tree.paths += sorted(paths)
@@ -135,6 +144,8 @@ def scan_tree(root: str | os.PathLike) -> Tree:
         tree.notes.append(f"{_images(nested)} under {root} deeper than a class folder: they count towards that class.")
     if tree.runs:
         tree.notes.append(tree.note_on_runs)
+    if tree.models:
+        tree.notes.append(f"passed over, a converted or exported model's: {tree.models[0]}{_more(tree.models)}.")
     return tree
 
 
@@ -146,7 +157,7 @@ def list_images(root: str | os.PathLike) -> tuple[list[str], str]:
     """
     tree = Tree(os.fspath(root))
     paths: list[str] = []
-    _collect(tree.root, (), paths, [], tree)
+    _collect(tree.root, (), {}, paths, [], tree)
     return sorted(paths), tree.note_on_runs
 
 
@@ -196,11 +207,20 @@ def _passed_over(entry: os.DirEntry, tree: Tree) -> bool:
     return False
 
 
-def _collect(folder: str, ancestors: tuple, paths: list, left_out: list, tree: Tree, depth: int = 0) -> int:
-    """Adds the images below one class folder to `paths`; returns how many lie deeper than it."""
+def _collect(folder: str, ancestors: tuple, seen: dict, paths: list, left_out: list, tree: Tree, depth: int = 0) -> int:
+    """Adds the images below one class folder to `paths`; returns how many lie deeper than it.
+
+    Args:
+        seen: the folders that were entered below that class folder, by identity; it is added to.
+    """
     identity = _identity(folder, tree.folders)
     if identity in ancestors:
         raise UserError(f"{folder} links back to a folder above it; remove that symbolic link.")
+    if identity in seen:  # once more in each of its folders' links, and so on: 30 links can be a billion folders
+        raise UserError(f"{folder} and {seen[identity]} are one folder; remove one of the symbolic links to it.")
+    if depth > _DEEPEST:
+        raise UserError(f"{tree.root} has folders more than {_DEEPEST} deep in one another; move the images up.")
+    seen[identity] = folder
     deeper = 0
     try:
         with os.scandir(folder) as entries:
@@ -210,7 +230,7 @@ def _collect(folder: str, ancestors: tuple, paths: list, left_out: list, tree: T
                     continue
                 if _is_folder(entry):
                     if not _passed_over(entry, tree):
-                        deeper += _collect(entry.path, (*ancestors, identity), paths, left_out, tree, depth + 1)
+                        deeper += _collect(entry.path, (*ancestors, identity), seen, paths, left_out, tree, depth + 1)
                 elif _is_image(name):
                     paths.append(entry.path)
                     deeper += depth > 0
@@ -279,7 +299,8 @@ def _table(tree: Tree) -> pa.Table:
     except UnicodeEncodeError as error:
         raise UserError(f"the file name {error.object!r} under {tree.root} is not valid UTF-8; rename it.") from None
     images = pa.StructArray.from_arrays([pa.nulls(len(paths), pa.binary()), paths], ["bytes", "path"])
-    own = {"format": _FORMAT, "root": tree.root, "folders": tree.folders, "notes": tree.notes, "runs": tree.runs}
+    own = {"format": _FORMAT, "root": tree.root, "folders": tree.folders, "notes": tree.notes}
+    own |= {"runs": tree.runs, "models": tree.models}
     schema = features.arrow_schema
     schema = schema.with_metadata({**schema.metadata, _METADATA: json.dumps(own).encode()})
     return pa.table([images, pa.array(tree.labels, pa.int64())], schema=schema)
@@ -287,6 +308,14 @@ def _table(tree: Tree) -> pa.Table:
 
 def _is_of_a_run(folder: str) -> bool:
     return made_by_a_run(folder) or made_by_a_run(os.path.dirname(folder)) or os.path.lexists(f"{folder}/{_LOCK}")
+
+
+def _is_a_models(folder: str) -> bool:
+    """Whether `convert` or `export` wrote a folder, as its manifest says, which names no image."""
+    try:
+        return not any(map(_is_image, read_manifest(Path(folder))))
+    except UserError:
+        return False
 
 
 def _cache_path(root: str) -> Path:
@@ -301,7 +330,7 @@ def _read_index(cache: Path) -> tuple[datasets.Dataset, list[str]] | None:
             own = json.loads(reader.schema.metadata[_METADATA])
         if own["format"] != _FORMAT or any(os.stat(path).st_mtime_ns != time for path, time in own["folders"].items()):
             return None
-        if not all(map(_is_of_a_run, own["runs"])):
+        if not all(map(_is_of_a_run, own["runs"])) or not all(map(_is_a_models, own["models"])):
             return None  # classes like any other now
         return datasets.Dataset.from_file(str(cache)), own["notes"]
     except (OSError, ValueError, KeyError, TypeError, pa.ArrowInvalid):

@@ -1,13 +1,18 @@
 """Processes that read, decode and transform; whole micro-batches leave them. All that the default loader needs."""
 
 import atexit
+import contextlib
+import errno
 import gc
 import logging
+import math
 import multiprocessing
 import multiprocessing.queues
 import os
+import re
 import signal
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -34,6 +39,8 @@ _DIED = (
     "a loader process died ({}); usually memory ran out: lower --num_workers, or give a container more memory and"
     " shared memory (docker run --shm-size=8g)."
 )
+_TOO_MANY = re.compile("Too many open files|ancdata")
+_UNREACHABLE = (errno.ENOENT, errno.ECONNREFUSED, errno.ECONNRESET)  # a live process: its socket's file is gone
 log = logging.getLogger(__name__)
 
 
@@ -199,11 +206,11 @@ class WorkerPool:
         code = next((worker.exitcode for worker in dead), None)
         if code is None:
             return None
-        try:
-            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"{os.strerror(code)}"
-        except ValueError:
-            how = f"exit code {code}"
-        return _DIED.format(how)
+        if code >= 0:  # nothing that a lack of memory does
+            return f"a loader process ended with exit code {code}; --num_workers 0 does without them and shows why."
+        with contextlib.suppress(ValueError):
+            code = signal.Signals(-code).name
+        return _DIED.format(f"killed by {code}")
 
     def _start(self) -> Any:
         if self._iterator is None:
@@ -218,6 +225,11 @@ class WorkerPool:
         if "nvidia.dali" in sys.modules:
             # The workers are forked next. One that collects a pipeline left in a cycle waits for threads it has not.
             gc.collect()
+        if multiprocessing.current_process().daemon:
+            raise UserError(
+                "a daemonic process (as those of multiprocessing.Pool) may not start loader processes; do without them:"
+                " --num_workers 0."
+            )
         before = multiprocessing.active_children()
         # torch's own handler would raise wherever the main thread happens to be, in the middle of a training step too.
         signal_handling._SIGCHLD_handler_set = True
@@ -259,11 +271,8 @@ class WorkerPool:
                     time.sleep(0.05)  # its connections close a moment before it counts as dead
                 if sentence:
                     raise UserError(sentence) from error
-                if "Too many open files" in str(error) or "ancdata" in str(error):
-                    raise UserError(
-                        "the loader processes need more open files than this session may have; raise the limit"
-                        " (ulimit -n 65536), or lower --num_workers."
-                    ) from error
+                if _TOO_MANY.search(str(error)) or isinstance(error, OSError) and error.errno in _UNREACHABLE:
+                    raise UserError(_not_handed_over(error)) from error
                 if not str(error).startswith("DataLoader timed out"):
                     raise
             finally:
@@ -304,15 +313,22 @@ class _InWorker(Dataset):
         tensors = [value for value in batch.values() if isinstance(value, torch.Tensor)] if type(batch) is dict else []
         try:
             needed = sum(tensor.nbytes for tensor in tensors)
-            if os.path.isdir("/dev/shm"):  # memory that is not there is a bus error where it is first written to
-                status = os.statvfs("/dev/shm")
-                if needed > status.f_bavail * status.f_frsize:
-                    return _full(needed, "no space left")
+            if needed > _room():  # memory that is not there is a bus error where it is first written to
+                return _full(needed, "no space left")
             for tensor in tensors:
                 tensor.share_memory_()
         except (RuntimeError, OSError) as error:
             return _full(needed, first_line(error).rstrip("."))
         return batch
+
+
+def _room() -> float:
+    """Bytes that /dev/shm has left; infinity where it cannot be asked."""
+    try:
+        status = os.statvfs("/dev/shm")
+    except OSError:
+        return math.inf
+    return status.f_bavail * status.f_frsize
 
 
 def _full(needed: int, reason: str) -> _Failure:
@@ -372,9 +388,24 @@ def _start_worker(worker: int):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+    multiprocessing.queues.Queue._on_queue_feeder_error = _hand_over_the_reason  # type: ignore[attr-defined]
 
 
-def _end_worker(error, batch):
+def _hand_over_the_reason(queue, error, sent):
     # The thread that hands a batch over would print its error and go on without the batch, which the trainer waits for.
-    os._exit(getattr(error, "errno", None) or 1)
+    if not isinstance(sent, tuple) or isinstance(sent[1], _Failure):  # not even that
+        os._exit(1)
+    queue.put((sent[0], _Failure(_not_handed_over(error))))
+
+
+def _not_handed_over(error: BaseException) -> str:
+    if _TOO_MANY.search(str(error)):
+        return (
+            "the loader processes need more open files than this session may have; raise the limit (ulimit -n 65536),"
+            " or lower --num_workers."
+        )
+    return (
+        "a loader process cannot hand over its batch through a socket in"
+        f" {tempfile.tempdir or 'the temporary folder'} ({first_line(error).rstrip('.')}); set TMPDIR to a folder that"
+        " exists and has a short name, or do without such processes: --num_workers 0."
+    )

@@ -9,7 +9,7 @@ import reprlib
 import stat
 import types
 import typing
-from argparse import SUPPRESS, Namespace
+from argparse import SUPPRESS, ArgumentTypeError, Namespace
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 from transformers import HfArgumentParser
 
+from .. import cli
 from ..cli import HelpFormatter, OneLineErrors, program_name, say_new_spelling
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError, did_you_mean, first_line, printable
@@ -275,9 +276,10 @@ def _path(name: str, value: Any) -> Any:
     """A path whose `~` is the home folder, so that the recipe which a run writes means the same folder to everybody."""
     if not isinstance(value, str):
         return value  # None, or refused by `_coerce`
-    if not value or "\0" in value:
-        raise UserError(f"--{name} is {'empty' if not value else 'no path'}; name a folder, or leave it out.")
-    return os.path.expanduser(value)
+    try:
+        return cli.path(value)
+    except ArgumentTypeError as error:
+        raise UserError(f"--{name} {printable(str(error))}.") from None
 
 
 def _merged(values: dict, given: dict) -> dict:

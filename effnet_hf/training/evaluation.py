@@ -3,10 +3,12 @@
 from typing import Literal
 
 import torch
+from accelerate import Accelerator
 
-from ..checkpoint import open_checkpoint
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..data import BatchPlan, build_loaders
 from ..recipes import Recipe
+from .launcher import with_others
 from .loop import validate
 from .precision import start_accelerator, wants_channels_last
 
@@ -52,10 +54,16 @@ def validate_checkpoint(
         strict=strict,
     )
     recipe, accelerator, _ = start_accelerator(recipe, default="fp32")
+    with with_others():
+        return _validate(checkpoint, recipe, accelerator)
+
+
+def _validate(checkpoint: Checkpoint, recipe: Recipe, accelerator: Accelerator) -> dict[str, float] | None:
+    assert recipe.per_device_batch_size is not None
     loaders = build_loaders(
         recipe,
         checkpoint.processor,
-        BatchPlan(per_device_batch_size, accelerator.num_processes, rank=accelerator.process_index),
+        BatchPlan(recipe.per_device_batch_size, accelerator.num_processes, rank=accelerator.process_index),
         accelerator.device,
         train=False,
         class_names=checkpoint.class_names,
@@ -63,7 +71,7 @@ def validate_checkpoint(
     )
     try:
         network = checkpoint.load().to(accelerator.device)
-        figures = validate(network, loaders.val, accelerator, top_k)
+        figures = validate(network, loaders.val, accelerator, recipe.top_k)
         bad = torch.tensor(loaders.val.bad_files.count, device=accelerator.device)
         figures["bad_files"] = int(accelerator.reduce(bad, reduction="sum"))
     finally:

@@ -1,11 +1,13 @@
-"""What `accelerate launch` was told about precision, and whether it still lives.
+"""What `accelerate launch` was told about precision, and whether it and the other processes still live.
 
 Accelerate hands every script `ACCELERATE_MIXED_PRECISION=no`, whether somebody asked for single precision or nobody
 said anything. The two want different things here, so the launcher's own command line and configuration file are read.
 """
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -97,6 +99,34 @@ def _default_file() -> Path | None:
 
     path = Path(default_config_file)
     return path if path.is_file() else None
+
+
+# How gloo, NCCL, and the store through which processes meet say that another one is gone.
+_GONE = re.compile(
+    r"connection (was likely )?(closed|reset|refused)|broken pipe|remote process exited|ncclRemoteError|timed? ?out"
+    r"|wait timeout|pair closure|communicator was aborted|failed to recv|monitoredBarrier|store->get\("
+    r"|connectFullMesh failed|socket.* closed",
+    re.I,
+)
+
+
+@contextlib.contextmanager
+def with_others() -> Iterator[None]:
+    """Around what several processes do together: says that one of them is gone.
+
+    Raises:
+        UserError: so it is, instead of the traceback of whichever library noticed.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch's own kinds, such as `DistBackendError`, are some
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not _GONE.search(str(error)):
+            raise
+        reason = re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". ")[0].rstrip(".")
+        raise UserError(
+            f"another process of this run has ended, or answers no more ({reason}); its own line, or the launcher's,"
+            " says why. Start all of them again; a training goes on with --resume auto."
+        ) from error
 
 
 def _parent_that_launches() -> int | None:

@@ -3,6 +3,7 @@
 recipe -> accelerator -> build_run -> restore_run -> for every epoch: steps, checkpoint, validation -> best model + card
 """
 
+import contextlib
 import math
 import time
 
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from ..errors import OneProcessError, UserError, sentence_of
 from ..recipes import Recipe
 from ..run_folder import RunFolder
+from .launcher import with_others
 from .metrics import LatencyMeter, LossMeter, Speed, percentiles, topk_correct
 from .optim import distillation_loss, learning_rate, set_learning_rate, training_loss
 from .owner import only_run
@@ -35,9 +37,10 @@ def train(recipe: Recipe, quantization: Quantizing | None = None) -> int:
     Raises:
         UserError: what the caller can mend, in one sentence.
     """
-    recipe, accelerator, chosen = start_accelerator(recipe)
-    with only_run(accelerator, recipe.output_dir):
-        return _train(recipe, accelerator, chosen, quantization)
+    with with_others():
+        recipe, accelerator, chosen = start_accelerator(recipe)
+        with only_run(accelerator, recipe.output_dir):
+            return _train(recipe, accelerator, chosen, quantization)
 
 
 def _train(recipe: Recipe, accelerator: Accelerator, chosen: str, quantization: Quantizing | None) -> int:
@@ -51,14 +54,15 @@ def _train(recipe: Recipe, accelerator: Accelerator, chosen: str, quantization: 
     if isinstance(run.resumed, SavedRun):
         run.saved_updates = run.progress.total_updates
     try:
-        with run.interruption:
+        # A signal waits until all is published and closed. That takes seconds, but where a tracker uploads its files.
+        with run.interruption, contextlib.closing(run.report), contextlib.closing(run.loaders):
             with run.profiler:
                 if not train_epochs(run):
                     return stopped(run, "saved")
             if not run.progress.num_validated:  # what is published was looked at by nobody
                 refuse_divergence(run.spoilt().item(), run)
                 refuse_divergence(run.answer(), run, "the answer to a test image")
-            finish(run)  # takes seconds: a signal waits until it is done
+            finish(run)
         if recipe.push_to_hub:
             if run.interruption.received:
                 return stopped(run, "published, not pushed")
@@ -69,9 +73,6 @@ def _train(recipe: Recipe, accelerator: Accelerator, chosen: str, quantization: 
         if sentence is None:
             raise
         raise OneProcessError(sentence) from error
-    finally:
-        run.loaders.close()
-        run.report.close()
 
 
 def train_epochs(run: Run) -> bool:

@@ -26,6 +26,7 @@ PANELS = (  # (title, y label, [(row type, metric, legend)])
     ("Training throughput", "images/s", [("train", "train.total_ips", "")]),
 )
 STYLES = ("-", "--", ":")
+SOFTWARE = "effnet_hf"  # by which a drawing of ours is known
 _MOST = 10**15  # of a figure that is drawn: an axis needs room to both sides of it
 
 
@@ -84,7 +85,7 @@ def draw(runs: dict[str, Path], folder: Path) -> list[Path]:
     path = Path(folder) / "curves.png"
     try:
         with atomic_write(path, "wb") as file:
-            figure.savefig(file, dpi=110, format="png")
+            figure.savefig(file, dpi=110, format="png", metadata={"Software": SOFTWARE})
     finally:
         plt.close(figure)
     return [path]

@@ -5,23 +5,29 @@ between the first and the last step, and on a GPU the times are those between ev
 are waited for one by one, because a latency is of a finished batch.
 """
 
+import contextlib
 import itertools
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 
 from ..errors import UserError
 from ..files import atomic_write
 from ..hub import software_versions
+from ..reading import read_json
 from ..recipes import Recipe
 from ..run_folder import RunFolder
+from .launcher import with_others
 from .loop import train_step
 from .metrics import LatencyMeter, LossMeter, percentiles
 from .optim import learning_rate, set_learning_rate
+from .owner import on_main
 from .precision import start_accelerator
 from .run import Run
 from .setup import build_run, describe_device, introduce, restore_run
@@ -37,10 +43,16 @@ def benchmark_steps(recipe: Recipe, mode: str, steps: int) -> dict:
         `total_ips` and `compute_ips` (images per second of all processes, with and without waiting for data),
         `data_time` and `compute_time` (seconds per step), `latency_{p50,p95,p99,mean,max}` (milliseconds per step),
         and what they were measured on. Also written to `output_dir/benchmark.json`.
+
+    Raises:
+        UserError: the recipe or this machine do not allow it, or such a file is there that no benchmark wrote.
     """
     target = RunFolder(recipe.output_dir).benchmark
-    with tempfile.TemporaryDirectory() as scratch:  # a benchmark leaves no run behind
+    # A benchmark leaves no run behind.
+    with with_others(), tempfile.TemporaryDirectory() as scratch:
         recipe, accelerator, _ = start_accelerator(recipe)
+        if not recipe.overwrite:
+            on_main(accelerator, lambda: _refuse_to_replace(target))
         run = build_run(recipe.replace(output_dir=scratch, quiet=True, resume=None), accelerator)
         try:
             restore_run(run)
@@ -72,6 +84,19 @@ def benchmark_steps(recipe: Recipe, mode: str, steps: int) -> dict:
         with atomic_write(target) as file:
             file.write(json.dumps(figures, indent=1, allow_nan=False) + "\n")
     return figures
+
+
+def _refuse_to_replace(target: Path) -> None:
+    """Raises `UserError` for a file that is there and is not of an earlier benchmark."""
+    if not os.path.lexists(target):
+        return
+    with contextlib.suppress(UserError):
+        if {"mode", "steps", "total_ips", "compute_ips"} <= read_json(target).keys():
+            return
+    raise UserError(
+        f"{target} was not written by a benchmark; move it away, name another --output_dir, or replace it with"
+        " --overwrite."
+    )
 
 
 def training_steps(

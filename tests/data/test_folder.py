@@ -9,6 +9,7 @@ from effnet_hf.data import DataSource
 from effnet_hf.data import folder as folder_module
 from effnet_hf.data.folder import find_splits, list_images, open_folder, scan_tree
 from effnet_hf.errors import UserError
+from effnet_hf.manifest import write_manifest
 from effnet_hf.run_folder import MARK
 
 from .torture import encode, photo
@@ -85,6 +86,29 @@ def test_linked_folders_are_followed_and_loops_are_named(tmp_path):
         scan_tree(tmp_path / "data")
 
 
+def test_links_that_lead_to_one_folder_twice_are_named(tmp_path):
+    """A chain of thirty such links would be a billion folders of one image."""
+    write(tmp_path, "far/1.jpg", "data/a/1.jpg", "data/b/1.jpg")
+    for name in ("data/a/p", "data/b/p"):
+        (tmp_path / name).symlink_to(tmp_path / "far")
+    assert len(scan_tree(tmp_path / "data").paths) == 4  # one image may belong to two classes
+    (tmp_path / "data/a/q").symlink_to(tmp_path / "far")
+    for look in (scan_tree, list_images):
+        with pytest.raises(UserError, match=r"data/(a|b)/(p|q) are one folder; remove one of the symbolic links"):
+            look(tmp_path / "data")
+
+
+def test_endless_folders_are_named(tmp_path):
+    write(tmp_path, "a/1.jpg")
+    deep = tmp_path / "a"
+    for _ in range(150):
+        deep = deep / "d"
+    deep.mkdir(parents=True)
+    for look in (scan_tree, list_images):
+        with pytest.raises(UserError, match="has folders more than 100 deep in one another"):
+            look(tmp_path)
+
+
 def test_a_name_that_is_not_utf8_is_named(tmp_path):
     write(tmp_path, "a/1.jpg", "b/1.jpg")
     try:
@@ -123,6 +147,41 @@ def test_a_folder_that_a_run_has_just_locked_is_no_class(tmp_path):
     (tmp_path / "exp1" / ".lock").unlink()
     with pytest.raises(UserError, match="exp1 holds no images"):
         scan_tree(tmp_path)
+
+
+def exported(folder):
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(b"model")
+    write_manifest(folder)
+
+
+def test_a_model_beside_the_classes_is_none(tmp_path):
+    write(tmp_path, "a/1.jpg", "b/1.jpg")
+    exported(tmp_path / "onnx")
+    tree = scan_tree(tmp_path)
+    assert tree.classes == ["a", "b"]
+    assert tree.notes == [f"passed over, a converted or exported model's: {tmp_path}/onnx."]
+    write(tmp_path, "onnx/1.jpg")  # a user's, in a class of that name
+    assert scan_tree(tmp_path).classes == ["a", "b", "onnx"]
+    write(tmp_path, "web/manifest.json")  # somebody else's
+    with pytest.raises(UserError, match="web holds no images"):
+        scan_tree(tmp_path)
+
+
+def test_a_model_beside_the_only_validation_folder_changes_nothing(tmp_path):
+    write(tmp_path, "val/a/1.jpg", "val/b/1.jpg")
+    exported(tmp_path / "onnx")
+    assert find_splits(tmp_path) == (tmp_path / "train", tmp_path / "val")
+
+
+def test_a_remembered_list_forgets_a_model_that_is_one_no_more(tmp_path):
+    write(tmp_path, "a/1.jpg", "b/1.jpg")
+    exported(tmp_path / "onnx")
+    age(tmp_path)
+    assert [open_folder(tmp_path)[0].features["label"].names for _ in range(2)] == [["a", "b"]] * 2
+    (tmp_path / "onnx/manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="onnx holds no images"):
+        open_folder(tmp_path)
 
 
 def test_a_run_in_the_data_folder_itself_leaves_no_classes(tmp_path):

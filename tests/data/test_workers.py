@@ -3,7 +3,9 @@
 import faulthandler
 import gc
 import logging
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from effnet_hf.errors import UserError
 
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="has neither fork nor alarm")
+ENDS = 77
 DIED = "a loader process died "
 
 
@@ -31,6 +34,8 @@ class Numbers(Dataset):
     def __getitem__(self, request):
         seconds, count = request
         time.sleep(seconds)
+        if count == ENDS:
+            os._exit(3)
         if count < 0:
             raise MemoryError
         return {"index": torch.arange(count)}
@@ -242,8 +247,50 @@ def test_what_the_handing_thread_cannot_do_ends_the_worker_instead_of_losing_the
     monkeypatch.setitem(
         __import__("multiprocessing.reduction").reduction.ForkingPickler._extra_reducers, torch.Tensor, no_more_files
     )
-    with pytest.raises(UserError, match=DIED + r"\(Too many open files\)"):
+    with pytest.raises(UserError, match="need more open files than this session may have; raise the limit"):
         list(pool().batches(iter([(0, 1)])))
+
+
+@pytest.mark.parametrize("place, reason", [("x" * 90, "AF_UNIX path too long"), ("gone/", "No such file or directory")])
+def test_a_folder_that_takes_no_socket_is_one_sentence(place, reason, pool, tmp_path, monkeypatch):
+    """TMPDIR, as clusters set it, or one that was removed meanwhile."""
+    folder = tmp_path / place
+    if not place.endswith("/"):
+        folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
+    with pytest.raises(UserError, match=rf"through a socket in {folder} \(.*{reason}.*\); set TMPDIR to a folder"):
+        list(pool().batches(iter([(0, 1)])))
+
+
+def test_a_socket_that_is_removed_meanwhile_is_one_sentence(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(worker_pool, "_LEAVE", 0.2)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setitem(multiprocessing.current_process()._config, "tempdir", None)
+    batches = pool().batches(iter([(0, 1)] * 9))
+    next(batches)
+    shutil.rmtree(next(tmp_path.glob("pymp-*")))
+    with pytest.raises(UserError, match="cannot hand over its batch through a socket"):
+        list(batches)
+
+
+def test_a_worker_that_ends_by_itself_is_not_said_to_lack_memory(pool):
+    with pytest.raises(UserError, match="a loader process ended with exit code 3; --num_workers 0 does"):
+        list(pool().batches(iter([(0, ENDS)])))
+
+
+def test_shared_memory_that_cannot_be_asked_is_used(pool, monkeypatch):
+    def refuse(_):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(os, "statvfs", refuse)
+    assert [batch["index"].tolist() for batch in pool().batches(iter([(0, 3)]))] == [[0, 1, 2]]
+
+
+def test_a_daemonic_process_is_told_that_it_may_have_none(pool, monkeypatch):
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    with pytest.raises(UserError, match="a daemonic process .* do without them: --num_workers 0"):
+        list(pool().batches(iter([(0, 3)])))
 
 
 @pytest.mark.parametrize("loader", ["imagefolder", "dali-cpu"])

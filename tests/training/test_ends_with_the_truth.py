@@ -200,6 +200,16 @@ def test_a_signal_in_publishing_waits_until_it_is_done(squares, tiny, whole_run,
     assert names == {path.name for path in whole_run.iterdir()}
 
 
+@pytest.mark.parametrize("push, code", [(False, 0), (True, EXIT_INTERRUPTED)])
+def test_a_signal_while_a_tracker_uploads_changes_nothing(push, code, squares, tiny, tmp_path, monkeypatch):
+    send_at(monkeypatch, Report, "close", 1)
+    monkeypatch.setattr(publish, "push_folder", lambda *_, **__: pytest.fail("it takes minutes"))
+    to_hub = {"push_to_hub": True, "hub_model_id": "me/x"} if push else {}
+    assert train(recipe_of(squares, tiny, tmp_path, epochs=1, **to_hub)) == code
+    assert json.loads((tmp_path / "summary.json").read_text())["updates"] == 4
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def test_what_was_published_is_not_pushed_after_a_signal(squares, tiny, tmp_path, monkeypatch, capsys):
     send_at(monkeypatch, publish, "draw", 1)
     monkeypatch.setattr(publish, "push_folder", lambda *_, **__: pytest.fail("it takes minutes"))
