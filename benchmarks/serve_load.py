@@ -30,7 +30,7 @@ from lib.environment import environment, resolve_device
 from lib.report import table, write_figures
 from PIL import Image, features
 
-from effnet_hf.cli import ArgumentParser, at_least, run
+from effnet_hf.cli import ArgumentParser, at_least, path, run
 from effnet_hf.errors import UserError
 
 
@@ -339,13 +339,13 @@ async def everything(arguments, images: list[bytes]) -> dict:
 
 def main() -> int:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder that `effnet-hf export` wrote")
-    parser.add_argument("--images", required=True, help="folder of JPEG files for the good requests")
+    parser.add_argument("--model", type=path, required=True, help="folder that `effnet-hf export` wrote")
+    parser.add_argument("--images", type=path, required=True, help="folder of JPEG files for the good requests")
     parser.add_argument("--good", type=at_least(1), default=200, help="requests at once")
     parser.add_argument("--bad", type=at_least(1), default=200, help="bad clients at once")
     parser.add_argument("--waves", type=at_least(1), default=5, help="of good requests, one after the other")
     parser.add_argument("--half_sent", type=at_least(0), default=800, help="requests that are half-sent at the end")
-    parser.add_argument("--output", help="write the figures to this JSON file")
+    parser.add_argument("--output", type=path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
     images = [path.read_bytes() for path in sorted(Path(arguments.images).rglob("*.[jJ][pP]*[gG]"))[:500]]
     if not images:

@@ -20,14 +20,16 @@ import json
 import re
 import resource
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
 import h11
 import psutil
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import HTMLResponse
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
 from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from uvicorn import Config, Server
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -50,15 +52,9 @@ def make_app(classifier, name: str = "EfficientNet", hosts=LOCAL, docs: bool = F
     """`GET /` is the page, `POST /classify` takes one image, as form field `image` or as the body.
 
     Every refusal is JSON whose `detail` is a sentence: 400 for a Host that is none of `hosts`, 413 for an image that is
-    too large to send or to open, 415 for what is no image, 422 for a form without one, 503 with Retry-After when too
-    many wait. `docs` adds FastAPI's /docs.
+    too large to send or to open, 415 for what is no image, 422 for a form without one, 500 where the
+    model gives no answer, 503 with Retry-After when too many wait or there is no model. `docs` adds FastAPI's /docs.
     """
-
-    def check_host(request: Request) -> None:  # a page of somebody else's may have led a browser here by its own name
-        found = re.fullmatch(r"(?:\[([\da-f:.]+)\]|([\w.-]+))(?::\d+)?", request.headers.get("host", "").lower())
-        if found and (found[1] or found[2]) in hosts:
-            return
-        raise HTTPException(400, "This server does not answer to that name; --allow_host adds one.")
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI):
@@ -67,7 +63,8 @@ def make_app(classifier, name: str = "EfficientNet", hosts=LOCAL, docs: bool = F
 
     # Without a description of the interface there is no page about it.
     openapi_url = "/openapi.json" if docs else None
-    app = FastAPI(title=name, lifespan=lifespan, dependencies=[Depends(check_host)], openapi_url=openapi_url)
+    app = FastAPI(title=name, lifespan=lifespan, openapi_url=openapi_url, redirect_slashes=False)
+    app.add_middleware(KnownHost, hosts=hosts)
     page = PAGE.read_text("utf-8").replace("{{name}}", html.escape(name))
     held: dict[Request, int] = {}  # bytes of the images that are being sent or wait
     waiting: set[Request] = set()
@@ -82,6 +79,8 @@ def make_app(classifier, name: str = "EfficientNet", hosts=LOCAL, docs: bool = F
 
     @app.get("/healthz")
     async def healthz() -> dict:
+        if not classifier.ready():
+            raise busy("The server cannot open its model; its stderr says why.")
         return {"ok": True, "classes": classifier.classes}
 
     @app.post("/classify")
@@ -92,6 +91,8 @@ def make_app(classifier, name: str = "EfficientNet", hosts=LOCAL, docs: bool = F
                 raise busy()
             waiting.add(request)
             status, answer = await answered(request, image)
+            if status == 503:
+                raise busy(answer["detail"])
             return Response(json.dumps(answer), status, media_type="application/json")
         except asyncio.CancelledError:  # the time to end is over
             raise busy("The server is ending.") from None
@@ -132,6 +133,24 @@ def make_app(classifier, name: str = "EfficientNet", hosts=LOCAL, docs: bool = F
             left.cancel()
 
     return app
+
+
+class KnownHost:
+    """Refuses every request for a name that is none of `hosts`, whatever its path: a page of somebody else's may have
+    led a browser here by its own name."""
+
+    def __init__(self, app, hosts):
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope, receive, send) -> None:
+        app = self.app
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host", "").lower()
+            found = re.fullmatch(r"(?:\[([\da-f:.]+)\]|([\w.-]+))(?::\d+)?", host)
+            if not found or (found[1] or found[2]) not in self.hosts:
+                detail = "This server does not answer to that name; --allow_host adds one."
+                app = JSONResponse({"detail": detail}, 400)
+        await app(scope, receive, send)
 
 
 def image_of(body: bytes, content_type: str) -> bytes:
@@ -275,10 +294,18 @@ def names_of(host: str) -> set[str]:
 
 class OneLineErrors(argparse.ArgumentParser):
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
+        self.exit(2, f"{self.prog}: error: {shown}\n")
 
 
 def main() -> None:
+    try:
+        serve()
+    except KeyboardInterrupt:  # while it loads; later the server ends by it when all is answered
+        sys.exit(130)
+
+
+def serve() -> None:
     parser = OneLineErrors(description="Serve a page that classifies images.", allow_abbrev=False)
     parser.add_argument("--model", required=True, help="folder that `effnet-hf export` wrote, or a Hub id of one")
     parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets other machines in")

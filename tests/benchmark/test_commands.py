@@ -168,7 +168,7 @@ def test_loaders_and_decoders_take_turns_and_have_a_page(command, tmp_path):
             colour = (100 * label, 60 * i, 30)
             Image.new("RGB", (64, 48), colour).save(tmp_path / "images" / f"class{label}" / f"{i}.jpg")
     output = tmp_path / "results" / "data.json"
-    small = "--image_size 32 --batch_size 4 --batches 1 --rounds 3 --augmentation none".split()
+    small = "--image_size 32 --batch_size 4 --batches 30 --rounds 3 --augmentation none".split()
     code, out, _ = command("data", "--data_dir", tmp_path / "images", *small, "--output", output)
     figures = json.loads(output.read_text())
     assert code == 0 and figures["kind"] == "data" and str(tmp_path) not in json.dumps(figures)

@@ -270,7 +270,7 @@ CASES = {
         ("data --data_dir {data}/train --rounds 0", "--rounds: must be a whole number of at least 1"),
         ("data --data_dir {data}/train --batch_size 4096", "lower --batch_size"),
         ("data --data_dir {data}/train --augmentation cutout", "invalid choice: 'cutout'"),
-        ("data --data_dir {data}/train --rounds 1 --batches 9 --batch_size 2 --image_size 8", "no plain JPEG"),
+        ("data --data_dir {data}/train --rounds 1 --batches 30 --batch_size 4 --image_size 32", "no plain JPEG"),
         ("data --data_dir {data}/train --output {empty-folder}", "is a folder; name a file"),
     ],
     "effnet_hf.commands.scan": [

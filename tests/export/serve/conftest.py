@@ -48,13 +48,16 @@ class Here:
     def __init__(self, workers, folder):
         self.model, self.workers = ONNXEfficientNet.from_pretrained(folder), workers
         self.classes, self.closed, self.calls = self.model.config.num_labels, False, 0
-        self.may_answer = asyncio.Event()
+        self.is_ready, self.may_answer = True, asyncio.Event()
         self.may_answer.set()
 
     async def classify(self, data: bytes) -> tuple[int, dict]:
         self.calls += 1
         await self.may_answer.wait()
         return self.workers.classified(self.model, data, self.workers.SLOW)
+
+    def ready(self) -> bool:
+        return self.is_ready
 
     def close(self) -> None:
         self.closed = True

@@ -1,6 +1,5 @@
 """The serving example: its answers, what it refuses, and the page in a real browser."""
 
-import json
 import os
 import shutil
 import socket
@@ -13,7 +12,11 @@ import pytest
 from PIL import Image, features
 from transformers import pipeline
 
-from effnet_hf import EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
+from effnet_hf import (
+    EfficientNetNVForImageClassification,
+    EfficientNetNVImageProcessor,
+    image_processing_efficientnet_nv,
+)
 from effnet_hf.export import ONNXEfficientNet, export_model
 
 from .conftest import HOSTS, Here, as_bytes, open_client, send
@@ -114,12 +117,22 @@ def test_pixels_and_memory_are_limited(workers, here, image, monkeypatch):
     huge = as_bytes(Image.new("1", (20_000, 15_000)), "PNG")  # Pillow's own limit
     assert workers.classified(here.model, huge, workers.SLOW)[0] == 413
 
-    def no_memory(image):
-        raise MemoryError
+    def raises(error):
+        def function(*_, **__):
+            raise error
 
-    monkeypatch.setattr("effnet_hf.image_processing_efficientnet_nv.to_rgb", no_memory)
-    status, answer = workers.classified(here.model, grey, workers.QUICK)
-    assert status == 413 and "384 MB" in answer["detail"]
+        return function
+
+    session = type("Session", (), {"run": raises(RuntimeError("Failed to allocate memory for requested buffer"))})()
+    for owner, name, value in (
+        (here.model, "classify", raises(MemoryError())),
+        (here.model, "session", session),
+        (image_processing_efficientnet_nv, "to_rgb", raises(MemoryError())),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, value)
+            status, answer = workers.classified(here.model, grey, workers.QUICK)
+        assert status == 413 and "384 MB" in answer["detail"], name
 
 
 def test_size_is_limited_with_and_without_a_length(client, serve, here, monkeypatch):
@@ -203,7 +216,23 @@ def test_page_health_and_no_description(client, serve, here):
     assert client.get("/healthz").json() == {"ok": True, "classes": 3}
     for path in ("/docs", "/redoc", "/openapi.json"):
         assert client.get(path).status_code == 404
-    assert open_client(serve.make_app(here, hosts=HOSTS, docs=True)).get("/docs").status_code == 200
+    documented = open_client(serve.make_app(here, hosts=HOSTS, docs=True))
+    for path in ("/docs", "/openapi.json"):
+        assert documented.get(path).status_code == 200
+        assert documented.get(path, headers={"host": "evil.example"}).status_code == 400
+
+
+def test_a_server_without_a_model_says_so(client, here, image, monkeypatch):
+    async def classify(data):
+        return 503, {"detail": "no model."}
+
+    here.is_ready = False
+    monkeypatch.setattr(here, "classify", classify)
+    for answer, said in (
+        (client.get("/healthz"), "cannot open its model"),
+        (send(client, as_bytes(image)), "no model."),
+    ):
+        assert answer.status_code == 503 and answer.headers["retry-after"] and said in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(
@@ -224,12 +253,18 @@ def test_page_health_and_no_description(client, serve, here):
     ],
 )
 def test_only_its_own_names_are_answered(client, image, host, answered):
-    for answer in (
-        client.get("/healthz", headers={"host": host}),
-        client.get("/", headers={"host": host}),
-        client.post("/classify", content=as_bytes(image), headers={"host": host, "content-type": "image/jpeg"}),
+    head = {"host": host, "content-type": "image/jpeg"}
+    for method, path, status in (
+        ("GET", "/healthz", 200),
+        ("GET", "/", 200),
+        ("POST", "/classify", 200),
+        ("POST", "/classify/", 404),  # no redirect to a name that a caller chose
+        ("GET", "/other", 404),
+        ("PUT", "/classify", 405),
+        ("OPTIONS", "/classify", 405),
     ):
-        assert answer.status_code == (200 if answered else 400), answer.text
+        answer = client.request(method, path, content=as_bytes(image), headers=head, follow_redirects=False)
+        assert answer.status_code == (status if answered else 400), (path, answer.text)
         if not answered:
             assert "that name" in answer.json()["detail"]
 
@@ -276,38 +311,33 @@ def test_a_port_in_use_is_one_line(serve, monkeypatch, capsys):
             assert stop.value.code == 2 and err.startswith("app.py: error: ") and err.count("\n") == 1
 
 
-def test_no_such_model_is_one_line(serve, workers, tmp_path, monkeypatch, capsys):
-    sent = []
-    monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
-    pipe = type("Pipe", (), {"send_bytes": lambda self, data: sent.append(json.loads(data))})()
-    workers.work(pipe, str(tmp_path / "none"), workers.QUICK)  # what a worker says to the server
-    assert sent == [{"problem": f"{tmp_path / 'none'} is not a folder; name one that effnet-hf export wrote."}]
-
+def test_a_model_that_cannot_be_opened_is_one_line(serve, monkeypatch, capsys):
     def classifier(folder):
-        raise ValueError(sent[0]["problem"])
+        raise ValueError("none is not a folder.")
 
     monkeypatch.setattr(serve, "Classifier", classifier)
     monkeypatch.setattr(sys, "argv", ["app.py", "--model", "none", "--port", "0"])
     with pytest.raises(SystemExit) as stop:
         serve.main()
-    assert stop.value.code == 2 and capsys.readouterr().err == f"app.py: error: {sent[0]['problem']}\n"
+    assert stop.value.code == 2 and capsys.readouterr().err == "app.py: error: none is not a folder.\n"
 
 
-def test_a_model_that_is_gone_is_said(workers, monkeypatch):
-    worker = object.__new__(workers.Worker)
-    worker.folder, worker.limits, worker.closed, started = "m", workers.QUICK, False, []
-    worker.classes = 0
-    worker.pipe = type("Pipe", (), {"recv_bytes": lambda self: b'{"problem": "m is not a folder."}'})()
-    monkeypatch.setattr(worker, "start", lambda: started.append(1))
-    status, answer = worker.classify(b"")
-    assert status == 500 and "cannot open its model" in answer["detail"] and started
+def test_ctrl_c_while_it_loads_is_quiet(serve, monkeypatch, capsys):
+    def classifier(folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(serve, "Classifier", classifier)
+    monkeypatch.setattr(sys, "argv", ["app.py", "--model", "m", "--port", "0"])
+    with pytest.raises(SystemExit) as stop:
+        serve.main()
+    assert stop.value.code == 130 and capsys.readouterr() == ("", "")
 
 
 def test_a_wrong_flag_is_one_line(serve, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["app.py", "--model", "m", "--prot", "1"])
+    monkeypatch.setattr(sys, "argv", ["app.py", "--model", "m", "--prot\x1b[2J\n", "ü"])
     with pytest.raises(SystemExit):
         serve.main()
-    assert capsys.readouterr().err.count("\n") == 1
+    assert capsys.readouterr().err == "app.py: error: unrecognized arguments: --prot\\x1b[2J\\n ü\n"
 
 
 DROP = """([bytes, name]) => {

@@ -155,8 +155,7 @@ def test_an_image_that_is_slow_or_kills_its_process_is_refused_alone(load, serve
     for worker in load.psutil.Process(served.process.pid).children(recursive=True):
         if worker.nice() > 0:
             worker.kill()
-    answers = [ask(load, served, good) for _ in range(8)]  # who finds a dead process may be refused
-    assert [status for status, _ in answers[4:]] == [200] * 4
+    assert [ask(load, served, good)[0] for _ in range(4)] == [200] * 4
 
 
 @pytest.mark.slow  # starts the server: its processes import torch
