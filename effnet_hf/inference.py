@@ -16,6 +16,7 @@ from .quiet import only_errors
 
 
 PLOT_FORMATS = (".png", ".pdf", ".svg", ".webp")
+PIXELS_AT_ONCE = 100_000_000  # 300 MB of RGB
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -63,8 +64,7 @@ class Classifier:
         Raises:
             UserError: the network answers with NaN or infinity.
         """
-        for start in range(0, len(paths), batch_size):
-            batch = [(path, *_open(path)) for path in paths[start : start + batch_size]]
+        for batch in _batches(paths, batch_size):
             pictures = [picture for _, picture, _ in batch if picture is not None]
             with self.autocast:
                 found = iter(self.pipeline(pictures, top_k=top_k, batch_size=batch_size) if pictures else [])
@@ -101,6 +101,21 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
+def _batches(paths: list[Path], size: int) -> Iterator[list[tuple[Path, Image.Image | None, str | None]]]:
+    """Opened images, at most `size` at once, and fewer where they are large: they are held as they are until then."""
+    batch, pixels = [], 0
+    for path in paths:
+        picture, error = _open(path)
+        own = picture.width * picture.height if picture is not None else 0
+        if batch and (len(batch) == size or pixels + own > PIXELS_AT_ONCE):
+            yield batch
+            batch, pixels = [], 0
+        batch.append((path, picture, error))
+        pixels += own
+    if batch:
+        yield batch
+
+
 def _open(path: Path) -> tuple[Image.Image | None, str | None]:
     try:
         return Picture(read_file(path)).rgb(), None
@@ -122,6 +137,7 @@ def draw_predictions(results: list[Prediction], path: str, most: int = 12) -> No
     for (left, right), result in zip(axes, shown):
         picture, _ = _open(result.path)
         if picture is not None:  # it was there when it was classified
+            picture.thumbnail((600, 600))
             left.imshow(picture)
         left.set_title(printable(result.path.name), fontsize=8, parse_math=False)
         left.axis("off")

@@ -10,7 +10,12 @@ import pytest
 from PIL import features
 from safetensors.torch import load_file, save_file
 
-from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
+from effnet_hf import (
+    EfficientNetNVConfig,
+    EfficientNetNVForImageClassification,
+    EfficientNetNVImageProcessor,
+    inference,
+)
 from effnet_hf.commands.classify import find_images
 from effnet_hf.errors import UserError
 from effnet_hf.run_folder import MARK
@@ -82,6 +87,17 @@ def test_patterns_go_as_in_a_shell(tmp_path, monkeypatch):
     assert find_images(["**/*.png"]) == list(map(Path, wanted))
     assert find_images(["a/**"]) == [Path("a", name) for name in ("1.png", "b", "b/2.png", "x", "y")]
     assert find_images(["**/b/**/*.png", "o*/?.jpg"]) == [Path("a/b/2.png"), Path("other/5.jpg")]
+
+
+def test_large_images_are_not_held_together(classify, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "PIXELS_AT_ONCE", 15_000)
+    for i, side in enumerate((96, 16, 96, 200, 16, 16, 16, 16, 96)):
+        (tmp_path / f"{i}.png").write_bytes(encode(photo(1, side, side), "PNG"))
+    paths = sorted(tmp_path.iterdir())
+    sizes = [[len(batch), sum(image.width**2 for _, image, _ in batch)] for batch in inference._batches(paths, 4)]
+    assert sizes == [[2, 96**2 + 16**2], [1, 96**2], [1, 200**2], [4, 4 * 16**2], [1, 96**2]]
+    code, out, _ = classify("--json", tmp_path)
+    assert code == 0 and [Path(json.loads(line)["path"]) for line in out.splitlines()] == paths
 
 
 def test_an_eps_called_jpg_starts_no_ghostscript(classify, tmp_path, monkeypatch):
@@ -204,3 +220,7 @@ def test_validate_passes_one_bad_image_over_and_has_the_flags_it_names(model, mo
     assert code == 2 and "2 of 6 images are unreadable, more than --max_bad_files 0.01 allows" in err
     code, out, _ = validate("--max_bad_files", "0.5")
     assert code == 0 and "on 4 images, 2 unreadable left out, " in out
+    for path in tmp_path.glob("*/?.jpg"):
+        path.write_bytes(b"")
+    code, _, err = validate("--max_bad_files", "1")
+    assert code == 2 and err.endswith("no validation image can be read; `effnet-hf scan` names what is wrong with them.\n")

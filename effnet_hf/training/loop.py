@@ -324,6 +324,8 @@ def validate(model, loader, accelerator, top_k: int = 5, interruption: Interrupt
     if sums[4]:
         raise Stopped
     if not sums[3]:
+        if loader.num_samples:
+            raise UserError("no validation image can be read; `effnet-hf scan` names what is wrong with them.")
         raise UserError("there is no image to validate on: give a val/ folder or --val_fraction.")
     if not math.isfinite(sums[2]):
         raise Diverged(sums[2] / sums[3], int(sums[3]))
