@@ -64,8 +64,18 @@ PROMISES = {
     "fields": Promise(
         "A wrong value is one sentence that names file and field",
         "wrong types, signs, sizes and nestings in every field of config.json, preprocessor_config.json, recipes,"
-        " trainer state and progress.json",
-        tests=["tests/errors/test_fields.py", "tests/training/test_proved_checkpoints.py", "-k", "not damage"],
+        " trainer state and progress.json; crafted pickles, shards and graphs",
+        tests=[
+            "tests/errors/test_fields.py",
+            "tests/test_checkpoint.py",
+            "tests/test_reading.py",
+            "tests/conversion/test_malformed.py",
+            "tests/conversion/test_trainer_state.py",
+            "tests/export/test_foreign.py",
+            "tests/training/test_proved_checkpoints.py",
+            "-k",
+            "not damage",
+        ],
     ),
     "data": Promise(
         "A run is not gone on with on other images without a word",
@@ -79,8 +89,15 @@ PROMISES = {
     ),
     "owner": Promise(
         "A run touches only what runs made, and is alone in its folder",
-        "folders of others, links, names taken meanwhile, two runs at once, machines without common locks",
-        tests=["tests/training/test_owner.py", "tests/test_lock.py", "tests/errors/test_paths.py"],
+        "folders of others, links, names taken meanwhile, two runs at once, machines without common locks,"
+        " damaged marks, devices, mount points",
+        tests=[
+            "tests/training/test_owner.py",
+            "tests/test_lock.py",
+            "tests/test_file_systems.py",
+            "tests/test_small_outputs.py",
+            "tests/errors/test_paths.py",
+        ],
     ),
     "disk": Promise(
         "A full disk is one line, and what was saved before is whole",
@@ -89,8 +106,9 @@ PROMISES = {
     ),
     "ends": Promise(
         "A run ends with the truth, whatever signal, console or divergence ends it: 0 done, 75 saved, 2 a line",
-        "signals at start, in steps, validation, publication and waits for data; pipes that close; NaN",
-        tests=["tests/training/test_ends_with_the_truth.py"],
+        "signals at start, in steps, validation, publication and waits for data; pipes that close; NaN;"
+        " processes of one run that are lost",
+        tests=["tests/training/test_ends_with_the_truth.py", "tests/training/test_launcher.py"],
     ),
     "workers": Promise(
         "A loader process that dies or finds shared memory full is one line, and no hang",
@@ -99,8 +117,14 @@ PROMISES = {
     ),
     "images": Promise(
         "A broken or hostile image is one reason in a list, and costs neither the run nor its neighbours",
-        "truncated, forged, huge, deep, locked and vanishing files of every format, pipes, odd names",
-        tests=["tests/data/test_pictures.py", "tests/data/test_bad_files.py", "tests/test_classify.py"],
+        "truncated, forged, huge, deep, locked and vanishing files of every format, endless scans, damaged EXIF,"
+        " pipes, links, odd names",
+        tests=[
+            "tests/data/test_pictures.py",
+            "tests/data/test_folder.py",
+            "tests/data/test_bad_files.py",
+            "tests/test_classify.py",
+        ],
     ),
     "serve": Promise(
         "The serving example answers good callers while bad ones do their worst, and ends when told",
