@@ -103,7 +103,8 @@ def find_device(name: str | None) -> torch.device:
 
 def _batches(paths: list[Path], size: int) -> Iterator[list[tuple[Path, Image.Image | None, str | None]]]:
     """Opened images, at most `size` at once, and fewer where they are large: they are held as they are until then."""
-    batch, pixels = [], 0
+    batch: list[tuple[Path, Image.Image | None, str | None]] = []
+    pixels = 0
     for path in paths:
         picture, error = _open(path)
         own = picture.width * picture.height if picture is not None else 0

@@ -77,7 +77,8 @@ def programs() -> list[list[str]]:
 
 
 def has_our_parser(source: str) -> bool:
-    return any(word in source for word in ("effnet_hf.cli", "import cli", "parse_recipe", "run_command"))
+    ours = any(word in source for word in ("effnet_hf.cli", "import cli", "parse_recipe", "run_command"))
+    return ours and "__main__" in source
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import shutil
+import signal
 import time
 
 import numpy as np
@@ -152,10 +154,34 @@ def test_an_image_that_is_slow_or_kills_its_process_is_refused_alone(load, serve
     for side, status in ((5000, 200), (7000, 200), (7200, 413)):  # of 25, 49 and 52 megapixels
         deep = as_bytes(Image.fromarray(np.zeros((side, side), np.uint16)), "PNG")
         assert ask(load, served, load.form(deep))[0] == status
-    for worker in load.psutil.Process(served.process.pid).children(recursive=True):
-        if worker.nice() > 0:
-            worker.kill()
-    assert [ask(load, served, good)[0] for _ in range(4)] == [200] * 4
+    assert ask(load, served, good)[0] == 200
+
+
+@pytest.mark.slow  # starts the server: its processes import torch
+def test_a_good_image_is_answered_whatever_becomes_of_the_processes(load, exported, image, tmp_path):
+    good, health = load.form(as_bytes(image)), b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    folder = shutil.copytree(exported, tmp_path / "onnx")
+
+    def send_all(sent: signal.Signals, server: bool = False) -> None:
+        for child in load.psutil.Process(served.process.pid).children():  # the one that starts the others
+            for process in [*child.children(), *([child] if server else [])]:
+                process.send_signal(sent)
+
+    with load.Served(str(folder)) as served:
+        for sent, server in ((signal.SIGKILL, False), (signal.SIGTERM, False), (signal.SIGKILL, True)):
+            send_all(sent, server)
+            assert [ask(load, served, good)[0] for _ in range(4)] == [200] * 4
+        send_all(signal.SIGSTOP)
+        assert ask(load, served, good)[0] == 200
+        folder.rename(tmp_path / "away")
+        send_all(signal.SIGKILL)
+        assert {ask(load, served, good)[0] for _ in range(16)} == {503}
+        assert ask(load, served, health)[0] == 503
+        (tmp_path / "away").rename(folder)
+        deadline = time.monotonic() + 30
+        while ask(load, served, health)[0] == 503 and time.monotonic() < deadline:  # mends it without an image
+            time.sleep(0.1)
+        assert [ask(load, served, good)[0] for _ in range(4)] == [200] * 4
 
 
 @pytest.mark.slow  # starts the server: its processes import torch
