@@ -223,4 +223,4 @@ def test_validate_passes_one_bad_image_over_and_has_the_flags_it_names(model, mo
     for path in tmp_path.glob("*/?.jpg"):
         path.write_bytes(b"")
     code, _, err = validate("--max_bad_files", "1")
-    assert code == 2 and err.endswith("no validation image can be read; `effnet-hf scan` names what is wrong with them.\n")
+    assert code == 2 and "no validation image can be read; `effnet-hf scan` names what is wrong with them." in err
