@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from .errors import UserError, printable
 MANIFEST = "manifest.json"
 _FORMAT = 1
 _LARGEST = 64 << 20  # bytes of a manifest; a file in it takes 150
-_READ = (".bin", ".json", ".parquet", ".safetensors", ".yaml")
 
 
 def write_manifest(folder: Path) -> None:
@@ -23,12 +23,12 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def problem(folder: Path, only: tuple[str, ...] | None = None, alone: bool = False) -> str | None:
+def problem(folder: Path, only: tuple[str, ...] | None = None, read: re.Pattern | None = None) -> str | None:
     """What differs from the manifest, as the end of a sentence about the folder; None where all is as it was written.
 
     Args:
         only: look at the files of these names, as far as there are any, and at no others.
-        alone: nothing else that a program would read may lie there, as in a checkpoint; notes of a user may.
+        read: a pattern of names that somebody would read: none of these may lie there that the manifest has not.
     """
     try:
         files = read_manifest(folder)
@@ -51,8 +51,8 @@ def problem(folder: Path, only: tuple[str, ...] | None = None, alone: bool = Fal
         except OSError as error:
             return f"{printable(name)} cannot be read: {error.strerror}"
     there = only or ()
-    if alone:
-        there = tuple(name for name in sorted(_files(folder)) if name.endswith(_READ) and not name.startswith("."))
+    if read is not None:
+        there = tuple(filter(read.fullmatch, sorted(_files(folder))))
     for name in there:
         if name not in files and os.path.lexists(folder / name):
             return f"{printable(name)} is not in its {MANIFEST}"

@@ -10,7 +10,7 @@ import reprlib
 import stat
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +30,7 @@ _NEVER_NEGATIVE = ("running_var", "num_batches_tracked", "_amax", "square_avg", 
 _REBUILDS = tuple(f"torch._utils _rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter"))
 _CALLS = (*_REBUILDS, "collections OrderedDict", "collections Counter", "__builtin__ set", "builtins set",
           "_codecs encode", "torch Size", "torch device")  # fmt: skip
+_TEXT = ("BINUNICODE", "SHORT_BINSTRING", "BINSTRING")
 _TAKES = {"APPEND": 1, "BUILD": 1, "SETITEM": 2, "REDUCE": 2, "NEWOBJ": 2, "BINPERSID": 1,
           "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}  # fmt: skip
 
@@ -184,8 +185,8 @@ def _holds_more(path: str | os.PathLike, name: str = "") -> UserError:
             f"{path} refused: it does not open with torch.load(weights_only=True), so it holds more than tensors."
         )
     return UserError(
-        f"{path} refused: it holds a pickled {printable(name)} besides plain tensors, and unpickling such objects can "
-        "run any code. Where the file is trusted, save its state dict alone: torch.save(model.state_dict(), …)."
+        f"{path} refused: it holds a pickled {printable(name)} besides plain tensors, and such objects are not read "
+        "here: unpickling them can run any code. Save the state dict alone: torch.save(model.state_dict(), …)."
     )
 
 
@@ -197,12 +198,25 @@ class _Item:
         kind: the opcode that put it there; `name`: the global that it is, or whose call gave it.
         weight: what a walk through it takes, twice as much at every level of tuples.
         made: a call or the file's storages gave it, or something in it.
+        parts: what is in it, of a list as far as `_are_items` asks; `count`: how many a list or dictionary has.
     """
 
     kind: str
     name: str = ""
     weight: int = 1
     made: bool = False
+    parts: list["_Item"] = field(default_factory=list)
+    count: int = 0
+
+
+def _are_items(arguments: _Item) -> bool:
+    """Whether a call's arguments are a list of lists, each a text and a value, as Python 2 wrote an OrderedDict."""
+    pairs = arguments.parts[0] if len(arguments.parts) == 1 else arguments
+    return pairs.kind == "EMPTY_LIST" and pairs.count == len(pairs.parts) and all(map(_is_item, pairs.parts))
+
+
+def _is_item(pair: _Item) -> bool:
+    return pair.kind == "EMPTY_LIST" and pair.count == 2 and pair.parts[0].kind in _TEXT
 
 
 def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
@@ -227,12 +241,21 @@ def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
             del stack[-count:]
         weight, made = sum([item.weight for item in taken]), any([item.made for item in taken])
         pushed = None
+        if kind == "PROTO" and (argument or 0) > 3:
+            raise UserError(
+                f"{path} refused: it was saved with pickle protocol {argument}, which torch.load does not read without"
+                " running code; save it again with the default of torch.save."
+            )
         if kind == "MARK":
             outer.append(stack)
             stack = []
         elif kind.startswith(("APPEND", "SETITEM")):
-            stack[-1].weight += weight
-            stack[-1].made |= made
+            whole = stack[-1]
+            whole.count += len(taken)
+            if whole.count <= 2 or all(part.kind == "EMPTY_LIST" for part in taken):
+                whole.parts += taken
+            whole.weight += weight
+            whole.made |= made
         elif kind in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
         elif kind in ("BINGET", "LONG_BINGET"):
@@ -244,7 +267,8 @@ def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
             function, arguments = taken
             if kind == "NEWOBJ" or function.kind != "GLOBAL" or function.name not in _CALLS:
                 raise _holds_more(path, function.name.replace(" ", "."))
-            if arguments.kind != "TUPLE" or made and function.name not in _REBUILDS:
+            safe = function.name in _REBUILDS or function.name == "collections OrderedDict" and _are_items(arguments)
+            if arguments.kind != "TUPLE" or made and not safe:
                 raise _holds_more(path)
             pushed = _Item(kind, function.name, weight, True)
         elif kind == "BINPERSID":
@@ -252,7 +276,7 @@ def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
                 raise _holds_more(path)
             pushed = _Item(kind, made=True)
         elif kind == "EMPTY_TUPLE" or kind.startswith("TUPLE"):
-            pushed = _Item("TUPLE", "", 2 * (1 + weight), made)
+            pushed = _Item("TUPLE", "", 2 * (1 + weight), made, taken)
         elif opcode.stack_before and kind != "STOP":
             raise _holds_more(path)  # nor does torch.load take these
         elif opcode.stack_after:
@@ -262,7 +286,10 @@ def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
             stack.append(pushed)
             work += pushed.weight
         if work > _SLACK + 100 * (position or 0) or file.tell() > _LARGEST_PICKLE:
-            raise UserError(f"{path} refused: what it holds besides tensors is too much or too deep for a checkpoint.")
+            raise UserError(
+                f"{path} refused: what it holds besides tensors is too deep, or more than 8 MiB;"
+                " save the state dict alone: torch.save(model.state_dict(), …)."
+            )
 
 
 def check_tensors(content: Any, path: str | os.PathLike) -> None:

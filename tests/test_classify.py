@@ -75,18 +75,20 @@ def test_what_is_no_file_is_not_waited_for(classify, tmp_path):
     assert err.count("is not a file but a pipe, device or folder") == 3 and "nothing.jpg has vanished" in err
 
 
-def test_patterns_go_as_in_a_shell(tmp_path, monkeypatch):
+def test_patterns_enter_each_folder_once(tmp_path, monkeypatch):
     for name in ("a/1.png", "a/b/2.png", "a/.hidden/3.png", "4.png", "other/5.jpg"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     for name in ("x", "y"):
         (tmp_path / "a" / name).symlink_to(tmp_path)  # two links back: as many ways as there are atoms
+    (tmp_path / "z").symlink_to(tmp_path / "other")
     wanted = ["4.png", "a/1.png", "a/b/2.png"]
     assert find_images([f"{tmp_path}/**/*.png"]) == [tmp_path / name for name in wanted]
     monkeypatch.chdir(tmp_path)
     assert find_images(["**/*.png"]) == list(map(Path, wanted))
-    assert find_images(["a/**"]) == [Path("a", name) for name in ("1.png", "b", "b/2.png", "x", "y")]
-    assert find_images(["**/b/**/*.png", "o*/?.jpg"]) == [Path("a/b/2.png"), Path("other/5.jpg")]
+    assert find_images(["a/**"]) == [Path("a", name) for name in ("1.png", "b/2.png", "x/4.png", "x/other/5.jpg")]
+    assert find_images(["**/b/**/*.png", "z*/?.jpg"]) == [Path("a/b/2.png"), Path("z/5.jpg")]
+    assert find_images(["**/**/*.png"]) == find_images(["**/*.png"])
 
 
 def test_large_images_are_not_held_together(classify, tmp_path, monkeypatch):
@@ -98,6 +100,15 @@ def test_large_images_are_not_held_together(classify, tmp_path, monkeypatch):
     assert sizes == [[2, 96**2 + 16**2], [1, 96**2], [1, 200**2], [4, 4 * 16**2], [1, 96**2]]
     code, out, _ = classify("--json", tmp_path)
     assert code == 0 and [Path(json.loads(line)["path"]) for line in out.splitlines()] == paths
+
+
+def test_a_plot_takes_the_place_of_no_image(classify, tmp_path):
+    (tmp_path / "cat.png").write_bytes(GOOD)
+    (tmp_path / "same.png").symlink_to(tmp_path / "cat.png")
+    for plot in ("cat.png", "same.png"):
+        code, out, err = classify(tmp_path / "cat.png", "--save_plot", tmp_path / plot)
+        assert code == 2 and not out and f"{plot} is one of the images; name another file" in err
+    assert (tmp_path / "cat.png").read_bytes() == GOOD
 
 
 def test_an_eps_called_jpg_starts_no_ghostscript(classify, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 from effnet_hf.errors import UserError
 from effnet_hf.files import atomic_folder
 from effnet_hf.manifest import MANIFEST, _text, foreign_file, problem, read_manifest, write_manifest
+from effnet_hf.training.state import READ
 
 
 @pytest.fixture
@@ -87,13 +88,13 @@ def test_a_manifest_names_nothing_that_is_no_file_of_its_folder(folder, name):
 def test_what_would_be_read_and_is_not_in_the_manifest_is_named(folder):
     (folder / MANIFEST).write_text(_text({}))
     assert problem(folder, only=("config.json", "none.json")) == "config.json is not in its manifest.json"
-    assert problem(folder, alone=True) == "config.json is not in its manifest.json"
+    assert problem(folder, read=READ) == "config.json is not in its manifest.json"
     write_manifest(folder)
-    for note in ("notes.txt", ".DS_Store", ".nfs.json"):
+    for note in ("notes.txt", ".DS_Store", "eval.json", "mine.yaml", "other.bin", "best/mine.json"):
         (folder / note).touch()
-    assert problem(folder, alone=True) is None
-    (folder / "best" / "more.safetensors").touch()
-    assert problem(folder, alone=True) == "best/more.safetensors is not in its manifest.json"
+    assert problem(folder, read=READ) is None
+    (folder / "best" / "model.safetensors").touch()
+    assert problem(folder, read=READ) == "best/model.safetensors is not in its manifest.json"
 
 
 def test_an_endless_manifest_is_damaged(folder):

@@ -1,6 +1,8 @@
 """Pickles that torch itself would not write: each is refused in a moment, in a line, and what torch writes is read."""
 
 import io
+import pickle
+import types
 import zipfile
 from collections import Counter, OrderedDict
 
@@ -17,7 +19,7 @@ CAST = b"ctorch._utils\n_rebuild_device_tensor_from_cpu_tensor\n({}ctorch\nfloat
 STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
 
 
-def write(path, pickle: bytes) -> None:
+def write(path, described: bytes) -> None:
     """A torch file of this pickle; `{}` in it is a tensor of ten thousand million numbers in four bytes."""
     good = io.BytesIO()
     torch.save([torch.zeros(1).expand(10**10)], good)
@@ -26,7 +28,7 @@ def write(path, pickle: bytes) -> None:
             content = good_file.read(name)
             if name.endswith("data.pkl"):
                 tensor = content[content.index(b"ctorch._utils") : content.rindex(b"a.")]
-                content = b"\x80\x02" + pickle.replace(b"{}", tensor) + b"."
+                content = b"\x80\x02" + described.replace(b"{}", tensor) + b"."
             archive.writestr(name, content)
 
 
@@ -42,11 +44,11 @@ def with_attribute(tensor, name="sum"):
     return tensor
 
 
-TOO_DEEP, MORE = "too much or too deep for a checkpoint", "so it holds more than tensors"
+TOO_DEEP, MORE = "is too deep, or more than 8 MiB", "so it holds more than tensors"
 
 
 @pytest.mark.parametrize(
-    "pickle, words",
+    "content, words",
     {
         "a key of tuples of tuples": (b"}(" + doubled(49, b"K\x01", b"[][]\x86") + b"K\x01u", TOO_DEEP),
         "a key of wide tuples": (b"}(" + doubled(7, b"K\x01", b"(" + b"[]" * 99 + b"t") + b"K\x01u", TOO_DEEP),
@@ -58,6 +60,10 @@ TOO_DEEP, MORE = "too much or too deep for a checkpoint", "so it holds more than
         "a set of a list's expanded tensor": (SET + b"]{}a\x85R", MORE),
         "attributes from an expanded tensor": (ORDERED + b")R{}b", MORE),
         "an expanded tensor for arguments": (ORDERED + b"{}R", MORE),
+        "an expanded tensor for items": (ORDERED + b"{}\x85R", MORE),
+        "an expanded tensor for an item": (ORDERED + b"]{}a\x85R", MORE),
+        "an expanded tensor for a key": (ORDERED + b"](](" + b"{}K\x01ee\x85R", MORE),
+        "an item that grows later": (ORDERED + b"](](X\x01\x00\x00\x00aK\x01eq\x00e\x85h\x00K\x01a0R", MORE),
         "an expanded tensor for a size": (STORAGE + b"{}tQ", MORE),
         "an expanded tensor changed": (b"{}{}b", MORE),
         "a cast of an expanded tensor": (CAST, "a pickled torch._utils._rebuild_device_tensor_from_cpu_tensor"),
@@ -68,8 +74,8 @@ TOO_DEEP, MORE = "too much or too deep for a checkpoint", "so it holds more than
         "a mark too few": (b"t", "is damaged"),
     }.values(),
 )
-def test_a_pickle_that_torch_would_not_write(pickle, words, tmp_path):
-    write(tmp_path / "x.pth", pickle)
+def test_a_pickle_that_torch_would_not_write(content, words, tmp_path):
+    write(tmp_path / "x.pth", content)
     with pytest.raises(UserError) as raised:
         read_tensors(tmp_path / "x.pth")
     assert words in str(raised.value), raised.value
@@ -110,6 +116,34 @@ def test_a_whole_training_checkpoint_is_read(new, tmp_path):
     assert found.keys() == content.keys() and found["others"] == content["others"]
     assert all(torch.equal(found["model"][name], tensor) for name, tensor in network.state_dict().items())
     assert found["optimizer"]["param_groups"] == content["optimizer"]["param_groups"]
+
+
+@pytest.mark.parametrize("attributes", [True, False])
+def test_an_ordered_dict_of_python_2_is_read(attributes, tmp_path):
+    class Python2(pickle._Pickler):
+        def reducer_override(self, value):
+            if type(value) is not OrderedDict:
+                return NotImplemented
+            state = ({"_metadata": OrderedDict()},) if attributes and value else ()
+            return OrderedDict, ([[name, entry] for name, entry in value.items()],), *state
+
+    def dump(value, file, protocol):
+        Python2(file, protocol).dump(value)
+
+    as_python_2 = types.SimpleNamespace(Pickler=Python2, dump=dump, __name__="pickle")
+    content = OrderedDict(
+        (f"layer{i}.weight", torch.full((2,), float(i))) for i in range(2500)
+    )  # of more than one batch
+    torch.save({"state_dict": content}, tmp_path / "x.pth", as_python_2, _use_new_zipfile_serialization=False)
+    found = read_tensors(tmp_path / "x.pth")[0]["state_dict"]
+    assert list(found) == list(content) and all(torch.equal(found[name], content[name]) for name in content)
+
+
+@pytest.mark.parametrize("protocol", [4, 5])
+def test_a_newer_pickle_is_named(protocol, tmp_path):
+    torch.save({"x": torch.ones(2)}, tmp_path / "x.pth", pickle_protocol=protocol)
+    with pytest.raises(UserError, match=f"saved with pickle protocol {protocol}, .* the default of torch.save"):
+        read_tensors(tmp_path / "x.pth")
 
 
 def test_a_value_is_shortened_whatever_holds_it():

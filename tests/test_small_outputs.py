@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from effnet_hf.commands import plots
+from effnet_hf.commands import plots, scan
 from effnet_hf.errors import UserError
 from effnet_hf.recipes import load_recipe
 from effnet_hf.training import steps
@@ -76,7 +76,7 @@ def test_curves_replace_only_curves(kind, ran, tmp_path, capsys):
 
         Figure().savefig(target)
     before = os.stat(target)
-    with pytest.raises(UserError, match="curves.png was not drawn by this command; move it away"):
+    with pytest.raises(UserError, match="curves.png may not have been drawn by this command; move it away"):
         plots.main(words)
     assert os.stat(target).st_ino == before.st_ino
     if kind == "text":
@@ -140,3 +140,16 @@ def test_digits_are_counted_where_they_were_written(tmp_path, monkeypatch, capsy
     main()
     assert capsys.readouterr().out == ".: 20 training and 10 held-out images of 10 classes\n"
     assert len(list((tmp_path / "here").glob("*/*/*.png"))) == 30
+
+
+def test_a_list_of_bad_files_takes_the_place_of_no_picture(tmp_path):
+    (tmp_path / "data/a").mkdir(parents=True)
+    for path in (tmp_path / "data/a/1.png", tmp_path / "cat.png"):
+        Image.new("RGB", (24, 24)).save(path)
+    before = (tmp_path / "cat.png").read_bytes()
+    words = [str(tmp_path / "data"), "--num_workers", "0", "--output"]
+    with pytest.raises(UserError, match="cat.png is there and no text file; name another"):
+        scan.main([*words, str(tmp_path / "cat.png")])
+    assert (tmp_path / "cat.png").read_bytes() == before
+    (tmp_path / "list.txt").write_text("ü" * 5000)  # cut within a letter
+    assert scan.main([*words, str(tmp_path / "list.txt")]) == 0 and not (tmp_path / "list.txt").read_text()

@@ -28,6 +28,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     paths = find_images(arguments.images)
 
+    if plot := arguments.save_plot:
+        named = next((path for path in paths if os.path.exists(plot) and path.exists() and path.samefile(plot)), None)
+        if named is not None:
+            raise UserError(f"--save_plot {printable(plot)} is one of the images; name another file.")
+
     from ..inference import PLOT_FORMATS, Classifier, draw_predictions
 
     if arguments.save_plot and Path(arguments.save_plot).suffix not in PLOT_FORMATS:
@@ -62,7 +67,9 @@ def find_images(words: list[str]) -> list[Path]:
         elif os.path.exists(word):
             paths.append(word)
         else:
-            matches = sorted(_matches(word + "/*" if word.endswith("**") else word))
+            matches = sorted(set(_matches(word + "/*" if word.endswith("**") else word)))
+            if word.endswith("**"):
+                matches = [match for match in matches if not os.path.isdir(match)]
             if not matches:
                 raise UserError(f"{word}: no such image.")
             paths += matches
@@ -72,14 +79,20 @@ def find_images(words: list[str]) -> list[Path]:
 
 
 def _matches(pattern: str) -> list[str]:
-    """As in a shell, `**` enters folders but no links to folders, which may lead back (`glob` enters both)."""
-    head, stars, rest = pattern.partition("**/")
+    """`**` enters a folder once, whatever links lead to it; `glob` follows those that lead back without an end."""
+    head, stars, rest = re.sub(r"(\*\*/)+", "**/", pattern).partition("**/")
     if not stars or head and head[-1] != "/":
         return glob.glob(pattern)
     found = []
     for top in glob.glob(head) if head else [""]:
-        for folder, below, _ in os.walk(top or "."):
-            below[:] = [name for name in below if name[0] != "."]
+        seen = set()
+        for folder, below, _ in os.walk(top or ".", followlinks=True):
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                below.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            below[:] = sorted(name for name in below if name[0] != ".")
             place = folder if top else folder[2:]
             found += _matches(os.path.join(glob.escape(place), rest))
     return found

@@ -79,7 +79,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--warm_start needs --images DIR, images to measure batch norm statistics on.")
     if args.images and not args.warm_start:
         raise UserError("--images does nothing without --warm_start.")
-    refuse_to_remove(args.output_dir, {"--images": args.images})
+    if args.overwrite:
+        refuse_to_remove(args.output_dir, {"--images": args.images})
 
 
 def main(argv: list[str] | None = None) -> None:

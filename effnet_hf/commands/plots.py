@@ -22,8 +22,8 @@ def main(argv: list[str] | None = None) -> None:
     target = Path(arguments.output_dir, "curves.png")
     if not arguments.overwrite and os.path.lexists(target) and not _is_ours(target):
         raise UserError(
-            f"{target} was not drawn by this command; move it away, name another --output_dir, or replace it with"
-            " --overwrite."
+            f"{target} may not have been drawn by this command; move it away, name another --output_dir, or replace it"
+            " with --overwrite."
         )
     for drawn in draw(labels(arguments.runs), target.parent):
         print(drawn)

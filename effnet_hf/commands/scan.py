@@ -1,8 +1,10 @@
 """`effnet-hf scan DIR`: decodes every image of a folder before a run meets it."""
 
+import os
 from contextlib import nullcontext
 
 from .. import cli
+from ..errors import UserError, printable
 from ..files import atomic_write
 
 
@@ -13,6 +15,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--num_workers", type=cli.at_least(0), help="processes; the free cores by default")
     parser.add_argument("--output", type=cli.path, help="write the unreadable files to this text file, one per line")
     arguments = parser.parse_args(argv)
+    if arguments.output and not _is_text(arguments.output):
+        raise UserError(f"--output {printable(arguments.output)} is there and no text file; name another.")
     from ..data import scan_data_dir  # torch and datasets take seconds
 
     bad = []
@@ -23,6 +27,19 @@ def main(argv: list[str] | None = None) -> int:
         if output is not None:
             output.writelines(file.line() for file in bad)
     return 1 if bad else 0
+
+
+def _is_text(path: str) -> bool:
+    """Whether a list may take a file's place: an earlier list, or none yet."""
+    if not os.path.isfile(path):
+        return True  # what is no file is refused where it is written
+    with open(path, "rb") as file:
+        start = file.read(4096)
+    try:
+        start.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start >= len(start) - 3  # a letter that was cut in two
+    return b"\0" not in start
 
 
 if __name__ == "__main__":

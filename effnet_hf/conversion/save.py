@@ -63,7 +63,8 @@ def write_folder(
         UserError: the source's model is another function and `force` is False, or the folder cannot be written.
     """
     _refuse(converted.difference, converted.source, force)
-    refuse_to_remove(folder, {"the source": converted.path})
+    if overwrite:
+        refuse_to_remove(folder, {"the source": converted.path})
     with atomic_folder(folder, overwrite) as temporary, no_progress_bars():
         model = converted.model()
         model.config.architectures = [type(model).__name__]
@@ -91,7 +92,8 @@ def write_foreign(
     spoken, config, output = DIALECTS[dialect], converted.config, Path(output)
     difference = converted.difference or spoken.difference(config)
     _refuse(difference, converted.source, force)
-    refuse_to_remove(output, {"the source": converted.path})
+    if overwrite:
+        refuse_to_remove(output, {"the source": converted.path})
     state = to_foreign(converted.model(), dialect)
     if output.name.endswith(_FILE_SUFFIXES):
         if output.exists() and not overwrite:

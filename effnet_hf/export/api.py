@@ -68,7 +68,8 @@ def export_model(
     options = ExportOptions(**settings)
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(str(model))
     _refuse(checkpoint, options, data_dir)
-    refuse_to_remove(output_dir, {"--model": checkpoint.name, "--data_dir": data_dir})
+    if overwrite:
+        refuse_to_remove(output_dir, {"--model": checkpoint.name, "--data_dir": data_dir})
     images = check_images(checkpoint, data_dir, val_fraction, num_images, options)
     network = checkpoint.load().float().eval()
     with atomic_folder(output_dir, overwrite) as folder:

@@ -164,23 +164,23 @@ def _require_unchanged(folder: Path, name: str) -> None:
 
 def _misfit(session, config: EfficientNetNVConfig, processor: EfficientNetNVImageProcessor) -> str | None:
     """Why a graph cannot classify for the two files beside it, as the end of a sentence. A side that the graph leaves
-    open is compared when it runs."""
+    open is compared when it runs, and so is the first, the number of images."""
     inputs, outputs = session.get_inputs(), session.get_outputs()
     if len(inputs) != 1 or len(outputs) != 1:
         return f"its {MODEL} has {len(inputs)} inputs and {len(outputs)} outputs, and should have one each"
     names = ({"pixel_values": "float", "image": "uint8"}, {"logits": "float", "probabilities": "float"})
-    shapes: dict[str, list] = {"pixel_values": [1, 3, *size_of(processor)], "image": [1, "height", "width", 3]}
+    shapes: dict[str, list] = {"pixel_values": ["N", 3, *size_of(processor)], "image": ["N", "height", "width", 3]}
     for value, known in zip((*inputs, *outputs), names):
         if value.name not in known:
             return f"its {MODEL} has {short(value.name)} where it should have {' or '.join(known)}"
-        kind, shape = f"tensor({known[value.name]})", shapes.get(value.name, [1, config.num_labels])
+        kind, shape = f"tensor({known[value.name]})", shapes.get(value.name, ["N", config.num_labels])
         fits = len(value.shape) in (0, len(shape)) and all(
-            side == wanted for side, wanted in zip(value.shape, shape) if isinstance(side, int)
+            side == wanted for side, wanted in zip(value.shape[1:], shape[1:]) if isinstance(side, int)
         )
         if value.type != kind or not fits:
             return (
                 f"its {MODEL} has {value.name} {value.type} {short(value.shape)},"
-                f" and by {CONFIG} and {PROCESSOR} it should be {kind} {shape}"
+                f" and by {CONFIG} and {PROCESSOR} it should be {kind} {short(shape)}"
             )
     return None
 

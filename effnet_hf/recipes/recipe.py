@@ -224,7 +224,9 @@ def _read_values(name_or_path: str) -> dict:
         if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a pipe would be waited for
             raise UserError(f"cannot read the recipe {path}: it is no regular file.")
         if status.st_size > LARGEST_FILE:
-            raise UserError(f"cannot read the recipe {path}: it has {status.st_size:,} bytes, is it something else?")
+            raise UserError(
+                f"cannot read the recipe {path}: it has {status.st_size:,} bytes, more than {LARGEST_FILE:,}."
+            )
         values = yaml.load(path.read_text(encoding="utf-8"), _Plain)
     except UserError:
         raise
@@ -232,7 +234,8 @@ def _read_values(name_or_path: str) -> dict:
         raise UserError(f"cannot read the recipe {path}: {error.strerror}.") from None
     except Exception as error:  # PyYAML raises its own kind and half a dozen of Python's
         reason = "nested too deeply" if isinstance(error, RecursionError) else printable(first_line(error)).rstrip(".")
-        raise UserError(f"{path} is not valid YAML: {reason}.") from None
+        fault = "is refused" if isinstance(error, _TooMuch) else "is not valid YAML"
+        raise UserError(f"{path} {fault}: {reason}.") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold `option: value` lines, one per option.")
     for key in list(values):
@@ -250,18 +253,22 @@ def _read_values(name_or_path: str) -> dict:
     return values
 
 
+class _TooMuch(Exception):
+    """A short file that would become a long one."""
+
+
 class _Plain(yaml.SafeLoader):
     """Refuses what stands twice, of which YAML's own loader would take the last one without a word; and what makes a
     short file long: mappings merged into others over and over, numbers of thousands of digits."""
 
     def flatten_mapping(self, node):
         if any(key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value):
-            raise yaml.YAMLError("it merges mappings (<<), which no recipe needs; write the options out")
+            raise _TooMuch("it merges mappings (<<), which no recipe needs; write the options out")
 
     def construct_scalar(self, node):
         number = node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
         if number and len(node.value) > _DIGITS:
-            raise yaml.YAMLError(f"the number {reprlib.repr(node.value)} has {len(node.value):,} digits")
+            raise _TooMuch(f"the number {reprlib.repr(node.value)} has {len(node.value):,} digits")
         return super().construct_scalar(node)
 
     def construct_mapping(self, node, deep=False):

@@ -208,6 +208,8 @@ def _is_pending(what: object, name: object) -> bool:
 def _may_lie_there(run: RunFolder, path: Path) -> bool:
     if path.name == run.checkpoints.name:  # perhaps a link to another disk
         return _is_empty(path)
+    if path.name == "lost+found" and os.path.ismount(run.path):  # a file system's own
+        return True
     return path.name.startswith(".") or path.suffix in _BEFORE_A_RUN or path == run.benchmark
 
 

@@ -34,7 +34,7 @@ from .original_run import OriginalRun
 from .owner import Owner, on_main
 from .progress import Progress
 from .saved_run import SavedRun
-from .state import TrainingState
+from .state import READ, TrainingState
 
 
 def precision_of_resumed(recipe: Recipe) -> str | None:
@@ -124,7 +124,7 @@ class Checkpoints:
         self.check_place()
         if not self.run.best.is_dir():
             self.save_best(model)
-        if damage := problem(self.run.best, alone=True):
+        if damage := problem(self.run.best, read=READ):
             raise UserError(
                 f"{self.run.best} is not published: {damage}. Go back to a checkpoint with --resume"
                 f" {self.run.checkpoints}/update-…, each of which holds the best model of its time."
@@ -317,4 +317,4 @@ def _damage(path: Path) -> str | None:
     own = RunFolder(path)
     needed = (own.config, own.weights, own.processor, own.recipe, own.progress)
     missing = (f"{file.name} is missing" for file in needed if not file.is_file())
-    return problem(path, alone=True) or next(missing, None)
+    return problem(path, read=READ) or next(missing, None)

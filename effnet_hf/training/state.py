@@ -6,6 +6,7 @@ random_{rank}.safetensors the random number generators of one process: Python's,
 """
 
 import random
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ _NOT_NEGATIVE = ("step", "square_avg", "exp_avg_sq")
 _WEIGHTS, _OPTIMIZER, _AVERAGE, _RANDOM = (
     "model.safetensors", "optimizer.safetensors", "average.safetensors", "random_{}.safetensors",
 )  # fmt: skip
+# What is opened of a checkpoint, and of the best model in it: a file of such a name is one of the run's, or none.
+READ = re.compile(
+    r"(best/)?((config|preprocessor_config|progress|.*\.index)\.json|recipe\.yaml|data\.parquet|pytorch_model\.bin"
+    r"|(model|optimizer|average|random_\d+)\.safetensors)"
+)
 
 
 @dataclass

@@ -309,6 +309,14 @@ def test_the_root_is_no_folder_of_a_run(recipe):
         train(recipe.replace(output_dir="/"))
 
 
+def test_what_a_file_system_keeps_for_itself_may_lie_there(recipe, tmp_path, monkeypatch):
+    (tmp_path / "run/lost+found").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"holds lost\+found, which no run"):
+        train(recipe)
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "run")
+    assert train(recipe) == 0
+
+
 def test_a_writable_folder_in_a_file_system_that_is_not_will_do(recipe, monkeypatch):
     def refuses(path, what, held=owner_module.held):
         if path.name != ".lock":

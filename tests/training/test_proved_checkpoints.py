@@ -113,6 +113,12 @@ def test_weights_that_the_manifest_does_not_know_are_not_gone_on_with(run, tmp_p
         train(run.replace(resume=str(tmp_path / "run" / NEWEST)))
 
 
+def test_a_users_own_file_in_a_checkpoint_is_no_damage(run, finished, tmp_path, capsys):
+    (tmp_path / "run" / NEWEST / "eval.json").write_text("{}")
+    assert train(run.replace(quiet=False)) == 0
+    assert "is damaged" not in capsys.readouterr().out and (tmp_path / "run" / NEWEST / "eval.json").exists()
+
+
 def test_nothing_whole_is_no_fresh_start(run, tmp_path):
     for name in (NEWEST, OLDER):
         damage(tmp_path / "run" / name / "optimizer.safetensors", "halved")
