@@ -36,9 +36,9 @@ PROMISES = {
     "events": Promise(
         "A run, a conversion or an export that is killed leaves what was there before or what was asked for; the next"
         " start goes on to the same bits and clears away the rest",
-        "SIGKILL at file-system events: at every one of a return to an older checkpoint, an overwrite and a conversion;"
-        " at every sixth of a resume with its publication and of an import, every thirtieth of a start, every twelfth"
-        " of an export",
+        "SIGKILL at file-system events: at every one of a conversion, every second of a return to an older checkpoint"
+        " and of an overwrite, every tenth of a resume with its publication and of an import, every twelfth of an"
+        " export, every thirtieth of a start",
         kills=["--events"],
     ),
     "moments": Promise(
