@@ -89,10 +89,12 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """
     if mode not in ("w", "wb"):
         raise ValueError(f"atomic_write writes a new file: mode must be 'w' or 'wb', got {mode!r}.")
-    stream = os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))  # may lead to a file that is open
+    stream = os.path.abspath(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
     path = _real(path)
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file to write to.")
+    if _is_console(path):
+        raise UserError(f"{path} is where this command's own lines go; name another file to write to.")
     if stream or path.exists() and not path.is_file():
         raise UserError(f"{path} is a device or a pipe, which would be replaced; name a file to write to.")
     with _new_parents(path) as parent:
@@ -211,6 +213,15 @@ def _real(path: str | os.PathLike) -> Path:
     if "\0" in os.fspath(path):
         raise UserError(f"{printable(os.fspath(path))} is no path: it holds a null character.")
     return Path(os.path.realpath(path))
+
+
+def _is_console(path: Path) -> bool:
+    """Whether standard output or error go to this file, by `>` or under a name such as /dev/stdout."""
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return True
+    return False
 
 
 def _refuse_a_part_of_a_run(target: Path) -> None:

@@ -91,3 +91,22 @@ def test_a_mount_point_is_filled(tmp_path):
                 pass
     finally:
         subprocess.run(["umount", "-l", target], check=True)
+
+
+@pytest.mark.parametrize("name", ["log", "link", "to /dev/stdout"])
+def test_the_file_that_a_shell_writes_our_lines_to_is_not_replaced(tmp_path, name):
+    (tmp_path / "link").symlink_to("log")
+    (tmp_path / "to /dev/stdout").symlink_to("/dev/stdout")
+    before = os.dup(1)
+    try:
+        with open(tmp_path / "log", "w") as log:
+            log.write("said before")
+            log.flush()
+            os.dup2(log.fileno(), 1)
+        with pytest.raises(UserError, match="log is where this command's own lines go; name another file"):
+            with atomic_write(tmp_path / name):
+                raise AssertionError("written")
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
+    assert (tmp_path / "log").read_text() == "said before"

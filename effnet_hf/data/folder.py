@@ -200,7 +200,7 @@ def _entries(folder: str) -> list[os.DirEntry]:
 def _passed_over(entry: os.DirEntry, tree: Tree) -> bool:
     """Whether a folder below `tree.root` is a training run's, which it then notes."""
     # Of a run whose output_dir is the folder of images itself.
-    inside = RunFolder("").is_a_runs_name(entry.name) and made_by_a_run(os.path.dirname(entry.path))
+    inside = RunFolder.is_a_runs_name(entry.name) and made_by_a_run(os.path.dirname(entry.path))
     if inside or made_by_a_run(entry.path):
         tree.runs.append(entry.path)
         return True

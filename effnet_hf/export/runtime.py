@@ -11,13 +11,19 @@ from transformers import pipeline
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from ..checkpoint import CONFIG, PROCESSOR, read_config, read_processor
-from ..cli import invocation, say
+from ..checkpoint import (
+    CONFIG,
+    PROCESSOR,
+    read_config,
+    read_processor,
+    require_as_written,
+    say_what_was_edited,
+)
+from ..cli import invocation
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError, first_line, printable
 from ..hub import download
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor, to_rgb
-from ..manifest import MANIFEST, problem
 from ..reading import short
 from .check import pixels_of, size_of
 from .foreign import require_plain_graph
@@ -80,7 +86,8 @@ class ONNXEfficientNet(torch.nn.Module):
         if not (path / MODEL).is_file():
             command = f"{invocation('export')} --model {name} --output_dir DIR"
             raise UserError(f"{name} holds no {MODEL}; write one: {command}")
-        _require_unchanged(path, name)
+        require_as_written(str(path), (MODEL,), f"{name} cannot be opened")
+        say_what_was_edited(str(path), name)
         require_plain_graph(path / MODEL, name)
         config, processor = read_config(str(path), name), read_processor(str(path), name)
         try:
@@ -150,16 +157,6 @@ class ONNXEfficientNet(torch.nn.Module):
 
     def can_generate(self) -> bool:
         return False
-
-
-def _require_unchanged(folder: Path, name: str) -> None:
-    """Of a folder with a manifest; others wrote none."""
-    if not (folder / MANIFEST).is_file():
-        return
-    if damage := problem(folder, only=(MODEL,)):
-        raise UserError(f"{name} cannot be opened: {damage}; where you changed it yourself, remove {MANIFEST}.")
-    if change := problem(folder, only=(CONFIG, PROCESSOR)):
-        say(f"{name}: {change}; it is taken as it is now")
 
 
 def _misfit(session, config: EfficientNetNVConfig, processor: EfficientNetNVImageProcessor) -> str | None:

@@ -18,13 +18,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..errors import UserError, first_line, printable
+from ..reading import wrong_numbers
 from .ema import ModelEMA
 from .progress import Progress
 
 
 Tensors = dict[str, torch.Tensor]
 _NEEDED = {"RMSprop": ("step", "square_avg"), "AdamW": ("step", "exp_avg", "exp_avg_sq")}  # torch's own keys
-_NOT_NEGATIVE = ("step", "square_avg", "exp_avg_sq")
 _WEIGHTS, _OPTIMIZER, _AVERAGE, _RANDOM = (
     "model.safetensors", "optimizer.safetensors", "average.safetensors", "random_{}.safetensors",
 )  # fmt: skip
@@ -144,8 +144,8 @@ class TrainingState:
             shape = () if key == "step" else getattr(parameter, "shape", None)
             if name not in numbers or parameter is None or (tensor.shape, tensor.dtype) != (shape, parameter.dtype):
                 raise UserError(f"{folder / _OPTIMIZER} is of another network: {printable(entry)} does not fit.")
-            if tensor.isnan().any() or key in _NOT_NEGATIVE and (tensor < 0).any():
-                raise UserError(f"{folder / _OPTIMIZER} is damaged: {entry} holds a NaN or a negative number.")
+            if fault := wrong_numbers(key, tensor):
+                raise UserError(f"{folder / _OPTIMIZER} is damaged: {entry} {fault}.")
             if key != "step":
                 tensor = torch.empty_like(parameter, dtype=tensor.dtype, device="cpu").copy_(tensor)
             state.setdefault(numbers[name], {})[key] = tensor
@@ -187,8 +187,8 @@ def _require_same(where: Path, found: Tensors, own: Tensors) -> None:
         if theirs.get(name) != ours.get(name):
             kinds = f"{theirs.get(name, 'absent')} there, {ours.get(name, 'absent')} here"
             raise UserError(f"{where} is of another network: {printable(name)} is {kinds}.")
-        if found[name].is_floating_point() and not found[name].isfinite().all():
-            raise UserError(f"{where} is damaged: {name} holds a NaN or an infinity.")
+        if fault := wrong_numbers(name, found[name]):
+            raise UserError(f"{where} is damaged: {name} {fault}.")
 
 
 def _kind(tensor: torch.Tensor) -> str:
