@@ -93,10 +93,10 @@ def test_a_mount_point_is_filled(tmp_path):
         subprocess.run(["umount", "-l", target], check=True)
 
 
-@pytest.mark.parametrize("name", ["log", "link", "to /dev/stdout"])
+@pytest.mark.parametrize("name", ["log", "link", "to-stdout"])
 def test_the_file_that_a_shell_writes_our_lines_to_is_not_replaced(tmp_path, name):
     (tmp_path / "link").symlink_to("log")
-    (tmp_path / "to /dev/stdout").symlink_to("/dev/stdout")
+    (tmp_path / "to-stdout").symlink_to("/dev/stdout")
     before = os.dup(1)
     try:
         with open(tmp_path / "log", "w") as log:

@@ -275,7 +275,7 @@ def each(found: dict, key: str, change) -> dict:
         ("optimizer.safetensors", lambda found: each(found, "square_avg", lambda v: v.mean()), "does not fit"),
         ("optimizer.safetensors", lambda found: each(found, "step", lambda v: v[None]), "step does not fit"),
         ("optimizer.safetensors", lambda found: each(found, "step", torch.neg), "step holds negative numbers"),
-        ("optimizer.safetensors", lambda found: each(found, "square_avg", lambda v: v - 9), "avg holds negative numbers"),
+        ("optimizer.safetensors", lambda found: each(found, "square_avg", lambda v: v - 9), "holds negative numbers"),
         ("optimizer.safetensors", lambda found: each(found, "momentum_buffer", lambda v: v * math.nan), "holds NaN or"),
         ("optimizer.safetensors", lambda found: each(found, "square_avg", lambda v: v + math.inf), "holds NaN or"),
         ("average.safetensors", lambda found: {k: v / 0 for k, v in found.items()}, "holds NaN or infinity"),
