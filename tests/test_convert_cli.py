@@ -206,3 +206,17 @@ def test_as_a_process(tmp_path):
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "convert.py: error: x.pth is empty (0 bytes), not a file of weights.\n"
+
+
+@pytest.mark.parametrize("target", ["made", "link", "."])
+def test_overwriting_never_removes_what_is_read(convert, checkpoint, tmp_path, target):
+    EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant("b0")).save_pretrained(tmp_path / "made")
+    (tmp_path / "link").symlink_to("made")
+    before = (tmp_path / "made/model.safetensors").read_bytes()
+    own_file = "made/model.safetensors" if target == "." else f"{target}/model.safetensors"
+    for words in (target, f"{target} --to timm --force", f"{own_file} --to nvidia --force"):
+        code, _, error = convert(f"made --overwrite --output_dir {words}")
+        assert code == 2 and "holds the source" in error and "which overwriting would remove" in error, error
+    code, _, error = convert(f"lite0 --warm_start b0 --images made --output_dir {target} --overwrite")
+    assert code == 2 and "holds --images made, which overwriting would remove" in error
+    assert (tmp_path / "made/model.safetensors").read_bytes() == before

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -144,3 +145,18 @@ def test_images_of_other_classes_are_still_good_for_the_proof(command, checkpoin
     flags = ["--data_dir", tmp_path / "other", "--num_images", "4"]
     code, out, _ = command("export", "--model", checkpoint, "--output_dir", tmp_path / "out", *flags)
     assert code == 0 and "4 images of other" in out and "top1 " not in out
+
+
+def test_overwriting_never_removes_what_is_read(command, checkpoint, photos, tmp_path):
+    model, data = shutil.copytree(checkpoint, tmp_path / "model"), shutil.copytree(photos, tmp_path / "data")
+    (tmp_path / "link").symlink_to(model)
+    for target, flag in (
+        (model, "--model"),
+        (tmp_path / "link", "--model"),
+        (tmp_path, "--model"),
+        (data, "--data_dir"),
+    ):
+        words = ["--model", model, "--data_dir", data, "--output_dir", target, "--overwrite"]
+        code, _, error = command("export", *words)
+        assert code == 2 and f"holds {flag} " in error and "which overwriting would remove" in error, error
+    assert (model / "model.safetensors").is_file() and any(data.rglob("*.*"))
