@@ -53,8 +53,8 @@ def validate_checkpoint(
         max_bad_files=max_bad_files,
         strict=strict,
     )
-    recipe, accelerator, _ = start_accelerator(recipe, default="fp32")
     with with_others():
+        recipe, accelerator, _ = start_accelerator(recipe, default="fp32")
         return _validate(checkpoint, recipe, accelerator)
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from effnet_hf.errors import UserError
-from effnet_hf.training import loop, steps
+from effnet_hf.training import evaluation, loop, steps
 from effnet_hf.training.launcher import with_others
 
 from .workbench import small_recipe
@@ -59,6 +59,11 @@ GONE = [
     dist.DistNetworkError("failed to recv, got 0 bytes. Connection was likely closed. Did the remote server crash?"),
     dist.DistStoreError("wait timeout after 600000ms, keys: /default_pg/0"),
 ]
+WORK = {
+    "train": (loop, loop.train),
+    "benchmark": (steps, lambda recipe: steps.benchmark_steps(recipe, "train", 1)),
+    "validate": (evaluation, lambda recipe: evaluation.validate_checkpoint("model", recipe.data_dir)),
+}
 OTHER = [
     RuntimeError("shape '[2]' is invalid for input of size 3"),
     dist.DistBackendError("NCCL error: invalid usage: Duplicate GPU detected : rank 0 and rank 1"),
@@ -67,16 +72,18 @@ OTHER = [
 
 
 @pytest.mark.parametrize("error", GONE, ids=str)
-@pytest.mark.parametrize("work", ["train", "benchmark"])
+@pytest.mark.parametrize("work", WORK)
 def test_a_peer_that_is_gone_is_one_sentence_from_whichever_library(work, error, tmp_path, monkeypatch):
-    def start(recipe):
+    def start(*_, **__):
         raise error
 
+    module, run = WORK[work]
+
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(loop if work == "train" else steps, "start_accelerator", start)
-    recipe = small_recipe(tmp_path, tmp_path / "run")
+    monkeypatch.setattr(module, "start_accelerator", start)
+    monkeypatch.setattr(evaluation, "open_checkpoint", lambda model: None)
     with pytest.raises(UserError, match=SAID):
-        loop.train(recipe) if work == "train" else steps.benchmark_steps(recipe, "train", 1)
+        run(small_recipe(tmp_path, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("processes, error", [*(("2", error) for error in OTHER), ("1", GONE[0])], ids=str)
