@@ -38,7 +38,14 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 
 from .configuration import EfficientNetNVConfig, StageSpec
-from .quantization_efficientnet_nv import GlobalAvgPool2d, ResidualAdd, ScaleByGate, insert_quantizers, uncalibrated
+from .quantization_efficientnet_nv import (
+    GlobalAvgPool2d,
+    ResidualAdd,
+    ScaleByGate,
+    activate,
+    insert_quantizers,
+    uncalibrated,
+)
 
 
 try:  # transformers >= 5
@@ -62,13 +69,6 @@ class SamePad2d(nn.Module):
         return nn.functional.pad(x, pads)
 
 
-class SiLU(nn.SiLU):
-    """x * sigmoid(x). Works in place when gradients are off, which saves memory traffic."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return nn.functional.silu(input, inplace=not torch.is_grad_enabled())
-
-
 class ConvNormAct(nn.Module):
     """Convolution without bias, batch norm, and (unless `activate` is False) the activation."""
 
@@ -89,13 +89,13 @@ class ConvNormAct(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
         silu = config.hidden_act in ("silu", "swish")
-        self.act = None if not activate else SiLU() if silu else ACT2FN[config.hidden_act]
+        self.act = None if not activate else nn.SiLU() if silu else ACT2FN[config.hidden_act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pad is not None:
             x = self.pad(x)
         x = self.bn(self.conv(x))
-        return x if self.act is None else self.act(x)
+        return x if self.act is None else activate(self, x)
 
 
 class SqueezeExcite(nn.Module):

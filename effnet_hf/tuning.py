@@ -20,28 +20,21 @@ from .modeling_efficientnet_nv import ConvNormAct
 from .quantization_efficientnet_nv import fold_into_convolution
 
 
-IN_PLACE = {"silu": nn.SiLU, "swish": nn.SiLU, "relu": nn.ReLU, "relu6": nn.ReLU6}
-
-
 @torch.no_grad()
 def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy for inference in which every convolution has taken over the scale and shift of its batch norm.
 
-    Folded by [`fold_into_convolution`] in float64, so logits differ by rounding only. Activations then work in place,
-    since nothing waits for a backward pass. Layers of other classes (quantized ones) are left as they are. Fold before
-    casting to fp16 or bf16.
+    Folded by [`fold_into_convolution`] in float64, so logits differ by rounding only. Call it without gradients:
+    activations then work in place. Layers of other classes (quantized ones) are left as they are. Fold before casting
+    to fp16 or bf16.
 
     The copy is in evaluation mode, has no gradients, and refuses `train()` and `save_pretrained`: its parameters are
     no longer those that `config.json` describes.
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     for layer in folded.modules():
-        if not isinstance(layer, ConvNormAct):
-            continue
-        if type(layer.conv) is nn.Conv2d and type(layer.bn) is nn.BatchNorm2d:
+        if isinstance(layer, ConvNormAct) and type(layer.conv) is nn.Conv2d and type(layer.bn) is nn.BatchNorm2d:
             fold_into_convolution(layer)
-        if layer.act is not None and model.config.hidden_act in IN_PLACE:
-            layer.act = IN_PLACE[model.config.hidden_act](inplace=True)
     folded.train, folded.save_pretrained = MethodType(_stay_in_evaluation, folded), MethodType(_refuse_saving, folded)
     return folded
 

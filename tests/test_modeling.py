@@ -290,18 +290,3 @@ def test_tensors_missing_from_a_checkpoint_leave_their_neighbours_alone(model, t
     loaded = EfficientNetNVForImageClassification.from_pretrained(tmp_path).state_dict()
     assert len(kept) < len(loaded)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in kept.items())
-
-
-def test_activation_is_in_place_only_where_no_gradient_needs_its_input(tiny_config):
-    model = EfficientNetNVForImageClassification(tiny_config()).eval()
-    act = model.efficientnet.encoder.stem.act
-    x = torch.randn(2, 3)
-    assert act(x.clone().requires_grad_()).grad_fn is not None
-    with torch.no_grad():
-        y = x.clone()
-        assert act(y) is y
-    torch.testing.assert_close(y, torch.nn.functional.silu(x))
-    pictures = torch.randn(2, 3, 32, 32)
-    with torch.inference_mode():
-        without = model(pictures.clone()).logits
-    torch.testing.assert_close(without, model(pictures).logits.detach())

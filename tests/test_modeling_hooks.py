@@ -1,0 +1,218 @@
+"""What looks into the network, hooks, tracers and modes, sees the same values with and without gradients."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from effnet_hf import EfficientNetNVForImageClassification
+from effnet_hf.export.network import fold_all
+from effnet_hf.modeling_efficientnet_nv import ConvNormAct
+from effnet_hf.tuning import fold_batchnorm
+
+
+PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def network(tiny_config):
+    def make(**overrides):
+        torch.manual_seed(0)
+        model = EfficientNetNVForImageClassification(tiny_config(**overrides)).eval()
+        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+            for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+                tensor.data.add_(0.3 * torch.rand_like(tensor))
+        return model
+
+    return make
+
+
+def tensors_in(value):
+    if isinstance(value, torch.Tensor):
+        return [value]
+    values = value.values() if hasattr(value, "values") else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for each in values for tensor in tensors_in(each)]
+
+
+def seen_by(model, watch, gradients):
+    """The very tensors that `watch(model, keep)` hands to `keep`, looked at after the forward pass."""
+    kept = []
+    handles = watch(model, lambda *values: kept.extend(tensors_in(values)))
+    with torch.set_grad_enabled(gradients):
+        model(PIXELS)
+    for handle in handles:
+        handle.remove()
+    return [tensor.detach().clone() for tensor in kept]
+
+
+def on(*kinds):
+    """Hooks on every module of these kinds."""
+
+    def watch(model, keep):
+        modules = [module for module in model.modules() if isinstance(module, kinds)]
+        after = [module.register_forward_hook(lambda module, given, got: keep(given, got)) for module in modules]
+        return after + [module.register_forward_pre_hook(lambda module, given: keep(given)) for module in modules]
+
+    return watch
+
+
+def before_activations(model, keep):
+    return [
+        module.act.register_forward_pre_hook(lambda module, given: keep(given))
+        for module in model.modules()
+        if isinstance(module, ConvNormAct) and module.act is not None
+    ]
+
+
+def everywhere(model, keep):
+    return [nn.modules.module.register_module_forward_hook(lambda module, given, got: keep(given, got))]
+
+
+def before_everything(model, keep):
+    return [nn.modules.module.register_module_forward_pre_hook(lambda module, given: keep(given))]
+
+
+WATCHERS = {
+    "every module": on(nn.Module),
+    "batch norm": on(nn.BatchNorm2d),
+    "convolutions": on(nn.Conv2d),
+    "activations": on(nn.SiLU, nn.ReLU, nn.ReLU6),
+    "before activations": before_activations,
+    "blocks": on(ConvNormAct),
+    "global": everywhere,
+    "global, before": before_everything,
+}
+FORMS = {
+    "plain": ({}, lambda model: model),
+    "relu6": ({"hidden_act": "relu6"}, lambda model: model),
+    "relu, same padding": ({"hidden_act": "relu", "padding": "same"}, lambda model: model),
+    "folded": ({}, fold_batchnorm),
+    "folded, relu6": ({"hidden_act": "relu6"}, fold_batchnorm),
+    "exported": ({}, lambda model: fold_all(copy.deepcopy(model))),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("watcher", WATCHERS)
+def test_a_hook_sees_the_same_with_and_without_gradients(watcher, form, network):
+    overrides, make = FORMS[form]
+    model = make(network(**overrides))
+    expected, found = (seen_by(model, WATCHERS[watcher], gradients) for gradients in (True, False))
+    # Folded networks have no batch norm of torch's.
+    assert len(found) == len(expected) and (expected or watcher == "batch norm" and form not in list(FORMS)[:3])
+    assert all(torch.equal(a, b) for a, b in zip(found, expected))
+    with torch.inference_mode():
+        model(PIXELS)  # the hooks are gone, and it goes on
+
+
+def test_one_hook_is_enough(network):
+    """A hook on one batch norm among many, as feature extractors set it."""
+    model = network()
+    norm = model.efficientnet.encoder.stages[1].blocks[0].depthwise.bn
+    kept = []
+    norm.register_forward_hook(lambda module, given, got: kept.append(got))
+    with torch.no_grad():
+        model(PIXELS)
+    model(PIXELS)
+    assert torch.equal(*kept) and kept[0].min() < -0.3  # SiLU's values are never that low
+
+
+class Keeper(nn.Module):
+    """A module that somebody put in the place of batch norm."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm, self.kept = norm, []
+
+    def forward(self, x):
+        self.kept.append(self.norm(x))
+        return self.kept[-1]
+
+
+def test_a_module_put_there_keeps_what_it_made(network):
+    model = network()
+    stem = model.efficientnet.encoder.stem
+    stem.bn = Keeper(stem.bn)
+    with torch.no_grad():
+        model(PIXELS)
+    model(PIXELS)
+    assert torch.equal(*stem.bn.kept)
+
+
+def test_a_forward_put_on_one_module_keeps_what_it_made(network):
+    stem, kept = network().efficientnet.encoder.stem, []
+    forward = stem.bn.forward
+    stem.bn.forward = lambda x: kept.append(forward(x)) or kept[-1]
+    with torch.no_grad():
+        stem(PIXELS)
+    stem(PIXELS)
+    assert torch.equal(*kept)
+
+
+@pytest.mark.parametrize("base", [TorchFunctionMode, TorchDispatchMode])
+def test_a_mode_sees_what_was_computed(base, network):
+    class Recorder(base):
+        def __init__(self):
+            super().__init__()
+            self.kept = []
+
+        def dispatch(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            if "batch_norm" in str(func):
+                self.kept += [(tensor, tensor.detach().clone()) for tensor in tensors_in(result)[:1]]
+            return result
+
+        __torch_function__ = __torch_dispatch__ = dispatch
+
+    with torch.no_grad(), Recorder() as recorder:
+        network()(PIXELS)
+    assert recorder.kept and all(torch.equal(kept, at_once) for kept, at_once in recorder.kept)
+
+
+def test_torchvisions_feature_extractor(network):
+    encoder = network().efficientnet.encoder
+    with torch.no_grad():
+        norms = [name for name in get_graph_node_names(encoder)[1] if name.endswith(".bn")]
+        found = create_feature_extractor(encoder, norms)(PIXELS)
+    expected = create_feature_extractor(encoder, norms)(PIXELS)
+    assert len(norms) > 5 and all(torch.equal(found[name], expected[name]) for name in norms)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_traced_and_exported_graphs_do_not_depend_on_gradients(network):
+    model = network()
+    graphs = []
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            traced = torch.jit.trace(model, PIXELS, strict=False)  # which runs it again and compares the graphs
+            graphs.append([node.kind() for node in traced.inlined_graph.nodes()])
+            exported = torch.export.export(model, (PIXELS,))
+        called = [str(node.target) for node in exported.graph.nodes] + graphs[-1]
+        assert any("silu" in name for name in called) and not any("silu_" in name for name in called)
+        torch.testing.assert_close(traced(PIXELS)["logits"], model(PIXELS).logits)
+    assert graphs[0] == graphs[1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_unwatched_activations_overwrite_their_input(form, network):
+    """What keeps inference as fast, and as small, as it was."""
+    overrides, make = FORMS[form]
+    stem = make(network(**overrides)).efficientnet.encoder.stem
+    operations = []
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients), profile(activities=[ProfilerActivity.CPU]) as profiled:
+            stem(PIXELS)
+        operations.append({event.key for event in profiled.key_averages()})
+    name = {nn.SiLU: "silu", nn.ReLU6: "hardtanh", nn.ReLU: "relu"}[type(stem.act)]
+    assert f"aten::{name}_" in operations[0] and f"aten::{name}_" not in operations[1]
+
+
+def test_an_activation_called_by_itself_leaves_its_input(network):
+    act, x = network().efficientnet.encoder.stem.act, torch.randn(2, 3)
+    with torch.no_grad():
+        assert act(x) is not x and not torch.equal(act(x), x)
