@@ -28,7 +28,8 @@ from .run_folder import RunFolder
 
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
-_INDEX, _PICKLE = "model.safetensors.index.json", "pytorch_model.bin"  # of large models, and of old ones
+_PICKLE = "pytorch_model.bin"  # of old ones
+INDEXES = (f"{WEIGHTS}.index.json", f"{_PICKLE}.index.json")  # of large ones, in several files
 _LABELS = ("num_labels", "id2label", "label2id", "problem_type")
 
 
@@ -86,8 +87,14 @@ class Checkpoint:
             settings: fields of the configuration to change.
 
         Raises:
-            UserError: the weights are missing, damaged or of other shapes than `config.json` says.
+            UserError: there is no classifier, or the weights are missing, damaged or of other shapes than `config.json`
+                says.
         """
+        if not (self.config.num_labels or new_classifier):
+            raise UserError(
+                f"{self.flag} {self.name} has no classifier, so it tells no classes;"
+                f" train one on its features: {invocation('train')} --model {printable(self.name)}"
+            )
         where = f"{self.flag} {self.name} cannot be loaded"
         try:
             config = EfficientNetNVConfig.from_dict(self.config.to_dict(), **settings)
@@ -140,6 +147,8 @@ def open_checkpoint(name: str, flag: str = "--model") -> Checkpoint:
     config = read_config(name, where)
     if config.num_channels != 3:
         raise UserError(f"{where} is for images of {config.num_channels} channels, and ours are prepared as RGB, of 3.")
+    if config.problem_type == "regression":
+        raise UserError(f"{where} is for regression (problem_type in its {CONFIG}), and ours tell classes.")
     if config.quantization and importlib.util.find_spec("modelopt") is None:
         raise UserError(
             f"{where} is quantized and needs NVIDIA's Model Optimizer: pip install nvidia-modelopt requests"
@@ -246,41 +255,62 @@ def read_weights(name: str, where: str) -> dict[str, torch.Tensor]:
     Raises:
         UserError: there are none, or they are damaged, not those of the folder's manifest, or more than data.
     """
-    parts: dict[str, set[str]] = {}  # names of the tensors in every file of several
     if file := _find(name, WEIGHTS, where):
-        files = [file]
-    elif file := _find(name, _INDEX, where):
-        parts = _parts(_opened(read_json, file, where).get("weight_map"))
-        if not parts or any(Path(part).name != part or not part.endswith(".safetensors") for part in parts):
-            raise UserError(f"{where}: {file} should name .safetensors files beside it, and no others.")
-        files = []
-        for part in sorted(parts):
-            if (found := _find(name, part, where)) is None:
-                raise UserError(f"{where}: there is no {printable(part)}, which {file} names.")
-            files.append(found)
+        files: dict[Path, set[str]] = {file: set()}
+    elif file := _find(name, INDEXES[0], where) or _find(name, INDEXES[1], where):
+        files = _shards(name, file, where)
     elif file := _find(name, _PICKLE, where):
-        files = [file]
+        files = {file: set()}
     else:
         folder = Path(name)
         exported = folder.is_dir() and any(any(folder.glob(kind)) for kind in ("*.onnx", "*.xml", "*.pt2"))
         hint = "; it is an export, and its README.md says how to run it" if exported else ""
         raise UserError(f"{where}: it holds no {WEIGHTS}{hint}.")
-    require_as_written(name, {WEIGHTS, file.name, *parts}, where)
-    weights: dict[str, torch.Tensor] = {}
-    for each in files:
-        tensors = _opened(read_tensors, each, where)[0]
-        if not isinstance(tensors, dict) or not all(
-            isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in tensors.items()
-        ):
-            raise UserError(f"{where}: {each} is not a dictionary of tensors by name.")
-        if parts and (others := tensors.keys() ^ parts[each.name]):
-            raise UserError(f"{where}: {file} does not say in which file {printable(min(others))} is.")
-        weights |= tensors
+    require_as_written(name, {WEIGHTS, file.name, *(each.name for each in files)}, where)
+    weights = _read_files(files, file, where)
     for key, tensor in weights.items():
         weights[key] = tensor = tensor.detach().float() if tensor.is_floating_point() else tensor.detach()
         # A quantizer without a range has NaN, which `load` has a sentence for.
         if fault := wrong_numbers(key, tensor.nan_to_num() if key.endswith("._amax") else tensor):
             raise UserError(f"{where}: its weights file {fault} in {printable(key)}.")
+    return weights
+
+
+def read_shards(index: Path, where: str) -> dict[str, torch.Tensor]:
+    """The tensors of the files beside an index, `model.safetensors.index.json` for one, as they stand there.
+
+    Raises:
+        UserError: it names other files, or one that is missing, damaged, or holds other tensors.
+    """
+    files = _shards(str(index.parent), index, where)
+    require_as_written(str(index.parent), {index.name, *(each.name for each in files)}, where)
+    return _read_files(files, index, where)
+
+
+def _shards(name: str, index: Path, where: str) -> dict[Path, set[str]]:
+    """The files that an index of a folder or Hub id names, and the names of the tensors in each."""
+    parts, ending = _parts(_opened(read_json, index, where).get("weight_map")), index.name.split(".")[-3]
+    if not parts or any(Path(part).name != part or not part.endswith(f".{ending}") for part in parts):
+        raise UserError(f"{where}: {index} should name .{ending} files beside it, and no others.")
+    files = {}
+    for part in sorted(parts):
+        if (found := _find(name, part, where)) is None:
+            raise UserError(f"{where}: there is no {printable(part)}, which {index} names.")
+        files[found] = parts[part]
+    return files
+
+
+def _read_files(files: dict[Path, set[str]], index: Path, where: str) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = {}
+    for each, names in files.items():
+        tensors = _opened(read_tensors, each, where)[0]
+        if not isinstance(tensors, dict) or not all(
+            isinstance(key, str) and isinstance(tensor, torch.Tensor) for key, tensor in tensors.items()
+        ):
+            raise UserError(f"{where}: {each} is not a dictionary of tensors by name.")
+        if names and (others := tensors.keys() ^ names):
+            raise UserError(f"{where}: {index} does not say in which file {printable(min(others))} is.")
+        weights |= tensors
     return weights
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from safetensors import safe_open
 
@@ -29,7 +30,12 @@ _NEVER_NEGATIVE = ("running_var", "num_batches_tracked", "_amax", "square_avg", 
 # What the pickle of a checkpoint may call. torch.load allows more, some of which takes any memory or time.
 _REBUILDS = tuple(f"torch._utils _rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter"))
 _CALLS = (*_REBUILDS, "collections OrderedDict", "collections Counter", "__builtin__ set", "builtins set",
-          "_codecs encode", "torch Size", "torch device")  # fmt: skip
+          "_codecs encode", "torch Size", "torch device", "numpy dtype",
+          "numpy.core.multiarray scalar", "numpy._core.multiarray scalar")  # fmt: skip
+_NAMESPACE = "argparse Namespace"
+# What BUILD may change: the kind, the global that made it, and the kind of what it gets.
+_BUILDS = (("REDUCE", "collections OrderedDict", "EMPTY_DICT"), ("NEWOBJ", _NAMESPACE, "EMPTY_DICT"),
+           ("REDUCE", "numpy dtype", "TUPLE"))  # fmt: skip
 _TEXT = ("BINUNICODE", "SHORT_BINSTRING", "BINSTRING")
 _TAKES = {"APPEND": 1, "BUILD": 1, "SETITEM": 2, "REDUCE": 2, "NEWOBJ": 2, "BINPERSID": 1,
           "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}  # fmt: skip
@@ -154,6 +160,41 @@ def _read_safetensors(path: str | os.PathLike) -> tuple[dict, dict]:
         raise UserError(f"{path} is a damaged safetensors file: {printable(first_line(error))}") from error
 
 
+class _Settings(dict):
+    """What a trainer's `argparse.Namespace` becomes: a dictionary. Nothing of the file becomes an attribute, where it
+    could stand for a method."""
+
+    __slots__ = ()
+
+    def __setstate__(self, state: dict) -> None:
+        self.update(state)
+
+
+class _NumberType:
+    """What the `numpy.dtype` of a pickled number becomes."""
+
+    __slots__ = ("code", "order")
+
+    def __init__(self, code: str, *_: Any):
+        if not re.fullmatch("b1|f[248]|[iu][1248]", code):
+            raise ValueError(f"a number of type {short(code)}")
+        self.code, self.order = code, "="
+
+    def __setstate__(self, state: tuple) -> None:
+        self.order = {"<": "<", ">": ">"}.get(state[1], "=")
+
+
+def _number(kind: _NumberType, content: bytes) -> bool | int | float:
+    """What a pickled numpy number becomes: Python's."""
+    (number,) = np.frombuffer(content, np.dtype(kind.order + kind.code))
+    return number.item()
+
+
+# Torch's reader makes these, and no object of the classes that a file names.
+_STAND_INS = [(_Settings, "argparse.Namespace"), (_NumberType, "numpy.dtype"),
+              (_number, "numpy.core.multiarray.scalar"), (_number, "numpy._core.multiarray.scalar")]  # fmt: skip
+
+
 def _read_pickle(path: str | os.PathLike, start: bytes) -> Any:
     try:
         with open(path, "rb") as file:
@@ -167,7 +208,8 @@ def _read_pickle(path: str | os.PathLike, start: bytes) -> Any:
             else:
                 for _ in range(5):  # a magic number, a version, the machine, the content, the keys of its tensors
                     _check_pickle(file, path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_STAND_INS):  # type: ignore[arg-type]
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # torch raises a dozen kinds, by where the damage is
@@ -260,14 +302,17 @@ def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
             memo[argument] = stack[-1]
         elif kind in ("BINGET", "LONG_BINGET"):
             pushed = memo[argument]
-        elif kind == "BUILD":  # attributes, which only the dictionary of `state_dict()` has
-            if (stack[-1].kind, stack[-1].name, taken[0].kind) != ("REDUCE", "collections OrderedDict", "EMPTY_DICT"):
+        elif kind == "BUILD":  # attributes of the dictionary of `state_dict()`, or one of our stand-ins
+            if (stack[-1].kind, stack[-1].name, taken[0].kind) not in _BUILDS:
                 raise _holds_more(path)
+            stack[-1].weight += weight
         elif kind in ("REDUCE", "NEWOBJ"):
             function, arguments = taken
-            if kind == "NEWOBJ" or function.kind != "GLOBAL" or function.name not in _CALLS:
+            callable_ = function.name == _NAMESPACE if kind == "NEWOBJ" else function.name in _CALLS
+            if function.kind != "GLOBAL" or not callable_ or kind == "NEWOBJ" and arguments.parts:
                 raise _holds_more(path, function.name.replace(" ", "."))
-            safe = function.name in _REBUILDS or function.name == "collections OrderedDict" and _are_items(arguments)
+            safe = function.name in _REBUILDS or function.name.endswith(".multiarray scalar")
+            safe |= function.name == "collections OrderedDict" and _are_items(arguments)
             if arguments.kind != "TUPLE" or made and not safe:
                 raise _holds_more(path)
             pushed = _Item(kind, function.name, weight, True)

@@ -105,3 +105,15 @@ def test_buffers_that_want_gradients_do_not_get_them(folder):
     network = deepcopy(load(folder))
     assert not any(buffer.requires_grad for buffer in network.buffers())
     assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_a_network_without_a_classifier_is_loaded_with_a_new_one_only(folder):
+    features = EfficientNetNVForImageClassification.from_pretrained(folder).efficientnet
+    features.config.num_labels = 0
+    features.save_pretrained(folder)
+    assert "has no classifier, so it tells no classes; train one on its features" in refusal(folder)
+    model = open_checkpoint(str(folder)).load(new_classifier=True, num_labels=3)
+    assert model.classifier.out_features == 3
+    assert all(
+        torch.equal(tensor, features.state_dict()[key]) for key, tensor in model.efficientnet.state_dict().items()
+    )

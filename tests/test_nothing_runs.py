@@ -4,6 +4,7 @@ A planted file is a pickle (as `pickle` writes it, and as torch writes it, new a
 file when it runs. What comes of it is a sentence or a success.
 """
 
+import argparse
 import builtins
 import io
 import json
@@ -228,10 +229,14 @@ def test_another_architecture_is_refused_without_a_question(planted, commands):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("content", ["alone", "beside weights"])
+@pytest.mark.parametrize("content", ["alone", "beside weights", "in a namespace", "as a namespace's setter"])
 def test_a_file_to_convert_is_refused(kind, content, marker, tmp_path, model):
     weights = EfficientNetNVForImageClassification.from_pretrained(model).state_dict()
-    content = Payload() if content == "alone" else {"state_dict": weights, "args": Payload()}
+    settings = {
+        "beside weights": Payload(), "in a namespace": argparse.Namespace(a=argparse.Namespace(b=[Payload()])),
+        "as a namespace's setter": argparse.Namespace(__setstate__=exec, __reduce__=Payload()),
+    }  # fmt: skip
+    content = Payload() if content == "alone" else {"state_dict": weights, "args": settings[content]}
     (tmp_path / "x.pth").write_bytes(KINDS[kind](content))
     with pytest.raises(UserError, match="refused|neither a PyTorch file|damaged"):
         load_foreign(tmp_path / "x.pth")

@@ -1,11 +1,13 @@
 """Pickles that torch itself would not write: each is refused in a moment, in a line, and what torch writes is read."""
 
+import argparse
 import io
 import pickle
 import types
 import zipfile
 from collections import Counter, OrderedDict
 
+import numpy as np
 import pytest
 import torch
 
@@ -153,3 +155,90 @@ def test_a_value_is_shortened_whatever_holds_it():
     for _ in range(60):
         deep = OrderedDict(a=deep, b=deep)
     assert max(len(short(value)) for value in (endless, deep, Counter({"a": deep}), [deep] * 1000)) < 200
+
+
+# Settings of a trainer: one class by name, which becomes a dictionary.
+
+NAMESPACE, EMPTY, DUMP = b"cargparse\nNamespace\n", b")\x81", b"cnumpy._core.multiarray\nscalar\n"
+DTYPE = b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x89\x88\x87R"
+
+
+class Options(argparse.Namespace):
+    pass
+
+
+def text(words: bytes) -> bytes:
+    return b"X" + len(words).to_bytes(4, "little") + words
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_namespace_and_numpys_numbers_are_read_as_plain_data(new, tmp_path):
+    numbers = [np.float64(71.25), np.float32(0.5), np.int64(-3), np.bool_(True), np.float16(2), np.uint8(200)]
+    args = argparse.Namespace(lr=0.1, sizes=[3, 4], nested=argparse.Namespace(a=None), weights=torch.ones(2))
+    allowed = torch.serialization.get_safe_globals()
+    content = {"args": args, "metrics": numbers, "big": np.dtype(">f8").type(3), "all": [(args, numbers[0])] * 9}
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
+    found = read_tensors(tmp_path / "x.pth")[0]
+    assert found["args"] == {"lr": 0.1, "sizes": [3, 4], "nested": {"a": None}, "weights": found["args"]["weights"]}
+    assert isinstance(found["args"], dict) and not hasattr(found["args"], "__dict__")
+    assert found["metrics"] == [71.25, 0.5, -3, True, 2.0, 200] and found["big"] == 3.0
+    assert {type(number) for number in found["metrics"]} == {float, int, bool}
+    assert set(torch.serialization.get_safe_globals()) == set(allowed)  # other torch.loads take no more
+
+
+def test_names_of_methods_in_a_namespace_are_keys_like_others(tmp_path):
+    names = ("__setstate__", "__class__", "__dict__", "update", "items", "keys", "__reduce__", "__getattr__")
+    entries = b"".join(text(name.encode()) + b"K\x03" for name in names)
+    write(tmp_path / "x.pth", b"}" + text(b"args") + NAMESPACE + EMPTY + b"}(" + entries + b"ub}(" + entries + b"ubs")
+    found = read_tensors(tmp_path / "x.pth")[0]["args"]
+    assert list(found) == list(names) and set(found.values()) == {3} and callable(found.items)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    {
+        "called": (NAMESPACE + b")R", "argparse.Namespace besides"),
+        "with arguments": (NAMESPACE + text(b"a") + b"\x85\x81", "argparse.Namespace besides"),
+        "of an expanded tensor": (NAMESPACE + b"{}\x81", MORE),
+        "without a call": (NAMESPACE + b"}b", MORE),
+        "built from a list": (NAMESPACE + EMPTY + b"]b", MORE),
+        "built from two": (NAMESPACE + EMPTY + b"}}\x86b", MORE),
+        "built from a function": (NAMESPACE + EMPTY + ENCODE + b"b", MORE),
+        "built from an expanded tensor": (NAMESPACE + EMPTY + b"{}b", MORE),
+        "that holds an expanded tensor": (
+            NAMESPACE + EMPTY + b"}" + text(b"x") + b"{}sb",
+            "claims 10,000,000,000 numbers",
+        ),
+        "a dictionary built as one": (b"}}b", MORE),
+        "a call's result built": (ENCODE + text(b"a") + text(b"hex") + b"\x86R}b", MORE),
+        "another class's": (b"cargparse\nArgumentParser\n" + EMPTY, "argparse.ArgumentParser besides"),
+        "found by a dotted name": (b"cargparse\nNamespace.__init__\n" + EMPTY, "argparse.Namespace.__init__ besides"),
+        "its own class as a key": (b"}" + NAMESPACE + EMPTY + b"K\x01s", "is damaged"),
+        "deep ones": (
+            b"(" + doubled(60, NAMESPACE + EMPTY, NAMESPACE + EMPTY + b"}" + text(b"a") + b"[]sb") + b"t",
+            "",
+        ),
+        "a function of it": (b"cos\nsystem\n" + text(b"true") + b"\x85R", "os.system besides"),
+        "in a namespace, a function": (NAMESPACE + EMPTY + b"}" + text(b"f") + b"cos\nsystem\nsb", "os.system besides"),
+        "a number of a function": (DUMP + ENCODE + text(b"a") + b"\x86R", "is damaged"),
+        "a number of no bytes": (DUMP + DTYPE + text(b"abcdefgh") + b"\x86R", "is damaged"),
+        "a number of an expanded tensor": (DUMP + b"{}{}\x86R", "is damaged"),
+        "a number type of objects": (b"cnumpy\ndtype\n" + text(b"O8") + b"\x85R", "is damaged"),
+        "a number type built of a map": (DTYPE + b"}b", MORE),
+        "numpy's other functions": (b"cnumpy._core.multiarray\n_reconstruct\n)R", "_reconstruct besides"),
+    }.values(),
+)
+def test_a_namespace_is_no_way_in(content, words, tmp_path):
+    write(tmp_path / "x.pth", content)
+    try:
+        found = read_tensors(tmp_path / "x.pth")[0]
+    except UserError as error:
+        assert words and words in str(error) and "\n" not in str(error), error
+    else:
+        assert not words, found
+
+
+def test_a_class_made_from_namespace_is_refused(tmp_path):
+    torch.save({"args": Options(lr=1)}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="Options besides plain tensors"):
+        read_tensors(tmp_path / "x.pth")

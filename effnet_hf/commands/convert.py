@@ -43,11 +43,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     reading = parser.add_argument_group("what names and shapes do not tell")
     reading.add_argument("--from", dest="dialect", default="auto", choices=["auto", *DIALECTS], help="default: auto")
     reading.add_argument("--ema", action="store_true", help="the averaged weights of a training checkpoint")
+    reading.add_argument(
+        "--prefix", help="of a file with several networks, take the one whose names begin so, e.g. student."
+    )
     reading.add_argument("--arch", help="e.g. tf_efficientnet_b0.ap_in1k, where timm's names fit two architectures")
     reading.add_argument(
         "--image_size", type=int, metavar="PIXELS", help="instead of the checkpoint's or the variant's"
     )
     reading.add_argument("--batch_norm_eps", type=float, metavar="EPS", help="instead of the dialect's")
+    reading.add_argument(
+        "--image_mean", type=float, nargs="+", metavar="MEAN", help="pixels are normalised by, of 0 to 1: one, or three"
+    )
+    reading.add_argument("--image_std", type=float, nargs="+", metavar="STD", help="and divided by")
     reading.add_argument("--revision", help="of SRC on the Hub")
 
     warm = parser.add_argument_group("warm start")
@@ -89,9 +96,12 @@ def main(argv: list[str] | None = None) -> None:
         args.source,
         args.dialect,
         ema=args.ema,
+        prefix=args.prefix,
         arch=args.arch,
         image_size=args.image_size,
         batch_norm_eps=args.batch_norm_eps,
+        image_mean=args.image_mean,
+        image_std=args.image_std,
         revision=args.revision,
         token=args.hub_token,
     )
@@ -100,9 +110,10 @@ def main(argv: list[str] | None = None) -> None:
             converted, args.warm_start, args.images, num_images=args.num_images, padding=args.padding
         )
     config, written = converted.config, printable(args.output_dir)
+    classes = f"{config.num_labels} classes" if config.num_labels else "no classifier"
     print(
         f"{printable(converted.path.name)}: {converted.dialect} names, {config.variant or 'custom shape'}, "
-        f"{config.num_labels} classes, {config.image_size} x {config.image_size} px, {printable(converted.verdict)}"
+        f"{classes}, {config.image_size} x {config.image_size} px, {printable(converted.verdict)}"
     )
     for note in converted.notes:
         print(f"  {printable(note)}")
@@ -118,8 +129,10 @@ def main(argv: list[str] | None = None) -> None:
         command=command_line(),
         model_id=args.hub_model_id,
     )
-    opened = f'AutoModelForImageClassification.from_pretrained("{written}")'
-    print(f"wrote  {written}\nopen   import effnet_hf; {opened}")
+    # transformers 5 opens no local backbone by AutoBackbone
+    backbone, auto = converted.kind._auto_class == "AutoBackbone", converted.kind._auto_class
+    opener = f"effnet_hf.{converted.kind.__name__}" if backbone else auto
+    print(f'wrote  {written}\nopen   import effnet_hf; {opener}.from_pretrained("{written}")')
     if converted.can_be_resumed and config.variant in available_recipes():
         print(f"resume {invocation('train')} --config {config.variant} --data_dir DIR --resume {written}")
     if args.push_to_hub:

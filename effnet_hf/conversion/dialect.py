@@ -8,7 +8,7 @@ PyTorch is spoken.
 import copy
 import json
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import ClassVar
 
@@ -22,7 +22,7 @@ from .source import Source
 
 
 OUR_BLOCK = "efficientnet.encoder.stages.{stage}.blocks.{block}"
-STEM, HEAD = "efficientnet.encoder.stem.conv", "efficientnet.head.conv"
+STEM, HEAD, _HEAD_NORM = "efficientnet.encoder.stem.conv", "efficientnet.head.conv", "efficientnet.head.bn"
 _NAMES_IN_A_MESSAGE = 8
 _FAMILIES = {"b": "B0 to B7", "widese": "WideSE", "lite": "Lite"}
 _PADDINGS = {"symmetric": "symmetric", "same": "TensorFlow's SAME"}
@@ -95,6 +95,11 @@ class Dialect:
         """The line of Python or shell that opens a written file at their side."""
         raise NotImplementedError
 
+    def as_trained(self, source: Source, arch: str | None) -> tuple[Source, str | None, list[str]]:
+        """`source` and the architecture with what the dialect's own trainer wrote of its settings beside the weights,
+        and notes on it."""
+        return source, arch, []
+
     # Names.
 
     def respell(self, key: str) -> str:
@@ -117,9 +122,13 @@ class Dialect:
         stem = {name: layers.pop(name) for name in list(layers) if name.startswith("efficientnet.encoder.stem")}
         return {**stem, **inside, **layers}
 
-    def matches(self, keys: Container[str]) -> bool:
-        """Whether the stem's or the head's convolution is spelled in this dialect."""
-        return any(f"{self.layers[name]}.weight" in keys for name in (STEM, HEAD))
+    def has_classifier(self, keys: Iterable[str]) -> bool:
+        return any(key.startswith(f"{self.layers['classifier']}.") for key in keys)
+
+    def is_backbone(self, keys: Iterable[str]) -> bool:
+        """Whether there are neither a classifier nor the convolution before it: a backbone of feature maps."""
+        last = tuple(f"{self.layers[name]}." for name in (HEAD, _HEAD_NORM, "classifier"))
+        return not any(key.startswith(last) for key in keys)
 
     # Tensors.
 
@@ -134,6 +143,8 @@ class Dialect:
             UserError: names every key that is missing, left over, or of the wrong shape.
         """
         names, expected = self.key_names(config), expected_shapes(config)
+        if self.is_backbone(tensors):
+            names = {ours: theirs for ours, theirs in names.items() if not ours.startswith("efficientnet.head.")}
         optional = {theirs for theirs in names.values() if theirs.endswith(".num_batches_tracked")}
         shapes = {theirs: self._their_shape(ours, expected[ours]) for ours, theirs in names.items()}
         # Squeeze-excite layers are accepted in both forms, whatever the dialect's own.
@@ -223,6 +234,11 @@ def named_variant(config: EfficientNetNVConfig) -> str | None:
     if (config.kernel_sizes, config.strides) != (base.kernel_sizes, base.strides):
         return None
     return _tables().get(tuple(weight_shapes(config)))
+
+
+def three(values: list[float] | None) -> list[float] | None:
+    """One number a channel, of grey images too: of three equal ones."""
+    return [*values] * 3 if values is not None and len(values) == 1 else values
 
 
 def _squeezed(shape) -> tuple:

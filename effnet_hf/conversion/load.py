@@ -8,14 +8,22 @@ import torch
 
 from ..checkpoint import read_config_fields, read_processor_fields, require_finite_pixels
 from ..configuration import VARIANTS, EfficientNetNVConfig
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, printable
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
-from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..modeling_efficientnet_nv import (
+    EfficientNetNVBackbone,
+    EfficientNetNVForImageClassification,
+    EfficientNetNVModel,
+    EfficientNetNVPreTrainedModel,
+)
+from ..multi_label import MULTI_LABEL
+from .channels import GREY_NOTE, take_rgb
 from .dialect import HEAD, STEM, Dialect, expected_shapes, weight_shapes
 from .lukemelas import LUKEMELAS
+from .network import find_network
 from .nvidia import NVIDIA
 from .ours import OURS
-from .source import Source, open_source, state_tensors
+from .source import Source, open_source, plain_tensors, state_tensors
 from .timm import TIMM
 from .torchvision import TORCHVISION
 from .trainer_state import TrainerState, trainer_state_of
@@ -35,7 +43,8 @@ class Converted:
     """A checkpoint in our terms.
 
     Attributes:
-        config, state_dict: of `EfficientNetNVForImageClassification`; the state dict without quantizers' ranges.
+        config, state_dict: of `EfficientNetNVForImageClassification`; the state dict without quantizers' ranges, and
+            without a classifier (and last convolution) where the source has none: `config.num_labels` is 0 then.
         processor: the evaluation preprocessing that belongs to the weights.
         dialect: the name of the dialect it came in; `source`: what the user called it; `path`: the weight file.
         difference: how the foreign model differs from ours; `None` when both are the same function (see `exact`).
@@ -77,7 +86,14 @@ class Converted:
         """Whether `train --resume` can go on with the run that wrote it."""
         return self.trainer_state is not None and self.trainer_state.epoch is not None and not self.quantizer_amax
 
-    def model(self) -> EfficientNetNVForImageClassification:
+    @property
+    def kind(self) -> type[EfficientNetNVPreTrainedModel]:
+        """Of the model: a classifier; without one features, and without their last convolution a backbone."""
+        if self.config.num_labels:
+            return EfficientNetNVForImageClassification
+        return EfficientNetNVModel if f"{HEAD}.weight" in self.state_dict else EfficientNetNVBackbone
+
+    def model(self) -> EfficientNetNVPreTrainedModel:
         """The model with these weights, in evaluation mode.
 
         Raises:
@@ -85,32 +101,26 @@ class Converted:
         """
         try:
             with torch.device("meta"):  # every tensor is replaced, so drawing initial values would be wasted
-                model = EfficientNetNVForImageClassification(self.config)
+                model = self.kind(self.config)
         except ImportError as error:
             raise UserError(str(error)) from None
         ranges = {f"{name}_quantizer{_AMAX}": tensor for name, tensor in self.quantizer_amax.items()}
-        model.load_state_dict({**self.state_dict, **ranges}, strict=True, assign=True)
+        state = {**self.state_dict, **ranges}
+        if self.kind is not EfficientNetNVForImageClassification:
+            state = {key.removeprefix("efficientnet."): tensor for key, tensor in state.items()}
+        model.load_state_dict(state, strict=True, assign=True)
         for parameter in model.parameters():
             parameter.requires_grad_(True)
         return model.eval()
 
 
 def find_dialect(tensors: Mapping[str, torch.Tensor]) -> Dialect:
-    """The dialect whose names a state dict uses.
+    """The dialect whose names a state dict uses, whatever stands before them.
 
     Raises:
         UserError: none of them, or more than one; the message lists the candidates.
     """
-    found = [dialect for dialect in DIALECTS.values() if dialect.matches({dialect.respell(key) for key in tensors})]
-    if len(found) == 1:
-        return found[0]
-    keys = list(tensors)
-    shown = ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
-    if found:
-        names = ", ".join(dialect.name for dialect in found)
-        raise UserError(f"The names fit several dialects ({names}): {shown}. Choose one with --from.")
-    known = "; ".join(f"{dialect.name} {dialect.layers[STEM]}.weight" for dialect in DIALECTS.values())
-    raise UserError(f"No EfficientNet that we know: no stem or head under a known name ({known}), but {shown}.")
+    return find_network(tensors, DIALECTS.values()).dialect
 
 
 def find_variant(tensors: Mapping[str, torch.Tensor], dialect: Dialect, where: str) -> str:
@@ -120,7 +130,8 @@ def find_variant(tensors: Mapping[str, torch.Tensor], dialect: Dialect, where: s
         UserError: the weights fit none, or several equally well.
     """
     channels = _dimension(tensors, dialect, STEM, 1, 3)
-    weights = sum(key.endswith(".weight") and tensor.dim() > 1 for key, tensor in tensors.items()) - 1  # classifier
+    classifier = f"{dialect.layers['classifier']}.weight"
+    weights = sum(key.endswith(".weight") and tensor.dim() > 1 for key, tensor in tensors.items() if key != classifier)
     distances = {}
     for variant in VARIANTS:
         config = EfficientNetNVConfig.from_variant(variant, num_channels=channels)
@@ -145,9 +156,12 @@ def load_foreign(
     dialect: str = "auto",
     *,
     ema: bool = False,
+    prefix: str | None = None,
     arch: str | None = None,
     image_size: int | None = None,
     batch_norm_eps: float | None = None,
+    image_mean: list[float] | None = None,
+    image_std: list[float] | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> Converted:
@@ -156,10 +170,12 @@ def load_foreign(
     Args:
         dialect: `"auto"` or a key of `DIALECTS`.
         ema: take the averaged weights of a training checkpoint.
+        prefix: of a file with several networks, take the one whose names begin so.
         arch: settles what names and shapes leave open: a timm architecture, with its tag where the preprocessing
             depends on it (`"tf_efficientnet_b0.ap_in1k"`), or one of our variants.
         image_size: side of the image in pixels, instead of the checkpoint's own or the variant's.
         batch_norm_eps: instead of the dialect's; the weights do not tell it.
+        image_mean, image_std: one number, or three, instead of the checkpoint's or the dialect's.
         revision, token: for the Hub.
 
     Raises:
@@ -168,15 +184,21 @@ def load_foreign(
     """
     opened = open_source(str(source), ema=ema, revision=revision, token=token)
     where = opened.path.name
-    spoken = find_dialect(opened.tensors) if dialect == "auto" else DIALECTS[dialect]
-    tensors = {spoken.respell(key): tensor for key, tensor in opened.tensors.items()}
+    network = find_network(
+        opened.tensors, DIALECTS.values() if dialect == "auto" else [DIALECTS[dialect]], where, prefix, ema
+    )
+    spoken = network.dialect
+    opened, arch, trainer_notes = spoken.as_trained(opened, arch)
+    tensors = {name: opened.tensors[key] for key, name in network.keys.items()}
+    tensors = plain_tensors(tensors, where, trainer_notes)
     amax = {key: tensors.pop(key) for key in list(tensors) if key.endswith(_AMAX) and spoken in (NVIDIA, OURS)}
     try:
         config, processor = _described(opened, spoken, tensors, arch)
         config = _overridden(config, image_size=image_size, batch_norm_eps=batch_norm_eps)
         if processor is None:
             processor = spoken.processor(config, opened, arch)
-            require_finite_pixels(processor)
+        processor = _normalised(processor, image_mean=image_mean, image_std=image_std)
+        require_finite_pixels(processor)
         difference = spoken.read_difference(config, opened)
     except UserError:
         raise
@@ -187,15 +209,29 @@ def load_foreign(
         raise UserError(f"{where}: its batch norm is folded into the convolutions, which no other EfficientNet has.")
     state = spoken.read(tensors, config, where)
     quantizer_amax = spoken.read_quantizers(amax, config, where)
-    keys = {theirs: ours for ours, theirs in spoken.key_names(config).items()}
-    trainer_state, trainer_notes = trainer_state_of(opened.extras, list(tensors), keys, expected_shapes(config))
+    trainer_state = None
+    if opened.extras and spoken not in (NVIDIA, OURS) or config.num_channels != 3:  # of runs that `train` cannot go on
+        left = ", ".join(sorted(printable(key) for key in opened.extras))
+        trainer_notes += [f"Left out of the training checkpoint: {left}."] * bool(left)
+    else:
+        keys = {theirs: ours for ours, theirs in spoken.key_names(config).items()}
+        trainer_state, notes = trainer_state_of(opened.extras, list(tensors), keys, expected_shapes(config))
+        trainer_notes += notes
     if trainer_state and opened.averaged and not amax:
         try:
-            averaged = state_tensors(opened.averaged, where, [])
-            averaged = spoken.read({spoken.respell(key): value for key, value in averaged.items()}, config, where)
+            averaged = state_tensors(opened.averaged, where)
+            names = find_network(averaged, [spoken], where).keys
+            averaged = plain_tensors({name: averaged[key] for key, name in names.items()}, where, [])
+            averaged = spoken.read(averaged, config, where)
             trainer_state = replace(trainer_state, averaged=averaged)
         except UserError as error:  # nobody has asked for them: the weights themselves are whole
             trainer_notes.append(f"The averaged weights do not fit and were left out: {error}")
+    if config.num_channels == 1:
+        trainer_notes.append(GREY_NOTE)
+    if not config.num_labels:
+        what = "a backbone of feature maps" if spoken.is_backbone(tensors) else "a network of features"
+        trainer_notes.append(f"It has no classifier, and none was made up: {what}.")
+    state = take_rgb(state, config, processor, where)
     return Converted(
         config=config,
         state_dict=state,
@@ -204,7 +240,7 @@ def load_foreign(
         source=opened.name,
         path=opened.path,
         difference=difference,
-        notes=(*opened.notes, *spoken.notes(config, opened), *trainer_notes),
+        notes=(*opened.notes, *network.notes, *spoken.notes(config, opened), *trainer_notes),
         quantizer_amax=quantizer_amax,
         trainer_state=trainer_state,
         origin=opened.origin,
@@ -218,17 +254,29 @@ def _described(
     """Our configuration (and processor, if we wrote one down) of the weights."""
     if source.header:
         config = _from_dict(source.header.get("config"), source)
-        return config, read_processor_fields(source.header.get("processor") or {})
-    if source.config.get("model_type") == EfficientNetNVConfig.model_type:
-        return _from_dict(source.config, source), None
+        processor = read_processor_fields(source.header.get("processor") or {})
+    elif source.config.get("model_type") == EfficientNetNVConfig.model_type:
+        config, processor = _from_dict(source.config, source), None
+    else:
+        return _found(source, dialect, tensors, arch), None
+    if not dialect.has_classifier(tensors):  # a feature model's configuration names classes, too
+        config = EfficientNetNVConfig.from_dict(config.to_dict(), num_labels=0)
+    return config, processor
+
+
+def _found(source: Source, dialect: Dialect, tensors: Mapping, arch: str | None) -> EfficientNetNVConfig:
+    """Our configuration of weights that do not bring one of ours."""
     variant = find_variant(tensors, dialect, source.path.name)
     if arch is not None and arch in VARIANTS and arch != variant:
         raise UserError(f"{source.name} is a {variant}, not a {arch}.")
-    labels = _labels(source, _dimension(tensors, dialect, "classifier", 0, 1000))
+    classes = _dimension(tensors, dialect, "classifier", 0, 1000)
+    labels = _labels(source, classes) if dialect.has_classifier(tensors) else {"num_labels": 0}
     channels = _dimension(tensors, dialect, STEM, 1, 3)
     fields = {**dialect.fields(variant, source, arch), **labels, "num_channels": channels}
+    if source.config.get("problem_type") == MULTI_LABEL:
+        fields |= {"problem_type": MULTI_LABEL, "thresholds": source.config.get("thresholds")}
     try:
-        return EfficientNetNVConfig.from_variant(variant, **fields), None
+        return EfficientNetNVConfig.from_variant(variant, **fields)
     except (ValueError, TypeError) as error:
         raise UserError(f"{source.name}: config.json does not describe an EfficientNet: {error}") from error
 
@@ -249,6 +297,15 @@ def _overridden(config: EfficientNetNVConfig, **fields) -> EfficientNetNVConfig:
     except ValueError as error:
         raise UserError(str(error)) from error
     return config
+
+
+def _normalised(processor: EfficientNetNVImageProcessor, **values: list[float] | None) -> EfficientNetNVImageProcessor:
+    """With another mean or standard deviation, where one is given: one number for all three channels, or three."""
+    given = {name: each * 3 if len(each) == 1 else each for name, each in values.items() if each is not None}
+    try:
+        return EfficientNetNVImageProcessor.from_dict({**processor.to_dict(), **given}) if given else processor
+    except ValueError as error:
+        raise UserError(f"--image_mean, --image_std: {first_line(error)}") from None
 
 
 def _labels(source: Source, num_labels: int) -> dict:

@@ -30,6 +30,9 @@ class Ours(Dialect):
     unexpanded = {ours: theirs for ours, theirs in expanded.items() if not ours.startswith("expand.")}
     se_is_conv = False
 
+    def respell(self, key: str) -> str:
+        return f"efficientnet.{key}" if key.startswith(("encoder.", "head.")) else key  # of a model without classifier
+
     def fields(self, variant: str, source: Source, arch: str | None) -> dict:
         raise UserError(
             f"{source.name} has our own names and no config.json of ours beside it; names and shapes do not tell "

@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..files import atomic_folder, atomic_write, refuse_to_remove
 from ..hub import CardFacts, describe_preprocessing, render_card, software_versions
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..multi_label import is_multi_label
 from ..quantization_efficientnet_nv import quantizers
 from ..quiet import no_progress_bars
 from .load import DIALECTS, Converted
@@ -90,6 +91,8 @@ def write_foreign(
         UserError: no model of theirs is the same function and `force` is False, or it cannot be written.
     """
     spoken, config, output = DIALECTS[dialect], converted.config, Path(output)
+    if not config.num_labels:
+        raise UserError(f"{converted.source} has no classifier, and --to {dialect} writes classifiers only.")
     difference = converted.difference or spoken.difference(config)
     _refuse(difference, converted.source, force)
     if overwrite:
@@ -153,6 +156,7 @@ def _facts(converted: Converted, command: str | None, model_id: str | None) -> C
         model_id=model_id,
         variant=config.variant or "custom",
         num_labels=config.num_labels,
+        multi_label=is_multi_label(config),
         image_size=config.image_size,
         preprocessing=describe_preprocessing(converted.processor),
         base_model=converted.origin or f"{converted.path.name} (sha256 {digest.hexdigest()})",

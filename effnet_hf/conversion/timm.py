@@ -6,20 +6,24 @@ architecture that `timm.create_model` can build.
 """
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 from PIL import Image
 
 from ..configuration import EfficientNetNVConfig
-from ..errors import UserError
+from ..errors import UserError, printable
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
-from .dialect import Dialect, named_variant
-from .source import Source
+from .dialect import Dialect, named_variant, three
+from .source import Source, check_fields
 
 
 # prefix of the architecture: (our padding, batch norm epsilon), timm/models/efficientnet.py
 _FAMILIES = {"efficientnet_": ("symmetric", 1e-5), "tf_efficientnet_": ("same", 1e-3)}
 # model_args that the weights' shapes tell, or that change nothing in evaluation
 _HARMLESS = ("num_classes", "in_chans", "global_pool", "drop_rate", "drop_path_rate")
+# of a pretrained_cfg: how images are prepared
+_EVALUATION = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 _FILTERS = {filter_.name.lower(): filter_ for filter_ in Image.Resampling}
 
 
@@ -56,15 +60,38 @@ class Timm(Dialect):
         "project.bn": "bn2",
     }
 
+    def as_trained(self, source: Source, arch: str | None) -> tuple[Source, str | None, list[str]]:
+        """timm's train.py writes the architecture, and as `args` how it built it and evaluated images."""
+        args = source.trainer.get("args", {})
+        args = args if isinstance(args, Mapping) else {}
+        trained = arch or source.trainer.get("arch")
+        if source.config or not source.trainer or not (isinstance(trained, str) and trained.startswith((*_FAMILIES,))):
+            return source, arch, []
+        side, built = args.get("img_size"), args.get("model_kwargs")
+        said = {name: args.get(name) for name in ("input_size", *_EVALUATION[1:])}
+        said["input_size"] = said["input_size"] or (side and [3, side, side])
+        said = {name: list(value) if isinstance(value, tuple) else value for name, value in said.items() if value}
+        check_fields(said, f"{source.name}: args")
+        known = _known(trained, source)
+        config = {
+            "architecture": trained.split(".")[0],
+            "pretrained_cfg": {name: known[name] for name in _EVALUATION if name in known} | said,
+            "model_args": {
+                **({"bn_eps": args["bn_eps"]} if args.get("bn_eps") is not None else {}),
+                **({"global_pool": args["gp"]} if args.get("gp") else {}),
+                **(built if isinstance(built, Mapping) else {}),
+            },
+        }
+        note = f"The architecture, {printable(trained)}, and the preprocessing are those that timm's trainer wrote."
+        return replace(source, config=config), None, [note]
+
     def fields(self, variant: str, source: Source, arch: str | None) -> dict:
         arch, pretrained, arguments = _architecture(variant, source, arch)
         padding, eps = _FAMILIES["tf_efficientnet_" if arch.startswith("tf_") else "efficientnet_"]
         unknown = {name for name in arguments if name not in _HARMLESS} - {"bn_eps"}
         if unknown or arguments.get("global_pool", "avg") != "avg":
-            raise UserError(
-                f"{source.name}: config.json builds {arch} with {', '.join(sorted(unknown or ['global_pool']))}, "
-                "which ours does not have."
-            )
+            names = ", ".join(sorted(map(printable, unknown or ["global_pool"])))
+            raise UserError(f"{source.name} builds {arch} with {names}, which ours does not have.")
         size = pretrained.get("input_size")
         return {
             "padding": padding,
@@ -80,8 +107,8 @@ class Timm(Dialect):
             size=math.floor(config.image_size / pretrained.get("crop_pct", 0.875)),
             crop_size=config.image_size,
             resample=_FILTERS.get(str(pretrained.get("interpolation")), Image.Resampling.BICUBIC),
-            image_mean=pretrained.get("mean"),
-            image_std=pretrained.get("std"),
+            image_mean=three(pretrained.get("mean")),
+            image_std=three(pretrained.get("std")),
         )
 
     def notes(self, config: EfficientNetNVConfig, source: Source) -> list[str]:

@@ -4,11 +4,15 @@ The same function as NVIDIA's plain variants: symmetric padding, squeeze widths 
 epsilon is 1e-5 for b0 to b4 and 1e-3 for b5 to b7 (torchvision/models/efficientnet.py). There is no WideSE.
 """
 
+from collections.abc import Mapping
+
+from PIL import Image
+
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from .dialect import Dialect, named_variant
-from .source import Source
+from .source import Source, check_fields
 
 
 _BIG = ("b5", "b6", "b7")  # built with TensorFlow's batch norm settings
@@ -54,21 +58,22 @@ class Torchvision(Dialect):
             "hidden_act": "silu",
             "batch_norm_eps": eps,
             "batch_norm_momentum": momentum,
-            "image_size": _transforms(variant).crop_size[0],
+            "image_size": _evaluation(variant, source)["crop_size"],
             "stochastic_depth_mode": "row",
         }
 
     def processor(self, config: EfficientNetNVConfig, source: Source, arch: str | None) -> EfficientNetNVImageProcessor:
-        transforms = _transforms(str(config.variant))
-        bilinear = transforms.interpolation.value == "bilinear"
-        margin = transforms.resize_size[0] - transforms.crop_size[0]
+        transforms, settings = _transforms(str(config.variant)), _evaluation(str(config.variant), source)
         return EfficientNetNVImageProcessor(
-            size=config.image_size + margin,
+            size=config.image_size + settings["size"] - settings["crop_size"],
             crop_size=config.image_size,
-            resample=2 if bilinear else 3,
+            resample=Image.Resampling[settings["interpolation"].upper()],
             image_mean=transforms.mean,
             image_std=transforms.std,
         )
+
+    def notes(self, config: EfficientNetNVConfig, source: Source) -> list[str]:
+        return ["Images are prepared as the trainer's args in the file say."] if _trained(source) else []
 
     def loading(self, config: EfficientNetNVConfig, path: str) -> str:
         variant = named_variant(config)
@@ -78,6 +83,23 @@ class Torchvision(Dialect):
         load = "safetensors.torch.load_file" if path.endswith(".safetensors") else "torch.load"
         model = f'torchvision.models.get_model("efficientnet_{variant}"{arguments})'
         return f'model = {model}; model.load_state_dict({load}("{path}"))'
+
+
+def _trained(source: Source) -> dict:
+    """How torchvision's train.py evaluated images, from the `args` that it wrote; nothing where it did not."""
+    args = source.trainer.get("args")
+    names = {"size": "val_resize_size", "crop_size": "val_crop_size", "interpolation": "interpolation"}
+    if not isinstance(args, Mapping) or not all(args.get(name) for name in names.values()):
+        return {}
+    settings = {field: args[name] for field, name in names.items()}
+    check_fields({**settings, "image_size": settings["crop_size"]}, f"{source.name}: args")
+    return settings
+
+
+def _evaluation(variant: str, source: Source) -> dict:
+    transforms = _transforms(variant)
+    sides = {"size": transforms.resize_size[0], "crop_size": transforms.crop_size[0]}
+    return _trained(source) or {**sides, "interpolation": transforms.interpolation.value}
 
 
 def _transforms(variant: str):

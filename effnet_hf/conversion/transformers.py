@@ -13,7 +13,7 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 
 from ..configuration import EfficientNetNVConfig
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
-from .dialect import Dialect
+from .dialect import Dialect, three
 from .source import Source
 
 
@@ -86,8 +86,8 @@ class Transformers(Dialect):
             crop_size=crop,
             resample=stock.get("resample", 0),
             rescale_factor=stock.get("rescale_factor", 1 / 255),
-            image_mean=(mean + bool(stock.get("rescale_offset"))).tolist(),
-            image_std=(std**divisions).tolist(),
+            image_mean=three((mean + bool(stock.get("rescale_offset"))).tolist()),
+            image_std=three((std**divisions).tolist()),
         )
 
     def notes(self, config: EfficientNetNVConfig, source: Source) -> list[str]:
@@ -138,6 +138,8 @@ class Transformers(Dialect):
             drop_connect_rate=0.0,  # theirs drops single activations, ours whole branches
             id2label=config.id2label,
             label2id=config.label2id,
+            problem_type=config.problem_type,
+            **({"thresholds": config.thresholds} if config.thresholds else {}),  # kept, for the way back
             architectures=["EfficientNetForImageClassification"],
         )
 

@@ -117,17 +117,17 @@ def _measure_batch_norm(model: nn.Module, processor: EfficientNetNVImageProcesso
         norm.momentum = None  # PyTorch's cumulative average
         norm.train()
     for start in range(0, len(paths), _BATCH):
-        images = [_open(path) for path in paths[start : start + _BATCH]]
+        images = [_open(path, processor.bit_depth) for path in paths[start : start + _BATCH]]
         model(**processor(images, return_tensors="pt"))
     for norm in norms:
         norm.momentum = momentum
         norm.eval()
 
 
-def _open(path: Path) -> Image.Image:
-    from ..data import BadPicture, Picture, read_file
+def _open(path: Path, bit_depth: int | None) -> Image.Image:
+    from ..data import BadPicture, Picture, Reading, read_file
 
     try:
-        return Picture(read_file(path)).rgb()
+        return Picture(read_file(path), Reading(bit_depth)).rgb()
     except BadPicture as error:
         raise UserError(f"{printable(path)} {error}; take it out of the folder.") from None
