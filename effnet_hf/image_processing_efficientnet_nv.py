@@ -7,12 +7,13 @@ original uses with a short side of `image_size + 32`.
 This file travels inside every saved checkpoint: it imports only numpy, pillow and transformers.
 """
 
+import math
 import reprlib
 from collections.abc import Mapping
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import ChannelDimension, to_numpy_array
 from transformers.utils import is_torch_tensor
@@ -28,24 +29,54 @@ _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANS
 _TURNS[8] = "ROTATE_90"
 _SAY_HOW_IT_LIES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # in `Image.info`
 LARGEST_SIDE = 16_384  # pixels of a prepared image: 3 GB as float32
+_PHOTOMETRIC, _SAMPLE_FORMAT, _BITS, _LOWEST, _HIGHEST = 262, 339, 258, 340, 341  # TIFF tags
+_UNSIGNED, _SIGNED = 1, 2  # of _SAMPLE_FORMAT
+_HALF = 32767  # 16-bit images without any value above may be dark, or hold fewer bits: nobody can tell
+_STRIP = 1 << 20  # pixels of a deep image that are turned into bytes at a time
+_SAY = "--bit_depth (bit_depth in preprocessor_config.json)"
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+class UnclearPixels(ValueError):
+    """An image of more than 8 bits without one meaning; the message continues the sentence "<image> …"."""
+
+
+def to_rgb(image: Image.Image, bit_depth: int | None = None) -> Image.Image:
     """Any image that Pillow opens as upright 8-bit RGB, maybe `image` itself.
 
-    Turns by the EXIF orientation (as `transformers.pipeline` does), drops alpha (as torchvision's `ImageFolder` does),
-    takes the first frame of an animation and the upper 8 bits of a 16-bit image.
+    Turns by the EXIF orientation (as `transformers.pipeline` does), drops alpha (as torchvision's `ImageFolder` does)
+    and takes the first frame of an animation. Values of more than 8 bits are scaled from the range that the file states
+    (docs/data.md, "Deep images"), never from the values that an image happens to hold.
+
+    Args:
+        bit_depth: bits of the values in deep images that state no range of their own; white is 2**bit_depth - 1, also
+            of floating-point numbers.
+
+    Raises:
+        UnclearPixels: a deep image states no range and may be meant in more than one way, or holds values outside.
     """
+    colour, deep = _is_deep_colour(image), _deep_range(image, bit_depth)  # before both are forgotten
+    inverted = deep is not None and _tag(image, _PHOTOMETRIC) == 0  # which Pillow does for 8 bits only
+    unsigned = image.format == "TIFF" and _tag(image, _SAMPLE_FORMAT) in (None, _UNSIGNED)
+    if image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED:
+        raise UnclearPixels("holds signed numbers of 8 bits; save it with unsigned ones")
     image.load()  # EXIF may stand behind the pixels
     turn = _TURNS.get(_orientation(image))
     if turn is not None:  # not by ImageOps, which writes all of EXIF anew and fails where some tag is damaged
         image = image.transpose(Image.Transpose[turn])
         for place in _SAY_HOW_IT_LIES:  # it is upright now, whoever asks
             image.info.pop(place, None)
+    if colour:
+        _require_upper_bytes(image, bit_depth)
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip instead of scale
-        return Image.fromarray(_upper_byte(np.asarray(image), image.mode)).convert("RGB")
+    if deep is not None:  # convert("RGB") would clip instead of scale
+        return _deep_to_rgb(image, deep, inverted, unsigned)
+    if image.mode == "LAB":
+        return ImageCms.profileToProfile(  # type: ignore[return-value]  # None is for inPlace
+            image, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+        )
+    if image.mode in ("La", "RGBa"):  # colours that are multiplied by alpha
+        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
@@ -60,15 +91,106 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) else 1
 
 
-def _upper_byte(grey: np.ndarray, mode: str) -> np.ndarray:
-    """uint8; numpy works through `out` in small pieces, so that nothing wider than 16 bits is copied."""
-    eight_bits = np.empty(grey.shape, np.uint8)
-    if mode == "I":  # does not tell how many of its 32 bits were meant
-        sixteen_bits = np.clip(grey, 0, 65535, out=np.empty(grey.shape, np.uint16), casting="unsafe")
-        if grey.max() <= 255:
-            return sixteen_bits.astype(np.uint8)
-        grey = sixteen_bits
-    return np.right_shift(grey, 8, out=eight_bits, casting="unsafe")
+class _Range(NamedTuple):
+    """What black and white are in a deep image, and who says so. With no value above `doubtful`, white may be less."""
+
+    black: float
+    white: float
+    by: str = "its file"
+    doubtful: float = 0
+
+
+def _tag(image: Image.Image, number: int) -> float | None:
+    """The first value of a TIFF tag; None of another image."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return value if isinstance(value, (int, float)) else None
+
+
+def _raw(image: Image.Image) -> str:
+    """How the samples lie in the file, as Pillow says until it has decoded it: "I;16B", "('RGB', 4095)"."""
+    tiles = getattr(image, "tile", None)
+    return str(tiles[0][3]) if tiles else ""
+
+
+def _deep_range(image: Image.Image, bit_depth: int | None) -> _Range | None:
+    """None where the values are of 8 bits, or of 8 each of several channels."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return None
+    highest = _tag(image, _HIGHEST)
+    if highest is not None:
+        lowest = _tag(image, _LOWEST) or 0.0
+        if not -math.inf < lowest < highest < math.inf:
+            raise UnclearPixels(f"says that its values lie between {lowest:g} and {highest:g}")
+        return _Range(lowest, highest)
+    bits, of_pnm = _tag(image, _BITS), image.format == "PPM" and image.mode == "I"
+    if image.mode.startswith("I;16") and bits is not None and bits < 16:
+        return _Range(0, 2**bits - 1)
+    if of_pnm and "65535" not in _raw(image) and ";16" not in _raw(image):
+        return _Range(0, 65535)  # to which Pillow scales the largest value that the file states
+    if bit_depth is not None or image.mode.startswith("I;16") or of_pnm or image.format == "PNG":
+        return _of_bits(bit_depth, is_float=image.mode == "F")
+    kind = "floating-point" if image.mode == "F" else "32-bit or signed whole"
+    raise UnclearPixels(f"holds {kind} numbers and does not say which of them is white; give {_SAY}")
+
+
+def _of_bits(bit_depth: int | None, is_float: bool = False) -> _Range:
+    if bit_depth is None:
+        return _Range(0, 65535, "its 16 bits", doubtful=_HALF)
+    return _Range(0, 2**bit_depth - 1, f"--bit_depth {bit_depth}", doubtful=1 if is_float and bit_depth > 1 else 0)
+
+
+def _deep_to_rgb(image: Image.Image, deep: _Range, inverted: bool, unsigned: bool) -> Image.Image:
+    """In strips, so that nothing but the image and its RGB is ever held whole."""
+    rgb, highest = Image.new("RGB", image.size), 0.0
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = np.asarray(image.crop((0, top, image.width, min(top + rows, image.height))))
+        strip = strip.view(np.uint32) if unsigned and strip.dtype == np.int32 else strip  # as Pillow has no such mode
+        highest = max(highest, _require_within(strip, deep))
+        grey = _eight_bits(strip, deep)
+        rgb.paste(Image.fromarray(255 - grey if inverted else grey), (0, top))
+    _require_bright(deep, highest)
+    return rgb
+
+
+def _require_within(values: np.ndarray, deep: _Range) -> float:
+    """The highest of the values, none of which lies outside."""
+    low, high = float(values.min()), float(values.max())
+    if not (deep.black <= low and high <= deep.white):  # NaN is neither
+        raise UnclearPixels(
+            f"holds values from {low:,.7g} to {high:,.7g}, and by {deep.by} black is {deep.black:,.10g} and white"
+            f" {deep.white:,.10g}"
+        )
+    return high
+
+
+def _require_bright(deep: _Range, highest: float) -> None:
+    if 0 < highest <= deep.doubtful:
+        raise UnclearPixels(
+            f"is dark or uses fewer bits: its highest value is {highest:,.7g}, and by {deep.by} white is"
+            f" {deep.white:,.10g}; give the number of bits that are used, 16 if it is dark, as {_SAY}"
+        )
+
+
+def _eight_bits(values: np.ndarray, deep: _Range) -> np.ndarray:
+    """uint8: the upper 8 bits of whole numbers whose range is a power of two, else the nearest."""
+    bits = int(deep.white + 1).bit_length() - 1
+    if values.dtype.kind in "iu" and bits >= 8 and (deep.black, deep.white) == (0, 2**bits - 1):
+        return np.right_shift(values, bits - 8).astype(np.uint8)
+    return np.rint((values.astype(np.float64) - deep.black) * (255 / (deep.white - deep.black))).astype(np.uint8)
+
+
+def _is_deep_colour(image: Image.Image) -> bool:
+    """Several channels of 16 bits, of which Pillow keeps the upper 8, and no smaller range stated."""
+    return image.mode in ("RGB", "RGBA", "RGBX", "CMYK") and (";16" in _raw(image) or "65535" in _raw(image))
+
+
+def _require_upper_bytes(image: Image.Image, bit_depth: int | None) -> None:
+    if bit_depth not in (None, 16):
+        raise UnclearPixels(f"has 16-bit colours, and {_SAY} says {bit_depth}; save it with 8 bits")
+    if bit_depth is None:  # the upper byte, of all channels but alpha
+        _require_bright(_of_bits(None), 256 * float(np.ravel(image.getextrema())[:6].max()) + 255)
 
 
 def resize_and_crop(
@@ -121,9 +243,11 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         do_center_crop, crop_size: cut `{"height", "width"}` out of the centre.
         do_rescale, rescale_factor: multiply by 1/255.
         do_normalize, image_mean, image_std: per channel, in units of the rescaled image.
+        bit_depth: bits of the values in deep images that do not state a range; see `to_rgb`.
 
     Images may be Pillow images of any mode, or arrays and tensors, channels first or last, with 1, 3 or 4 channels
-    (alpha is dropped). Floats are taken to lie in [0, 1], or in [0, 255] if any exceeds 1.
+    (alpha is dropped). Floats are taken to lie in [0, 1], or in [0, 255] if any exceeds 1; uint16 is read as a 16-bit
+    image, other whole numbers lie in [0, 255] or have `bit_depth` bits.
     """
 
     model_input_names = ["pixel_values"]
@@ -141,6 +265,7 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         do_normalize: bool = True,
         image_mean: list[float] | float | None = None,
         image_std: list[float] | float | None = None,
+        bit_depth: int | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -158,6 +283,7 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
         self.do_normalize = do_normalize
         self.image_mean = _per_channel("image_mean", IMAGENET_MEAN if image_mean is None else image_mean)
         self.image_std = _per_channel("image_std", IMAGENET_STD if image_std is None else image_std)
+        self.bit_depth = _bit_depth(bit_depth)
 
     @classmethod
     def for_image_size(cls, image_size: int, margin: int = RESIZE_MARGIN, **kwargs) -> "EfficientNetNVImageProcessor":
@@ -190,10 +316,10 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
 
     def _settings(self) -> dict:
         names = ("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor")
-        return {name: getattr(self, name) for name in (*names, "do_normalize", "image_mean", "image_std")}
+        return {name: getattr(self, name) for name in (*names, "do_normalize", "image_mean", "image_std", "bit_depth")}
 
     def _process(self, image, input_data_format=None) -> np.ndarray:
-        opened, white = _to_image(image, input_data_format)
+        opened, white = _to_image(image, input_data_format, self.bit_depth)
         pixels = np.asarray(self.resize_and_crop(opened))
         if self.do_rescale:
             pixels = pixels.astype(np.float32) * np.float32(self.rescale_factor)
@@ -211,10 +337,10 @@ def _flatten(images) -> list:
     return list(images) if getattr(images, "ndim", 0) == 4 else [images]
 
 
-def _to_image(image, input_data_format=None) -> tuple[Image.Image, float]:
+def _to_image(image, input_data_format=None, bit_depth: int | None = None) -> tuple[Image.Image, float]:
     """The image, and the value that its full brightness had: 1.0 for an array in [0, 1], else 255.0."""
     if isinstance(image, Image.Image):
-        return to_rgb(image), 255.0
+        return to_rgb(image, bit_depth), 255.0
     array = to_numpy_array(image)
     if array.ndim == 2:
         array = array[:, :, None]
@@ -224,6 +350,10 @@ def _to_image(image, input_data_format=None) -> tuple[Image.Image, float]:
         array = array.transpose(1, 2, 0)
     if array.shape[-1] not in (1, 3, 4) or not array.size:
         raise ValueError(f"An image must have pixels of 1, 3 or 4 channels, got an array of shape {array.shape}.")
+    if array.dtype == np.uint16 or bit_depth is not None and array.dtype.kind in "iu" and array.dtype.itemsize > 1:
+        deep = _of_bits(bit_depth)
+        _require_bright(deep, _require_within(array, deep))
+        array = _eight_bits(array, deep)
     low, high = float(array.min()), float(array.max())
     if not (low >= 0 and high <= 255):
         raise ValueError(f"Pixels must lie in 0 to 255 or 0 to 1, got {low:.4g} to {high:.4g}; normalised already?")
@@ -267,6 +397,12 @@ def _per_channel(name: str, value) -> list[float]:
         wanted = "a number above 0 or a list of three" if name == "image_std" else "a number or a list of three"
         raise ValueError(f"{name} must be {wanted}, one per colour, got {reprlib.repr(value)}.")
     return values
+
+
+def _bit_depth(value) -> int | None:
+    if value is not None and (type(value) is not int or not 1 <= value <= 32):
+        raise ValueError(f"bit_depth must be a whole number from 1 to 32, or null, got {reprlib.repr(value)}.")
+    return value
 
 
 def _is_side(value) -> TypeGuard[int]:

@@ -9,9 +9,11 @@ from PIL import Image
 from transformers import pipeline
 
 from .checkpoint import open_checkpoint
-from .data import BadPicture, Picture, read_file
+from .data import BadPicture, Picture, Reading, read_file
+from .data.pictures import USUAL
 from .errors import UserError, printable
 from .files import atomic_write
+from .multi_label import is_multi_label, thresholds_of
 from .quiet import only_errors
 
 
@@ -22,8 +24,9 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Prediction:
-    """`predictions` as the pipeline gives them, best first: `{"label", "score"}`; or why the image has none, as the end
-    of a sentence about it."""
+    """`predictions` as the pipeline gives them, best first: `{"label", "score"}`, and where an image may have several
+    labels also `"passed"`, whether it has this one, and those that it has come first; or why the image has none, as the
+    end of a sentence about it."""
 
     path: Path
     predictions: list[dict]
@@ -37,12 +40,21 @@ class Classifier:
         model: folder or Hub id.
         device: `"cpu"`, `"cuda"`, `"cuda:1"`, …; a GPU if there is one by default.
         precision: `"fp32"`, `"fp16"` (GPU only) or `"bf16"`.
+        bit_depth: of deep images that do not state theirs; the image processor's by default.
+        max_pixels: of an image.
 
     Raises:
         UserError: no such model, one without classes, no such device, fp16 on a CPU.
     """
 
-    def __init__(self, model: str, device: str | None = None, precision: str = "fp32"):
+    def __init__(
+        self,
+        model: str,
+        device: str | None = None,
+        precision: str = "fp32",
+        bit_depth: int | None = None,
+        max_pixels: int = Reading.max_pixels,
+    ):
         checkpoint = open_checkpoint(model)
         if not checkpoint.config.num_labels:
             raise UserError(f"--model {model} has no classes; classify needs a classifier.")
@@ -54,22 +66,37 @@ class Classifier:
         network, processor = checkpoint.load(), checkpoint.processor
         self.autocast = torch.autocast(place.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
         self.model = model
+        self.reading = Reading.of(Reading(bit_depth, max_pixels), processor)
+        self.thresholds: dict[str, float] | None = None  # where an image may have several labels
+        if is_multi_label(checkpoint.config):
+            self.thresholds = dict(zip(checkpoint.class_names, thresholds_of(checkpoint.config).tolist()))
         network.register_forward_hook(self._require_numbers)
         with only_errors():
             self.pipeline = pipeline("image-classification", model=network, image_processor=processor, device=place)
 
-    def __call__(self, paths: list[Path], top_k: int = 5, batch_size: int = 16) -> Iterator[Prediction]:
+    def __call__(self, paths: list[Path], top_k: int | None = None, batch_size: int = 16) -> Iterator[Prediction]:
         """Predictions in the order of `paths`; an image that cannot be read gets an `error` instead.
+
+        Args:
+            top_k: at most so many classes per image; 5 by default, all where an image may have several labels.
 
         Raises:
             UserError: the network answers with NaN or infinity.
         """
-        for batch in _batches(paths, batch_size):
+        asked = len(self.thresholds) if self.thresholds is not None else top_k or 5
+        for batch in _batches(paths, batch_size, self.reading):
             pictures = [picture for _, picture, _ in batch if picture is not None]
             with self.autocast:
-                found = iter(self.pipeline(pictures, top_k=top_k, batch_size=batch_size) if pictures else [])
+                found = iter(self.pipeline(pictures, top_k=asked, batch_size=batch_size) if pictures else [])
             for path, picture, error in batch:
-                yield Prediction(path, next(found) if picture is not None else [], error)
+                predictions = self._passing(next(found))[:top_k] if picture is not None else []
+                yield Prediction(path, predictions, error)
+
+    def _passing(self, predictions: list[dict]) -> list[dict]:
+        if self.thresholds is None:
+            return predictions
+        told = [each | {"passed": each["score"] >= self.thresholds[each["label"]]} for each in predictions]
+        return sorted(told, key=lambda each: not each["passed"])
 
     def _require_numbers(self, network, images, output) -> None:
         if not output.logits.isfinite().all():  # of which softmax makes NaN, or a certainty
@@ -101,12 +128,14 @@ def find_device(name: str | None) -> torch.device:
     return device
 
 
-def _batches(paths: list[Path], size: int) -> Iterator[list[tuple[Path, Image.Image | None, str | None]]]:
+def _batches(
+    paths: list[Path], size: int, reading: Reading
+) -> Iterator[list[tuple[Path, Image.Image | None, str | None]]]:
     """Opened images, at most `size` at once, and fewer where they are large: they are held as they are until then."""
     batch: list[tuple[Path, Image.Image | None, str | None]] = []
     pixels = 0
     for path in paths:
-        picture, error = _open(path)
+        picture, error = _open(path, reading)
         own = picture.width * picture.height if picture is not None else 0
         if batch and (len(batch) == size or pixels + own > PIXELS_AT_ONCE):
             yield batch
@@ -117,14 +146,19 @@ def _batches(paths: list[Path], size: int) -> Iterator[list[tuple[Path, Image.Im
         yield batch
 
 
-def _open(path: Path) -> tuple[Image.Image | None, str | None]:
+def _open(path: Path, reading: Reading) -> tuple[Image.Image | None, str | None]:
     try:
-        return Picture(read_file(path)).rgb(), None
+        return Picture(read_file(path), reading).rgb(), None
     except BadPicture as error:
         return None, str(error)
 
 
-def draw_predictions(results: list[Prediction], path: str, most: int = 12) -> None:
+def draw_predictions(
+    results: list[Prediction],
+    path: str,
+    most: int = 12,
+    reading: Reading = USUAL,
+) -> None:
     """Draws up to `most` images, each beside the bars of its classes, into a file of one of `PLOT_FORMATS`."""
     import matplotlib
 
@@ -136,14 +170,16 @@ def draw_predictions(results: list[Prediction], path: str, most: int = 12) -> No
         raise UserError("--save_plot: no image could be classified, so there is nothing to draw.")
     figure, axes = plt.subplots(len(shown), 2, figsize=(7, 1.9 * len(shown)), squeeze=False, layout="constrained")
     for (left, right), result in zip(axes, shown):
-        picture, _ = _open(result.path)
+        picture, _ = _open(result.path, reading)
         if picture is not None:  # it was there when it was classified
             picture.thumbnail((600, 600))
             left.imshow(picture)
         left.set_title(printable(result.path.name), fontsize=8, parse_math=False)
         left.axis("off")
-        labels = [printable(prediction["label"].split(",")[0])[:28] for prediction in result.predictions][::-1]
-        scores = [100 * prediction["score"] for prediction in result.predictions][::-1]
+        # Of several labels those that it has, or the one that is nearest to it.
+        bars_of = [each for each in result.predictions if each.get("passed", True)] or result.predictions[:1]
+        labels = [printable(prediction["label"].split(",")[0])[:28] for prediction in bars_of][::-1]
+        scores = [100 * prediction["score"] for prediction in bars_of][::-1]
         bars = right.barh(range(len(labels)), scores, color="#76b900")
         right.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
         right.bar_label(bars, fmt="%.1f %%", fontsize=7, padding=2)

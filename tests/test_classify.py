@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import features
 from safetensors.torch import load_file, save_file
 
@@ -91,12 +92,24 @@ def test_patterns_enter_each_folder_once(tmp_path, monkeypatch):
     assert find_images(["**/**/*.png"]) == find_images(["**/*.png"])
 
 
+def test_patterns_and_folders_pass_over_what_systems_leave_behind(tmp_path, monkeypatch):
+    for name in ("1.jpg", "Thumbs.db", "._1.jpg", "desktop.ini", "@eaDir/1.jpg", "a/2.jfif", "a/@eaDir/2.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    wanted = [Path("1.jpg"), Path("a/2.jfif")]
+    assert find_images(["*.*"]) == wanted[:1] and find_images(["**/*.j*"]) == wanted and find_images(["**"]) == wanted
+    assert find_images([str(tmp_path)]) == [tmp_path / path for path in wanted]
+    assert find_images(["Thumbs.db"]) == [Path("Thumbs.db")]  # whoever names it means it
+
+
 def test_large_images_are_not_held_together(classify, tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "PIXELS_AT_ONCE", 15_000)
     for i, side in enumerate((96, 16, 96, 200, 16, 16, 16, 16, 96)):
         (tmp_path / f"{i}.png").write_bytes(encode(photo(1, side, side), "PNG"))
     paths = sorted(tmp_path.iterdir())
-    sizes = [[len(batch), sum(image.width**2 for _, image, _ in batch)] for batch in inference._batches(paths, 4)]
+    batches = inference._batches(paths, 4, inference.USUAL)
+    sizes = [[len(batch), sum(image.width**2 for _, image, _ in batch)] for batch in batches]
     assert sizes == [[2, 96**2 + 16**2], [1, 96**2], [1, 200**2], [4, 4 * 16**2], [1, 96**2]]
     code, out, _ = classify("--json", tmp_path)
     assert code == 0 and [Path(json.loads(line)["path"]) for line in out.splitlines()] == paths
@@ -235,3 +248,50 @@ def test_validate_passes_one_bad_image_over_and_has_the_flags_it_names(model, mo
         path.write_bytes(b"")
     code, _, err = validate("--max_bad_files", "1")
     assert code == 2 and "no validation image can be read; `effnet-hf scan` names what is wrong with them." in err
+
+
+@pytest.fixture(scope="module")
+def tags(tmp_path_factory):
+    """A network whose answers do not depend on the image: 0.9, 0.3 and 0.6, at thresholds 0.95, 0.2 and 0.5."""
+    folder = tmp_path_factory.mktemp("tags")
+    config = EfficientNetNVConfig(
+        image_size=16, kernel_sizes=[3], strides=[2], num_block_repeats=[1], expand_ratios=[2], out_channels=[16],
+        stem_channels=16, head_channels=32, id2label={0: "cat", 1: "dog", 2: "bird"},
+        problem_type="multi_label_classification", thresholds=[0.95, 0.2, 0.5],
+    )  # fmt: skip
+    network = EfficientNetNVForImageClassification(config)
+    network.classifier.weight.data.zero_()
+    network.classifier.bias.data = torch.tensor([0.9, 0.3, 0.6]).logit()
+    network.save_pretrained(folder)
+    EfficientNetNVImageProcessor.for_image_size(16, margin=0).save_pretrained(folder)
+    return folder
+
+
+def test_of_several_labels_those_are_printed_that_pass_their_thresholds(tags, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.jpg").write_bytes(GOOD)
+
+    def classified(*words):
+        done = call("classify", "--model", tags, "--device", "cpu", tmp_path / "a.jpg", *words,
+                    monkeypatch=monkeypatch, capsys=capsys)  # fmt: skip
+        assert done[0] == 0
+        return done[1]
+
+    assert classified().splitlines()[1:] == ["   60.0 %  bird", "   30.0 %  dog"]
+    assert classified("--top_k", "1").splitlines()[1:] == ["   60.0 %  bird"]
+    told = json.loads(classified("--json"))["predictions"]
+    assert [(each["label"], round(each["score"], 4), each["passed"]) for each in told] == [
+        ("bird", 0.6, True), ("dog", 0.3, True), ("cat", 0.9, False)
+    ]  # fmt: skip
+    classified("--save_plot", tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").is_file()
+
+
+def test_an_image_without_a_label_is_said_to_have_none(tags, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(tags, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"thresholds": [0.95, 0.95, 0.95]}))
+    (tmp_path / "a.jpg").write_bytes(GOOD)
+    done = call(
+        "classify", "--model", folder, "--device", "cpu", tmp_path / "a.jpg", monkeypatch=monkeypatch, capsys=capsys
+    )
+    assert done[1].splitlines()[1:] == ["  no label: none passes its threshold; the most likely is cat, 90.0 %"]

@@ -13,6 +13,10 @@ from PIL import Image
 from transformers import pipeline
 
 from effnet_hf import EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
+from effnet_hf.commands.classify import main as classify
+from effnet_hf.commands.export import main as export
+from effnet_hf.commands.scan import main as scan
+from effnet_hf.commands.validate import main as validate
 from effnet_hf.errors import UserError
 from effnet_hf.export import ONNXEfficientNet, export_model
 from effnet_hf.inference import Classifier
@@ -34,6 +38,7 @@ SETTINGS = {
     "`do_rescale` false": {"do_rescale": False, "image_mean": 120.0, "image_std": 60.0},
     "another `rescale_factor`": {"rescale_factor": 1 / 127.5, "image_mean": 1.0, "image_std": 1.0},
     "`do_normalize` false": {"do_normalize": False},
+    "`bit_depth` 12, of images of 12 bits in 16": {"bit_depth": 12},
     "`do_center_crop` false": {"do_center_crop": False},
 }
 STILL = {
@@ -57,6 +62,17 @@ def images(tmp_path_factory):
             for number, (height, width) in enumerate([(40, 61), (57, 44), (90, 41), (48, 48)]):
                 pixels = rng.integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
                 Image.fromarray(pixels).resize((width, height), Image.BICUBIC).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def deep_images(images, tmp_path_factory):
+    """The same in grey, 12 bits of 16."""
+    root = tmp_path_factory.mktemp("deep")
+    for path in images.rglob("*.png"):
+        deep = root / path.relative_to(images)
+        deep.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.asarray(Image.open(path).convert("L"), np.uint16) * 16).save(deep)
     return root
 
 
@@ -163,7 +179,8 @@ def test_the_table_has_every_pair():
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_same_pixels_or_a_refusal(setting, network, images, tmp_path):
+def test_same_pixels_or_a_refusal(setting, network, images, deep_images, tmp_path):
+    images = deep_images if "bit_depth" in SETTINGS[setting] else images
     processor = EfficientNetNVImageProcessor(**{"size": 40, "crop_size": 32, **SETTINGS[setting]})
     model = tmp_path / "model"
     network.save_pretrained(model)
@@ -180,6 +197,53 @@ def test_same_pixels_or_a_refusal(setting, network, images, tmp_path):
             continue
         tolerance = 2e-2 if "preprocessing" in command else 1e-4  # its own resizing, see export/check.py
         wanted = loss if isinstance(figure, float) else probabilities
+        if cells[setting, command] == "other pixels":
+            found[command] = "same pixels" if np.allclose(figure, wanted, atol=10 * tolerance) else "other pixels"
+            continue
         found[command] = "same pixels"
         np.testing.assert_allclose(figure, wanted, atol=tolerance, err_msg=command)
     assert found == {command: cells[setting, command] for command in COMMANDS}
+
+
+def test_a_depth_is_saved_by_training_and_another_is_said(network, deep_images, tmp_path, capsys):
+    network.save_pretrained(tmp_path / "model")
+    EfficientNetNVImageProcessor(size=40, crop_size=32).save_pretrained(tmp_path / "model")
+    start = {"model": str(tmp_path / "model"), "image_size": None, "resize_margin": None}
+    recipe = small_recipe(deep_images, tmp_path / "run", **start, **STILL, bit_depth=12)
+    assert train(recipe.replace(global_batch_size=4, per_device_batch_size=4)) == 0
+    saved = tmp_path / "run/best"
+    saved = saved if saved.is_dir() else tmp_path / "run"
+    assert json.loads((saved / "preprocessor_config.json").read_text())["bit_depth"] == 12
+    loss = expected(network, EfficientNetNVImageProcessor(size=40, crop_size=32, bit_depth=12), deep_images)[0]
+    assert by_validate(str(saved), deep_images, None) == pytest.approx(loss, abs=1e-4)
+    said = []
+    validate_checkpoint(
+        str(saved), str(deep_images), num_workers=0, per_device_batch_size=3, top_k=2, bit_depth=14, tell=said.append
+    )
+    assert "deep images are read with --bit_depth 14, and the checkpoint was trained with 12" in said
+    image = str(next((deep_images / "val/a").iterdir()))
+    capsys.readouterr()
+    assert classify([image, "--model", str(saved), "--bit_depth", "14", "--device", "cpu"]) == 0
+    assert "--bit_depth 14, and the checkpoint was trained with 12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "validate", "classify", "scan", "export"])
+def test_one_limit_of_pixels(command, network, images, tmp_path, capsys):
+    """All images have more than a thousand pixels: none is read, wherever."""
+    network.save_pretrained(tmp_path / "model")
+    EfficientNetNVImageProcessor(size=40, crop_size=32).save_pretrained(tmp_path / "model")
+    model, data = ["--model", str(tmp_path / "model")], ["--data_dir", str(images)]
+    limit, sentence = ["--max_pixels", "1000"], "pixels, and --max_pixels is 1,000"
+    if command in ("classify", "scan"):
+        words = [*map(str, (images / "val").rglob("*.png")), *model] if command == "classify" else [str(images)]
+        assert {"classify": classify, "scan": scan}[command]([*words, *limit]) != 0
+        out, err = capsys.readouterr()
+        assert (out + err).count(sentence) >= 8
+        return
+    with pytest.raises(UserError, match=sentence):
+        if command == "train":
+            train(small_recipe(images, tmp_path / "run", max_pixels=1000, global_batch_size=4, per_device_batch_size=4))
+        else:
+            {"validate": validate, "export": export}[command](
+                [*model, *data, *limit, *(["--output_dir", str(tmp_path / "onnx")] if command == "export" else [])]
+            )

@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from ..cli import ArgumentParser, at_least, path, program_name, run
+from ..cli import ArgumentParser, at_least, path, program_name, run, say
 from ..errors import UserError, printable
 
 
@@ -19,10 +19,22 @@ def main(argv: list[str] | None = None) -> int:
     parser = ArgumentParser(description="Classify images with a checkpoint.")
     parser.add_argument("images", nargs="+", type=path, help="files, folders, globs, or - for a list of files on stdin")
     parser.add_argument("--model", type=path, required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--top_k", type=at_least(1), default=5, help="classes to print per image")
+    parser.add_argument(
+        "--top_k", type=at_least(1), help="classes to print per image; 5, or all that pass where it may have several"
+    )
     parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="arithmetic")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, …; a GPU if there is one")
     parser.add_argument("--batch_size", type=at_least(1), default=16, help="images at once")
+    parser.add_argument(
+        "--bit_depth",
+        type=int,
+        choices=range(1, 33),
+        metavar="N",
+        help="bits of the values in deep images that do not say what white is; the checkpoint's by default",
+    )
+    parser.add_argument(
+        "--max_pixels", type=at_least(1), default=178_956_970, help="refuse images of more pixels, width times height"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     parser.add_argument("--save_plot", type=path, metavar="PNG", help="draw the images with their bars")
     arguments = parser.parse_args(argv)
@@ -38,7 +50,15 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.save_plot and Path(arguments.save_plot).suffix not in PLOT_FORMATS:
         raise UserError(f"--save_plot {arguments.save_plot}: end its name in {', '.join(PLOT_FORMATS)}.")
 
-    classifier = Classifier(arguments.model, device=arguments.device, precision=arguments.precision)
+    classifier = Classifier(
+        arguments.model,
+        device=arguments.device,
+        precision=arguments.precision,
+        bit_depth=arguments.bit_depth,
+        max_pixels=arguments.max_pixels,
+    )
+    for note in classifier.reading.notes:
+        say(note)
     results = []
     for result in classifier(paths, top_k=arguments.top_k, batch_size=arguments.batch_size):
         results.append(result)
@@ -49,9 +69,14 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print(printable(result.path))
             for prediction in result.predictions:
-                print(f"  {100 * prediction['score']:5.1f} %  {printable(prediction['label'])}")
+                if prediction.get("passed", True):
+                    print(f"  {100 * prediction['score']:5.1f} %  {printable(prediction['label'])}")
+            if not any(prediction.get("passed", True) for prediction in result.predictions):
+                best = result.predictions[0]
+                nearest = f"{printable(best['label'])}, {100 * best['score']:.1f} %"
+                print(f"  no label: none passes its threshold; the most likely is {nearest}")
     if arguments.save_plot:
-        draw_predictions(results, arguments.save_plot)
+        draw_predictions(results, arguments.save_plot, reading=classifier.reading)
         print(f"plot: {printable(arguments.save_plot)}", file=sys.stderr)
     return 2 if any(result.error for result in results) else 0
 
@@ -67,7 +92,7 @@ def find_images(words: list[str]) -> list[Path]:
         elif os.path.exists(word):
             paths.append(word)
         else:
-            matches = sorted(set(_matches(word + "/*" if word.endswith("**") else word)))
+            matches = _without_junk(set(_matches(word + "/*" if word.endswith("**") else word)))
             if word.endswith("**"):
                 matches = [match for match in matches if not os.path.isdir(match)]
             if not matches:
@@ -96,6 +121,13 @@ def _matches(pattern: str) -> list[str]:
             place = folder if top else folder[2:]
             found += _matches(os.path.join(glob.escape(place), rest))
     return found
+
+
+def _without_junk(matches: set[str]) -> list[str]:
+    """Sorted, without `Thumbs.db`, `@eaDir` and the like; hidden files are the pattern's to name."""
+    from ..data.names import is_junk
+
+    return sorted(m for m in matches if not any(is_junk(part) and part[0] != "." for part in Path(m).parts))
 
 
 def _in_folder(folder: str) -> list[str]:

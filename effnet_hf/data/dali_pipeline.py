@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..image_processing_efficientnet_nv import MAX_ASPECT_RATIO, EfficientNetNVImageProcessor
 from .dali import decode_region, quiet_build
 from .dali_augment import DaliPolicy
-from .pictures import Box, Picture
+from .pictures import USUAL, Box, Picture, Reading
 from .sampler import BatchRequest
 from .transforms import draw_geometry
 from .worker_pool import PictureBatches, WorkerPool
@@ -89,8 +89,8 @@ def _crop_start(side: int, size: int) -> int:
 class EncodedBatches(PictureBatches):
     """Micro-batches of `Encoded` files; what DALI could read differently from Pillow is decoded here, by Pillow."""
 
-    def __init__(self, split, planner, seed: int, replace_bad: bool):
-        super().__init__(split, seed, replace_bad)
+    def __init__(self, split, planner, seed: int, replace_bad: bool, reading: Reading = USUAL):
+        super().__init__(split, seed, replace_bad, reading)
         self.planner = planner
         self._trust_jpegs = True
 
@@ -98,8 +98,7 @@ class EncodedBatches(PictureBatches):
         box, resized, crop, flip, draws = self.planner(picture, seed)
         data, start = picture.data, (box.top, box.left)
         if not (picture.plain_jpeg and self._trust_jpegs):
-            left, top, width, height = box
-            data, start = _as_ppm(picture.rgb().crop((left, top, left + width, top + height))), (0, 0)
+            data, start = _as_ppm(picture.crop(box)), (0, 0)
         numbers = [np.array(x, np.int32) for x in (start, (box.height, box.width), resized, crop, flip)]
         return Encoded._make([np.frombuffer(data, np.uint8), *numbers, draws])
 
@@ -258,6 +257,7 @@ class DaliPipeline:
         return pipeline
 
 
-def _as_ppm(image: Image.Image) -> bytes:
-    """The simplest format that DALI decodes: a line of text and the pixels."""
-    return b"P6\n%d %d\n255\n" % image.size + image.tobytes()
+def _as_ppm(pixels: torch.Tensor) -> bytes:
+    """The simplest format that DALI decodes: a line of text and the pixels, of uint8 (3, height, width)."""
+    _, height, width = pixels.shape
+    return b"P6\n%d %d\n255\n" % (width, height) + pixels.permute(1, 2, 0).contiguous().numpy().tobytes()

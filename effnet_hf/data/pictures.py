@@ -1,6 +1,6 @@
 """From the bytes of a file to RGB pixels, with every way a file can be bad turned into one `BadPicture`.
 
-Whatever opens an image of a user's does it here: `Picture(read_file(path)).rgb()`.
+Whatever opens an image of a user's does it here: `Picture(read_file(path), Reading.of(recipe)).rgb()`.
 
 Plain JPEGs are decoded by simplejpeg where it is installed: its pixels are Pillow's bit for bit and come faster
 (docs/data.md has the measurement; torchvision's decoder is as fast but on its way out). Everything else goes through
@@ -17,15 +17,17 @@ import signal
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ..errors import first_line, printable
-from ..image_processing_efficientnet_nv import to_rgb
+from ..image_processing_efficientnet_nv import UnclearPixels, to_rgb
+from ..recipes import Recipe
 
 
 try:
@@ -37,10 +39,11 @@ except ImportError:
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 if importlib.util.find_spec("PIL.AvifImagePlugin") is not None:  # Pillow 11.3 and later
     FORMATS += ("AVIF",)
-LARGEST_FILE = 1 << 30  # bytes; the most pixels that Pillow opens, at 8 bytes each, are 0.7 GB
+LARGEST_FILE = 1 << 30  # bytes
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _END_OF_JPEG = b"\xff\xd9"
 _JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # but for what stands within a scan
+_STRIP = 1 << 20  # pixels
 MOST_SCANS = 100  # of a JPEG; programs that write them make a dozen, and each costs a pass over all pixels
 LONGEST = 30.0  # seconds of computing for one image, in Pillow's decoders that are written in Python
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # what is wrong with a file stands in `BadPicture`
@@ -53,6 +56,33 @@ class Box(NamedTuple):
     top: int
     width: int
     height: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read, whatever is done with them then.
+
+    Attributes:
+        bit_depth: bits of the values in deep images that state no range of their own; see `to_rgb`.
+        max_pixels: an image of more, width times height, is bad.
+        notes: a sentence where both depths were named, and differ.
+    """
+
+    bit_depth: int | None = None
+    max_pixels: int = Recipe.max_pixels
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def of(cls, options: Any, processor: Any = None) -> "Reading":
+        """As a recipe or a command's flags say, and where they say no `bit_depth`, as the image processor does."""
+        chosen, saved = options.bit_depth, processor.bit_depth if processor is not None else None
+        if chosen is None or saved in (None, chosen):
+            return cls(saved if chosen is None else chosen, options.max_pixels)
+        note = f"deep images are read with --bit_depth {chosen}, and the checkpoint was trained with {saved}"
+        return cls(chosen, options.max_pixels, (note,))
+
+
+USUAL = Reading()
 
 
 class BadPicture(Exception):
@@ -95,6 +125,10 @@ def read_file(path: str | os.PathLike) -> bytes:
 class Picture:
     """An opened image: its upright size is known, its pixels are decoded when asked for.
 
+    Args:
+        data: the file's bytes.
+        reading: what deep values mean, and how large an image may be.
+
     Attributes:
         data: the file's bytes.
         width, height: pixels, after EXIF rotation.
@@ -106,12 +140,16 @@ class Picture:
         BadPicture: from the constructor, `crop` and `rgb`.
     """
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes, reading: Reading = USUAL):  # it is frozen
         if not data:
             raise BadPicture("is empty (0 bytes)")
         self.data = data
+        self._reading = reading
         _refuse_many_scans(data)
-        self._image = _guarded(lambda: Image.open(io.BytesIO(data), formats=FORMATS))
+        self._image = self.guarded(lambda: Image.open(io.BytesIO(data), formats=FORMATS))
+        pixels = self._image.width * self._image.height
+        if pixels > reading.max_pixels:
+            raise BadPicture(f"has {pixels:,} pixels, and --max_pixels is {reading.max_pixels:,}")
         self.kind = f"{self._image.format} {self._image.mode}"
         self.plain_jpeg = (
             self._image.format == "JPEG"
@@ -120,7 +158,7 @@ class Picture:
             and self._is_upright()
         )
         if not self.plain_jpeg:
-            self._image = _guarded(lambda: to_rgb(self._image))
+            self._image = self.guarded(lambda: to_rgb(self._image, reading.bit_depth))
         self.width, self.height = self._image.size
         self._ready: tuple[Box, torch.Tensor] | None = None
 
@@ -137,22 +175,35 @@ class Picture:
             pixels = _decode_jpeg(self.data)
             if pixels is not None and pixels.shape[1:] == (self.height, self.width):
                 return pixels[:, top : top + height, left : left + width]
-        region = self.rgb().crop((left, top, left + width, top + height))
-        return torch.from_numpy(np.array(region)).permute(2, 0, 1)
+        return self.guarded(lambda: torch.from_numpy(_rectangle(self.rgb(), box)).permute(2, 0, 1))
 
     def rgb(self) -> Image.Image:
         """The whole image: what Pillow and `to_rgb` show the image processor."""
         if self._ready is not None and self._ready[0] == Box(0, 0, self.width, self.height):
             return Image.fromarray(self._ready[1].permute(1, 2, 0).contiguous().numpy())
-        return _guarded(lambda: to_rgb(self._image)) if self.plain_jpeg else self._image
+        return self.guarded(lambda: to_rgb(self._image)) if self.plain_jpeg else self._image
+
+    def guarded(self, function: Callable[[], Any]) -> Any:
+        """`function()`, which calls into Pillow; whatever that raises is a `BadPicture`."""
+        return _guarded(function, self._reading.max_pixels)
 
     def _is_upright(self) -> bool:
         if "exif" not in self._image.info:
             return True
         try:
-            return _guarded(lambda: self._image.getexif().get(_ORIENTATION, 1)) == 1
+            return self.guarded(lambda: self._image.getexif().get(_ORIENTATION, 1)) == 1
         except BadPicture:
             return False
+
+
+def _rectangle(image: Image.Image, box: Box) -> np.ndarray:
+    """uint8 (height, width, 3), cut out in strips: in one piece Pillow copies it four times over."""
+    left, top, width, height = box
+    pixels, rows = np.empty((height, width, 3), np.uint8), max(1, _STRIP // width)
+    for start in range(0, height, rows):
+        end = min(start + rows, height)
+        pixels[start:end] = np.asarray(image.crop((left, top + start, left + width, top + end)))
+    return pixels
 
 
 def _decode_jpeg(data: bytes) -> torch.Tensor | None:
@@ -201,17 +252,35 @@ def _time_limit() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
-def _guarded(function):
+@contextlib.contextmanager
+def _limit_of_pixels(max_pixels: int) -> Iterator[None]:
+    """Pillow has a limit of its own, twice `MAX_IMAGE_PIXELS`. It is for the whole process, and others may rely on it:
+    it moves where it is in the way, and for one call."""
+    usual = Image.MAX_IMAGE_PIXELS
+    if usual is None or max_pixels <= 2 * usual:
+        yield
+        return
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = usual
+
+
+def _guarded(function: Callable[[], Any], max_pixels: int) -> Any:
     """Calls into Pillow: its warnings stay quiet, whatever it raises becomes a `BadPicture`."""
     try:
-        with warnings.catch_warnings(), _time_limit():
+        with warnings.catch_warnings(), _time_limit(), _limit_of_pixels(max_pixels):
             warnings.simplefilter("ignore")  # corrupt EXIF, odd palettes: thousands of lines over ImageNet
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
             return function()
     except _TooLong:
         raise BadPicture(f"takes more than {LONGEST:.0f} s to open") from None
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise BadPicture(f"is a decompression bomb (more than {Image.MAX_IMAGE_PIXELS:,} pixels)") from None
+    except BadPicture:
+        raise
+    except UnclearPixels as error:
+        raise BadPicture(printable(str(error))) from None
+    except Image.DecompressionBombError:
+        raise BadPicture(f"is a decompression bomb: more pixels than --max_pixels, {max_pixels:,}") from None
     except Image.UnidentifiedImageError:
         raise BadPicture(f"is not an image that is read here ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, … on bad bytes

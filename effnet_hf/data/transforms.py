@@ -99,7 +99,8 @@ class EvaluationTransform:
         return Box(0, 0, picture.width, picture.height)
 
     def __call__(self, picture: Picture, seed: int = 0) -> np.ndarray:
-        return np.asarray(self.processor.resize_and_crop(picture.rgb()))
+        image = picture.rgb()
+        return picture.guarded(lambda: np.asarray(self.processor.resize_and_crop(image)))
 
 
 def resize(pixels: torch.Tensor, size: tuple[int, int], resample: int) -> torch.Tensor:

@@ -27,7 +27,7 @@ from torch.utils.data._utils import signal_handling
 
 from ..errors import UserError, first_line
 from .bad_files import BadFile
-from .pictures import BadPicture, Picture
+from .pictures import USUAL, BadPicture, Picture, Reading
 from .sampler import BatchRequest, mix
 from .source import Split
 
@@ -51,10 +51,12 @@ class PictureBatches(Dataset):
         split: where the files are.
         seed: of the run.
         replace_bad: put another image of the same class in the place of an unreadable one; otherwise leave it out.
+        reading: what deep values mean, and how large an image may be.
     """
 
-    def __init__(self, split: Split, seed: int, replace_bad: bool):
+    def __init__(self, split: Split, seed: int, replace_bad: bool, reading: Reading = USUAL):
         self.split = split
+        self.reading = reading
         self.seed = seed
         self.replace_bad = replace_bad
 
@@ -74,7 +76,7 @@ class PictureBatches(Dataset):
             candidate, picture, stand_ins = index, (opened or {}).get(index), None
             while candidate is not None:
                 try:
-                    picture = picture or Picture(split.read(candidate))
+                    picture = picture or Picture(split.read(candidate), self.reading)
                     prepared.append(self.prepare(picture, seed))
                     labels.append(split.label(candidate))
                     kept.append(index)
@@ -99,8 +101,8 @@ class MicroBatches(PictureBatches):
         decoder: decodes a micro-batch's JPEGs together (`DaliDecoder`); None decodes one by one.
     """
 
-    def __init__(self, split: Split, transform, seed: int, replace_bad: bool, decoder=None):
-        super().__init__(split, seed, replace_bad)
+    def __init__(self, split: Split, transform, seed: int, replace_bad: bool, decoder=None, reading: Reading = USUAL):
+        super().__init__(split, seed, replace_bad, reading)
         self.transform = transform
         self.decoder = decoder
 
@@ -120,7 +122,7 @@ class MicroBatches(PictureBatches):
         split, opened = self.split_of(request), {}
         for index in request.indices.tolist():
             try:
-                opened[index] = Picture(split.read(index))
+                opened[index] = Picture(split.read(index), self.reading)
             except BadPicture:
                 continue  # `load` meets it again and says so
         plain = {index: picture for index, picture in opened.items() if picture.plain_jpeg}

@@ -51,7 +51,7 @@ START = Limits(0, 4096 * MB, 30)  # of opening the model and a first answer; a s
 def classified(model, data: bytes, limits: Limits) -> tuple[int, dict]:
     """Status and answer for one image."""
     from effnet_hf.errors import UserError
-    from effnet_hf.image_processing_efficientnet_nv import to_rgb
+    from effnet_hf.image_processing_efficientnet_nv import UnclearPixels, to_rgb
 
     too_large = 413, {"detail": f"The image has more than {limits.pixels // 10**6} megapixels."}
     no_memory = 413, {"detail": f"The image takes more than {limits.memory // MB} MB to open."}
@@ -61,11 +61,13 @@ def classified(model, data: bytes, limits: Limits) -> tuple[int, dict]:
             opened = Image.open(io.BytesIO(data), formats=FORMATS)
             if opened.width * opened.height > limits.pixels:
                 return too_large
-            image = to_rgb(opened)
+            image = to_rgb(opened, model.processor.bit_depth)
     except Image.DecompressionBombError:
         return too_large
     except MemoryError:
         return no_memory
+    except UnclearPixels as error:
+        return 415, {"detail": f"The image {error}."}
     except Image.UnidentifiedImageError:
         return 415, {"detail": f"This file is not an image that can be read ({', '.join(FORMATS)})."}
     except Exception:  # Pillow's plugins raise OSError, SyntaxError, struct.error, RuntimeError, … on bad bytes

@@ -48,6 +48,7 @@ do_normalize false                        same         same      near      same 
 neither rescaled nor normalised           same         same      near      same      same      shape
 another mean and std                      same         same      near      same      same      shape
 everything at once                        same         same      near      same      same      shape
+bit_depth 16                              same         same      near      same      same      shape
 do_center_crop false                      refused      refused   refused   refused   refused   refused
 """
 SETTINGS: dict[str, dict] = {
@@ -73,6 +74,7 @@ SETTINGS: dict[str, dict] = {
         "size": 41, "crop_size": {"height": 40, "width": 56}, "resample": Image.BILINEAR, "rescale_factor": 1 / 256,
         "image_mean": 0.5, "image_std": [0.25, 0.5, 1.0],
     },
+    "bit_depth 16": {"bit_depth": 16},
     "do_center_crop false": {"do_center_crop": False},
 }  # fmt: skip
 SENTENCES = {

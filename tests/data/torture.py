@@ -149,7 +149,11 @@ def odd_files() -> dict[str, bytes]:
         "one_bit.png": encode(photo(2).convert("1"), "PNG"),
         "sixteen_bit.png": encode(grey16, "PNG"),
         "sixteen_bit.tif": encode(grey16, "TIFF"),
-        "float.tif": encode(Image.fromarray(np.linspace(0, 255, 72 * 96, dtype=np.float32).reshape(72, 96)), "TIFF"),
+        "float.tif": encode(
+            Image.fromarray(np.linspace(0, 255, 72 * 96, dtype=np.float32).reshape(72, 96)),
+            "TIFF",
+            tiffinfo={340: 0.0, 341: 255.0},  # SMinSampleValue, SMaxSampleValue
+        ),
         "lab.tif": encode(photo(2).convert("LAB"), "TIFF"),
         "pages.tif": encode(frames[0], "TIFF", save_all=True, append_images=frames[1:]),
         "animated.gif": encode(frames[0], "GIF", save_all=True, append_images=frames[1:]),
