@@ -236,7 +236,7 @@ def _datasets(root, arguments, augmentation, loaders):
     from datasets import Image
 
     transform = _reference_transform(arguments, augmentation)
-    dataset = open_folder(root / "train", use_cache=False)[0].cast_column("image", Image())
+    dataset = open_folder(root / "train")[0].cast_column("image", Image())
     dataset.set_transform(
         lambda rows: {"image": [transform(image.convert("RGB")) for image in rows["image"]], "label": rows["label"]}
     )
@@ -289,8 +289,7 @@ def measure_opening(classes: int) -> list[dict]:
         datasets.disable_progress_bars()
         try:
             for name, function in {
-                "effnet_hf, first open": lambda: open_folder(root),
-                "effnet_hf, second open": lambda: open_folder(root),
+                "effnet_hf": lambda: open_folder(root),
                 "effnet_hf, scan alone": lambda: scan_tree(root),
                 "torchvision ImageFolder": lambda: ImageFolder(root),
                 "datasets imagefolder": lambda: datasets.load_dataset(

@@ -1,9 +1,12 @@
-"""Decodes every image of a folder before a run meets it: each is opened and decoded in full, as training would."""
+"""Decodes every image of a data set before a run meets it, and says what training and validation would do with it."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -11,116 +14,315 @@ from tqdm import tqdm
 
 from ..cli import moved
 from ..errors import UserError, printable
+from ..recipes import Recipe
 from .bad_files import BadFile
 from .cores import usable_cores
-from .folder import find_splits, open_folder
-from .pictures import BadPicture, Picture, read_file
+from .folder import dataset_of, survey_tree
+from .names import role_of
+from .opening import open_data
+from .pictures import USUAL, BadPicture, Picture, Reading
+from .source import DataSource, Split
+from .splits import existing_folder, find_splits, split_folders
+from .survey import copies_of, digest_of, images_per_class, near_empty
 from .worker_pool import WorkerPool
 
 
 _AT_ONCE = 16  # files that a process is given together
+_SHOWN = 50  # unreadable files, and pairs of equal ones, in the text
+_FEW = 20  # classes that are all named
+VALIDATED = "validated on"
 
 
-class Scan(NamedTuple):
-    """What a folder holds: `bad` are the unreadable files and why, `summary` is some lines of text."""
+@dataclass
+class Part:
+    """The images of one split, and what looking at them found.
 
-    bad: list[BadFile]
-    summary: str
+    Attributes:
+        title: its folder or its name.
+        use: what a run does with it: "trained on", "validated on", …
+        bad: the unreadable images.
+        sizes: width and height of the others, by number.
+        kinds: how many there are of each format and mode.
+        digests: of every image's bytes, by number; None for what could not be read.
+    """
+
+    title: str
+    use: str
+    split: Split
+    class_names: list[str]
+    label_sets: np.ndarray | None = None
+    notes: list[str] = field(default_factory=list)
+    bad: list[BadFile] = field(default_factory=list)
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    kinds: Counter[str] = field(default_factory=Counter)
+    digests: list[bytes | None] = field(default_factory=list)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Images per class, int64."""
+        return images_per_class(self.split.labels, len(self.class_names), self.label_sets)
+
+    def label_of(self, number: int) -> str:
+        label = self.split.label(number)
+        if self.label_sets is None:
+            return self.class_names[label]
+        return ", ".join(self.class_names[i] for i in np.flatnonzero(self.label_sets[label])) or "no class"
 
 
-def scan_data_dir(data_dir: str, workers: int | None = None) -> Iterator[Scan]:
-    """Scans `data_dir`'s training and validation folders, or the one folder of class folders that it is.
+@dataclass
+class Scan:
+    """What a data set holds.
+
+    Attributes:
+        parts: its splits.
+        notes: sentences that a run would say before its first epoch, and what it needs to be told.
+        refused: sentences for which a run would end.
+        copies: images of equal bytes, each as (part, number).
+    """
+
+    parts: list[Part] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    copies: list[list[tuple[int, int]]] = field(default_factory=list)
+
+    @property
+    def bad(self) -> list[BadFile]:
+        return [file for part in self.parts for file in part.bad]
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        return {
+            "splits": [_described(part) for part in self.parts],
+            "notes": self.notes,
+            "copies": [
+                [
+                    {"split": self.parts[part].title, "name": self.parts[part].split.name(number),
+                     "class": self.parts[part].label_of(number)}
+                    for part, number in group
+                ]
+                for group in self.copies
+            ],
+            "refused": self.refused,
+        }  # fmt: skip
+
+    def text(self) -> str:
+        """The same in lines."""
+        lines = [line for part in self.parts for line in _lines(part)]
+        lines += self._lines_on_copies()
+        lines += [f"note: {note}" for note in self.notes]
+        lines += [f"refused: {sentence}" for sentence in self.refused]
+        return "\n".join(map(printable, lines))
+
+    def _lines_on_copies(self) -> list[str]:
+        if not self.copies:
+            return []
+        several = [group for group in self.copies if len({part for part, _ in group}) > 1]
+        labels = [{self.parts[part].label_of(number) for part, number in group} for group in self.copies]
+        other = [group for group, found in zip(self.copies, labels) if len(found) > 1]
+        images = sum(map(len, self.copies))
+        lines = [f"identical: {images:,} images are {len(self.copies):,}, byte for byte"]
+        for groups, what in ((other, "under two labels"), (several, "in two splits")):
+            if groups:
+                lines.append(f"  {len(groups):,} {what}:")
+                lines += [f"    {self._pair(group)}" for group in groups[:10]]
+                lines += [f"    … and {len(groups) - 10:,} more; --json lists them all"] if len(groups) > 10 else []
+        return lines
+
+    def _pair(self, group: list[tuple[int, int]]) -> str:
+        words = [f"{self.parts[part].split.name(i)} ({self.parts[part].label_of(i)})" for part, i in group[:2]]
+        return " = ".join(words) + (f" and {len(group) - 2:,} more" if len(group) > 2 else "")
+
+
+def scan_data(recipe: Recipe, workers: int | None = None, progress: bool | None = None) -> Scan:
+    """Decodes every image that a recipe's data options name, in full, as training would.
 
     Args:
         workers: processes; the free cores by default.
+        progress: show a bar; by default on a terminal only.
 
     Raises:
-        UserError: no such folder, no images in it, or validation classes that training does not know.
+        UserError: there are no images to look at.
     """
-    train, validation = find_splits(data_dir, flag="")
-    if validation is not None and train.is_dir():
-        _compare_classes(train, validation)
-    for folder in (train, validation):
-        if folder is not None and folder.is_dir():
-            yield scan_folder(folder, int(usable_cores()) if workers is None else workers)
+    scan = Scan()
+    _open(scan, recipe)
+    if not scan.parts:
+        raise UserError(scan.refused[0])
+    workers = int(usable_cores()) if workers is None else workers
+    for part in scan.parts:
+        _look(part, workers, Reading.of(recipe), progress)
+    places = [(number, image) for number, part in enumerate(scan.parts) for image in range(len(part.split))]
+    groups = copies_of(digest for part in scan.parts for digest in part.digests)
+    scan.copies = [[places[number] for number in group] for group in groups]
+    return scan
 
 
-def scan_folder(folder: Path, workers: int = 1, progress: bool | None = None) -> Scan:
-    """Decodes every image under a folder of class folders.
-
-    Args:
-        progress: show a bar; by default on a terminal only.
-    """
-    dataset, notes = open_folder(folder, use_cache=False)
-    paths = dataset.data.column("image").combine_chunks().field("path").to_pylist()
-    labels = dataset.data.column("label").to_numpy()
-    kinds: Counter[str] = Counter()
-    sizes, bad = [], []
-    hide = None if progress is None else not progress  # tqdm: None is "only on a terminal"
-    for path, (size, kind, reason) in zip(
-        paths, tqdm(_inspected(paths, workers), printable(folder), len(paths), disable=hide)
-    ):
-        if reason is None:
-            sizes.append(size)
-            kinds[kind] += 1
-        else:
-            bad.append(BadFile(path, reason))
-    return Scan(bad, _summary(str(folder), dataset.features["label"].names, labels, np.array(sizes), kinds, bad, notes))
-
-
-def inspect(path: str) -> tuple[tuple[int, int] | None, str, str | None]:
-    """Width and height, what kind of file it is, and why it is bad (None when it is fine)."""
+def _open(scan: Scan, recipe: Recipe) -> None:
+    """Finds the parts, and what a run would refuse: all of it, where a run says the first."""
+    root = existing_folder(recipe.data_dir, flag="") if recipe.data_dir else None
+    whole = "trained and validated on once it is split"
+    uses = ["trained on", VALIDATED]
     try:
-        picture = Picture(read_file(path))
-        picture.rgb().load()
-        return (picture.width, picture.height), picture.kind, None
-    except BadPicture as error:
-        return None, "", str(error)
+        source = open_data(recipe)
+    except UserError as error:
+        measured = _measurable(recipe, str(error))
+        if measured is None:
+            scan.refused.append(str(error))
+            if root is not None and not recipe.labels:
+                _take_folders(scan, split_folders(root), used=True)
+            return
+        scan.notes.append(f"training needs more: {error}")
+        source = measured
+        if root is not None and source.val is not None and source.val.folder == os.path.realpath(root):
+            uses[1] = whole
+            if len(source.class_names) < 2:
+                scan.refused.append(f"{root} has a single class, {source.class_names[0]}; a classifier needs two.")
+    scan.notes += source.notes
+    held_out = source.train is not None and source.val is not None and source.train.folder == source.val.folder
+    for name, use, split in zip(("train", "val"), uses, (source.train, source.val)):
+        if split is None:
+            continue
+        if not isinstance(split, Split):
+            raise UserError("scan looks at images in any order; drop --streaming.")
+        title = split.folder or f"{recipe.labels or recipe.data_dir or recipe.dataset_name} {name}"
+        title += f", the {'share held out' if name == 'val' else 'rest'}" if held_out and split.folder else ""
+        scan.parts.append(Part(title, use, split, source.class_names, source.label_sets))
+    known = {part.split.folder for part in scan.parts} - {None}
+    if root is not None and known:
+        others = [folder for folder in split_folders(root) if folder != root]
+        _take_folders(scan, [folder for folder in others if os.path.realpath(folder) not in known], used=False)
 
 
+def _measurable(recipe: Recipe, sentence: str) -> DataSource | None:
+    """What `validate` would measure, where training lacks nothing but a split: that is no fault of the data."""
+    if not recipe.data_dir or recipe.labels:
+        return None
+    try:
+        find_splits(recipe.data_dir, val_fraction=recipe.val_fraction, val_split=recipe.val_split)
+        return None
+    except UserError as error:
+        if str(error) != sentence:
+            return None
+    try:
+        return open_data(recipe, train=False)
+    except UserError:
+        return None
+
+
+def _take_folders(scan: Scan, folders: list[Path], used: bool) -> None:
+    """Adds folders of class folders for themselves, and if they would be `used` what is wrong with them."""
+    for folder in folders:
+        try:
+            tree = survey_tree(folder)
+            problems = tree.problems
+            if tree.paths:
+                split = Split(dataset_of(tree), "image", np.array(tree.labels))
+                use = "refused" if used else "passed over"
+                if not used and role_of(folder.name) == "train":
+                    use = "trained on once a note below is followed"
+                scan.parts.append(Part(str(folder), use, split, tree.classes, notes=tree.notes))
+        except UserError as error:
+            problems = [str(error)]
+        if used:
+            scan.refused += [problem for problem in problems if problem not in scan.refused]
+
+
+def inspect(data: bytes, reading: Reading = USUAL) -> tuple[tuple[int, int], str]:
+    """Width and height, and what kind of file it is. Raises `BadPicture`."""
+    picture = Picture(data, reading)
+    picture.rgb().load()
+    return (picture.width, picture.height), picture.kind
+
+
+@dataclass(frozen=True)
 class _Inspections(Dataset):
-    def __getitem__(self, paths: list[str]):
-        return [inspect(path) for path in paths]
+    split: Split
+    reading: Reading
+
+    def __getitem__(self, numbers: list[int]):
+        found: list[tuple] = []
+        for number in numbers:
+            digest = None
+            try:
+                data = self.split.read(number)
+                digest = digest_of(data)
+                found.append((*inspect(data, self.reading), None, digest))
+            except BadPicture as error:
+                found.append((None, "", str(error), digest))
+        return found
 
 
-def _inspected(paths: list[str], workers: int):
-    pool = WorkerPool(_Inspections(), workers)
+def _look(part: Part, workers: int, reading: Reading, progress: bool | None) -> None:
+    hide = None if progress is None else not progress  # tqdm: None is "only on a terminal"
+    found = _inspected(part.split, workers, reading)
+    for number, (size, kind, reason, digest) in enumerate(
+        tqdm(found, printable(part.title), len(part.split), disable=hide)
+    ):
+        part.digests.append(digest)
+        if reason is None:
+            part.sizes[number] = size
+            part.kinds[kind] += 1
+        else:
+            part.bad.append(BadFile(part.split.name(number), reason))
+
+
+def _inspected(split: Split, workers: int, reading: Reading) -> Iterator[tuple]:
+    pool = WorkerPool(_Inspections(split, reading), workers)
+    numbers = range(len(split))
     try:
-        for batch in pool.batches(paths[i : i + _AT_ONCE] for i in range(0, len(paths), _AT_ONCE)):
+        for batch in pool.batches(list(numbers[i : i + _AT_ONCE]) for i in range(0, len(split), _AT_ONCE)):
             yield from batch
     finally:
         pool.close()
 
 
-def _summary(folder, classes, labels, sizes, kinds, bad, notes) -> str:
-    counts = np.bincount(labels, minlength=len(classes))
+def _described(part: Part) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "name": part.title,
+        "use": part.use,
+        "images": len(part.split),
+        "classes": dict(zip(part.class_names, part.counts.tolist())),
+        "nearly_empty": [part.class_names[number] for number in near_empty(part.counts) if part.use != VALIDATED],
+        "kinds": dict(part.kinds.most_common()),
+        "bad": [file._asdict() for file in part.bad],
+        "notes": part.notes,
+    }
+    if part.sizes:
+        sizes = np.array(list(part.sizes.values()))
+        short = sizes.min(axis=1)
+        found["size"] = {
+            "median": np.median(sizes, axis=0).astype(int).tolist(),
+            "short_side": [int(short.min()), int(short.max())],
+        }
+    return found
+
+
+def _lines(part: Part) -> list[str]:
+    found, counts = _described(part), part.counts
     least, most = int(counts.argmin()), int(counts.argmax())
     spread = f"{counts.min():,}"
     if counts.min() < counts.max():
-        spread += f" ({classes[least]}) to {counts.max():,} ({classes[most]}), median {int(np.median(counts)):,}"
+        spread += f" ({part.class_names[least]}) to {counts.max():,} ({part.class_names[most]})"
+        spread += f", median {int(np.median(counts)):,}"
     lines = [
-        f"{folder}: {len(labels):,} images in {len(classes):,} classes, {len(bad):,} unreadable",
+        f"{part.title}: {len(part.split):,} images in {len(counts):,} classes, {len(part.bad):,} unreadable;"
+        f" {part.use}",
         f"  per class: {spread}",
     ]
-    if len(classes) <= 20:
-        lines.append("  " + ", ".join(f"{name} {count:,}" for name, count in zip(classes, counts)))
-    if len(sizes):
-        short = sizes.min(axis=1)
-        width, height = np.median(sizes, axis=0).astype(int)
-        lines.append(f"  size: median {width} x {height}, short side {short.min():,} to {short.max():,} pixels")
-        lines.append("  kinds: " + ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common()))
-    lines += [f"  note: {note}" for note in notes]
-    lines += [f"  bad: {file}" for file in bad[:50]]
-    if len(bad) > 50:
-        lines.append(f"  … and {len(bad) - 50:,} more; --output FILE lists them all")
-    return "\n".join(map(printable, lines))
-
-
-def _compare_classes(train: Path, validation: Path) -> None:
-    known = set(open_folder(train)[0].features["label"].names)
-    unknown = sorted(set(open_folder(validation)[0].features["label"].names) - known)
-    if unknown:
-        raise UserError(f"{validation} has classes that {train} does not know: {', '.join(unknown[:5])}.")
+    if len(counts) <= _FEW:
+        lines.append("  " + ", ".join(f"{name} {count:,}" for name, count in found["classes"].items()))
+    if nearly := found["nearly_empty"]:
+        more = f" and {len(nearly) - _FEW:,} more" if len(nearly) > _FEW else ""
+        some = ", ".join(f"{name} {found['classes'][name]:,}" for name in nearly[:_FEW])
+        lines.append(f"  nearly empty: {some}{more}")
+    if "size" in found:
+        (width, height), (low, high) = found["size"]["median"], found["size"]["short_side"]
+        lines.append(f"  size: median {width} x {height}, short side {low:,} to {high:,} pixels")
+        lines.append("  kinds: " + ", ".join(f"{kind} {count:,}" for kind, count in found["kinds"].items()))
+    lines += [f"  note: {note}" for note in part.notes]
+    lines += [f"  bad: {file}" for file in part.bad[:_SHOWN]]
+    if len(part.bad) > _SHOWN:
+        lines.append(f"  … and {len(part.bad) - _SHOWN:,} more; --output FILE lists them all")
+    return lines
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 import os
 import shutil
-import time
+import unicodedata
 
 import datasets
 import pytest
 
 from effnet_hf.data import DataSource
-from effnet_hf.data import folder as folder_module
-from effnet_hf.data.folder import find_splits, list_images, open_folder, scan_tree
+from effnet_hf.data.folder import list_images, open_folder, scan_tree, survey_tree
+from effnet_hf.data.splits import find_splits
 from effnet_hf.errors import UserError
 from effnet_hf.manifest import write_manifest
 from effnet_hf.run_folder import MARK
@@ -25,10 +25,9 @@ def write(root, *names):
         path.write_bytes(JPEG)
 
 
-def age(root):
-    """Makes a tree old enough for its list to be remembered."""
-    for path, _, _ in os.walk(root):
-        os.utime(path, (time.time() - 100,) * 2)
+def splits_of(root, **options):
+    found = find_splits(root, **{"train": False, **options})
+    return found.train, found.val
 
 
 def test_classes_and_files_are_sorted_and_hidden_ones_left_out(tmp_path):
@@ -134,7 +133,7 @@ def test_the_folders_of_runs_are_no_classes(tmp_path):
     tree = scan_tree(tmp_path)
     assert tree.classes == ["a", "b"] and len(tree.paths) == 2
     assert tree.notes == [f"passed over, a training run's: {tmp_path}/b/exp2 (and 1 more)."]
-    assert find_splits(tmp_path) == (tmp_path, None)
+    assert splits_of(tmp_path) == (None, tmp_path)
 
 
 def test_a_folder_that_a_run_has_just_locked_is_no_class(tmp_path):
@@ -171,17 +170,7 @@ def test_a_model_beside_the_classes_is_none(tmp_path):
 def test_a_model_beside_the_only_validation_folder_changes_nothing(tmp_path):
     write(tmp_path, "val/a/1.jpg", "val/b/1.jpg")
     exported(tmp_path / "onnx")
-    assert find_splits(tmp_path) == (tmp_path / "train", tmp_path / "val")
-
-
-def test_a_remembered_list_forgets_a_model_that_is_one_no_more(tmp_path):
-    write(tmp_path, "a/1.jpg", "b/1.jpg")
-    exported(tmp_path / "onnx")
-    age(tmp_path)
-    assert [open_folder(tmp_path)[0].features["label"].names for _ in range(2)] == [["a", "b"]] * 2
-    (tmp_path / "onnx/manifest.json").write_text("{}")
-    with pytest.raises(UserError, match="onnx holds no images"):
-        open_folder(tmp_path)
+    assert splits_of(tmp_path) == (None, tmp_path / "val")
 
 
 def test_a_run_in_the_data_folder_itself_leaves_no_classes(tmp_path):
@@ -190,31 +179,14 @@ def test_a_run_in_the_data_folder_itself_leaves_no_classes(tmp_path):
     assert scan_tree(tmp_path).classes == ["a", "b"]
     write(tmp_path / "set", "train/a/1.jpg", "val/a/1.jpg", "plots/curves.png")
     mark(tmp_path / "set")
-    assert find_splits(tmp_path / "set") == (tmp_path / "set/train", tmp_path / "set/val")
+    assert splits_of(tmp_path / "set", train=True) == (tmp_path / "set/train", tmp_path / "set/val")
 
 
 def test_a_run_beside_the_only_validation_folder_changes_nothing(tmp_path):
     write(tmp_path, "val/a/1.jpg", "val/b/1.jpg", "exp/plots/1.png")
     mark(tmp_path / "exp")
     mark(tmp_path / "test")
-    assert find_splits(tmp_path) == (tmp_path / "train", tmp_path / "val")
-
-
-def test_a_remembered_list_forgets_runs_that_begin_and_end(tmp_path):
-    write(tmp_path, "a/1.jpg", "b/1.jpg", "exp1/plots/curves.png")
-
-    def classes():
-        age(tmp_path)
-        open_folder(tmp_path)  # remembers it
-        dataset, notes = open_folder(tmp_path)
-        return dataset.features["label"].names, len(notes)
-
-    assert classes() == (["a", "b", "exp1"], 1)
-    mark(tmp_path / "exp1")
-    assert open_folder(tmp_path)[0].features["label"].names == ["a", "b"]
-    assert classes() == (["a", "b"], 1)
-    (tmp_path / "exp1" / MARK).unlink()
-    assert classes() == (["a", "b", "exp1"], 1)
+    assert splits_of(tmp_path) == (None, tmp_path / "val")
 
 
 def test_images_are_listed_below_any_folder(tmp_path):
@@ -225,10 +197,60 @@ def test_images_are_listed_below_any_folder(tmp_path):
     assert note == f"passed over, a training run's: {tmp_path}/exp."
 
 
-@pytest.mark.parametrize("name", ["val", "validation", "test"])
-def test_validation_folders_of_three_names_are_found(tmp_path, name):
-    write(tmp_path, "train/a/1.jpg", f"{name}/a/1.jpg")
-    assert find_splits(tmp_path) == (tmp_path / "train", tmp_path / name)
+def test_another_version_with_the_same_folder_times_is_noticed(tmp_path):
+    """As `tar --mtime`, `rsync -t` and mounts of object stores give it."""
+
+    def write_version(names):
+        shutil.rmtree(tmp_path / "set", ignore_errors=True)
+        write(tmp_path / "set", *(f"{split}/{name}" for split in ("train", "val") for name in names))
+        for folder, _, _ in os.walk(tmp_path / "set"):
+            os.utime(folder, (1_600_000_000,) * 2)
+
+    def found(train):
+        source = DataSource.from_folder(str(tmp_path / "set"), train=train)
+        return source.class_names, len(source.val), len(source.train or ())
+
+    write_version(["a/1.jpg", "b/1.jpg", "c/1.jpg"])
+    assert [found(True), found(False)] == [(["a", "b", "c"], 3, 3), (["a", "b", "c"], 3, 0)]
+    write_version(["a/1.jpg", "a/2.jpg", "b/1.jpg", "c/3.jpg", "d/1.jpg"])
+    assert [found(True), found(False)] == [(["a", "b", "c", "d"], 5, 5), (["a", "b", "c", "d"], 5, 0)]
+
+
+JUNK = "@eaDir/1.jpg __MACOSX/1.jpg .ipynb_checkpoints/1.jpg a/._1.jpg a/@eaDir/1.jpg a/.ipynb_checkpoints/1.jpg"
+JUNK_FILES = "Thumbs.db a/Thumbs.db a/desktop.ini a/.DS_Store val/Thumbs.db"
+
+
+def test_what_systems_leave_behind_is_no_class_no_image_and_not_spoken_of(tmp_path):
+    write(tmp_path, "a/1.jpg", "b/1.jpg", *JUNK.split(), *JUNK_FILES.split()[:-1])
+    tree = scan_tree(tmp_path)
+    assert tree.classes == ["a", "b"] and len(tree.paths) == 2 and tree.notes == []
+    assert [os.path.relpath(path, tmp_path) for path in list_images(tmp_path)[0]] == ["a/1.jpg", "b/1.jpg"]
+
+
+@pytest.mark.parametrize("ending", ".jpg .JPEG .jpe .jfif .png .ppm .pgm .bmp .gif .tif .TIFF .webp .avif".split())
+def test_images_of_every_ending_are_found(tmp_path, ending):
+    write(tmp_path, f"a/1{ending}", "b/1.jpg")
+    assert len(scan_tree(tmp_path).paths) == 2 and len(list_images(tmp_path)[0]) == 2
+
+
+def test_two_spellings_of_a_name_in_unicode_are_one_class(tmp_path):
+    composed, decomposed = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    write(tmp_path, f"train/{composed}/1.jpg", "train/the/1.jpg", f"val/{decomposed}/2.jpg", "val/the/1.jpg")
+    source = DataSource.from_folder(str(tmp_path))
+    assert source.class_names == [composed, "the"] and source.val.labels.tolist() == [0, 1]
+    assert source.val.read(0) == JPEG and decomposed in source.val.name(0)  # opened by its real name
+    write(tmp_path, f"train/{decomposed}/2.jpg")
+    tree = scan_tree(tmp_path / "train")
+    assert tree.classes == [composed, "the"] and tree.labels == [0, 0, 1]
+    assert "spelt alike in Unicode: one class" in tree.notes[-1]
+
+
+def test_all_that_is_wrong_is_found(tmp_path):
+    write(tmp_path, "Cat/1.jpg", "cat/1.jpg", "set/Training/a/1.jpg")
+    (tmp_path / "empty").mkdir()
+    problems = survey_tree(tmp_path).problems
+    assert len(problems) == 3 and "whole data set in set/" in problems[0] and "differ only in case" in problems[1]
+    assert "empty holds no images" in problems[2]
 
 
 def test_data_dir_must_be_a_folder(tmp_path):
@@ -246,76 +268,7 @@ def test_data_dir_must_be_a_folder(tmp_path):
 def test_home_may_be_written_short(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write(tmp_path, "set/train/a/1.jpg", "set/train/b/1.jpg", "set/val/a/1.jpg")
-    assert find_splits("~/set") == (tmp_path / "set/train", tmp_path / "set/val")
+    assert splits_of("~/set", train=True) == (tmp_path / "set/train", tmp_path / "set/val")
     assert (
         len(DataSource.from_folder("~/set").train) == 2 and len(DataSource.from_folder("~/set", train=False).val) == 1
     )
-
-
-def test_the_second_open_reads_the_list_and_notices_every_change(tmp_path, monkeypatch):
-    write(tmp_path, "a/1.jpg", "a/sub/2.jpg", "b/1.jpg")
-    age(tmp_path)
-    scans = []
-    monkeypatch.setattr(folder_module, "scan_tree", lambda root, scan=scan_tree: scans.append(root) or scan(root))
-
-    def paths():
-        return [os.path.relpath(row["path"], tmp_path) for row in open_folder(tmp_path)[0]["image"]]
-
-    first = paths()
-    assert paths() == first and len(scans) == 1
-    for change in (
-        lambda: write(tmp_path, "b/2.jpg"),
-        lambda: (tmp_path / "a" / "sub" / "2.jpg").rename(tmp_path / "a" / "sub" / "3.jpg"),
-        lambda: (tmp_path / "a" / "1.jpg").unlink(),
-        lambda: write(tmp_path, "c/1.jpg"),
-        lambda: shutil.rmtree(tmp_path / "c"),
-    ):
-        age(tmp_path)
-        paths()
-        before = len(scans)
-        change()
-        assert paths() == [os.path.relpath(path, tmp_path) for path in scan_tree(tmp_path).paths]
-        assert len(scans) == before + 1
-
-
-def test_a_tree_that_has_just_changed_is_not_remembered(tmp_path):
-    write(tmp_path, "a/1.jpg", "b/1.jpg")
-    open_folder(tmp_path)
-    assert not folder_module._cache_path(os.path.realpath(tmp_path)).exists()
-
-
-def test_a_broken_list_is_ignored(tmp_path):
-    write(tmp_path, "a/1.jpg", "b/1.jpg")
-    age(tmp_path)
-    open_folder(tmp_path)
-    folder_module._cache_path(os.path.realpath(tmp_path)).write_bytes(b"nonsense")
-    assert len(open_folder(tmp_path)[0]) == 2
-
-
-@pytest.mark.slow
-def test_a_tree_of_imagenets_shape_opens_in_seconds(tmp_path):
-    """1,000 classes of 300 hard-linked files: under 5 s, the second time under 1 s."""
-    (tmp_path / "one.jpg").write_bytes(JPEG)
-    links = 0
-    source = tmp_path / "one.jpg"
-    for label in range(1000):
-        folder = tmp_path / "tree" / f"n{label:08}"
-        folder.mkdir(parents=True)
-        for i in range(300):
-            if links == 60_000:  # ext4 allows 65,000 links to a file
-                source = folder / "source.jpg"
-                source.write_bytes(JPEG)
-                links = 0
-                source.rename(tmp_path / f"{label}.jpg")
-                source = tmp_path / f"{label}.jpg"
-            os.link(source, folder / f"{i:04}.JPEG")
-            links += 1
-    age(tmp_path / "tree")
-    seconds = []
-    for _ in range(2):
-        started = time.perf_counter()
-        dataset, _ = open_folder(tmp_path / "tree")
-        seconds.append(time.perf_counter() - started)
-        assert len(dataset) == 300_000
-    print(f"first {seconds[0]:.2f} s, second {seconds[1]:.3f} s")
-    assert seconds[0] < 5 and seconds[1] < 1

@@ -1,8 +1,11 @@
 import json
 import os
+import re
+import shutil
 import signal
 
 import pytest
+from PIL import Image
 
 from effnet_hf import cli
 from effnet_hf.commands import scan
@@ -25,7 +28,7 @@ def test_bad_files_are_listed_and_counted(tmp_path, capsys):
     bad = {name for name, kind in fate.items() if kind == "bad"}
     assert scan.main([str(tmp_path / "data"), "--num_workers", "2", "--output", str(tmp_path / "bad.txt")]) == 1
     text = capsys.readouterr().out
-    assert f"{len(bad)} unreadable" in text and "note: 2 files under" in text and "per class: 24 (plain) to " in text
+    assert f"{len(bad)} unreadable" in text and "note: 1 file under" in text and "per class: 24 (plain) to " in text
     for name in bad:
         assert os.path.basename(name) in text
     assert len((tmp_path / "bad.txt").read_text().splitlines()) == len(bad)
@@ -40,13 +43,114 @@ def test_a_long_list_is_cut(tmp_path, capsys):
     assert "… and 30 more; --output FILE lists them all" in capsys.readouterr().out
 
 
-def test_unknown_validation_classes_are_named(tmp_path):
-    data = torture.encode(torture.photo(0), "JPEG")
-    for name in ("train/a", "train/b", "val/x"):
-        (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "1.jpg").write_bytes(data)
-    with pytest.raises(UserError, match=r"val has classes that .*train does not know: x\."):
-        scan.main([str(tmp_path), "--num_workers", "1"])
+def jpeg(root, *names):
+    """Another image for every name."""
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(torture.encode(torture.photo(number), "JPEG"))
+
+
+def look(capsys, *words):
+    status = scan.main([*map(str, words), "--num_workers", "0"])
+    return status, capsys.readouterr().out
+
+
+def test_unknown_validation_classes_are_refused_and_counted_all_the_same(tmp_path, capsys):
+    jpeg(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/x/1.jpg")
+    status, text = look(capsys, tmp_path)
+    assert status == 1 and "train: 2 images in 2 classes" in text and "val: 1 images in 1 classes" in text
+    assert re.search(r"^refused: .*val has classes that training does not know: x", text, re.M)
+
+
+def test_all_that_a_run_would_refuse_is_told(tmp_path, capsys):
+    jpeg(tmp_path, "train/Cat/1.jpg", "train/cat/2.jpg", "val/Cat/3.jpg", "val/valid/4.jpg")
+    (tmp_path / "train/empty").mkdir()
+    (tmp_path / "val/void").mkdir()
+    status, text = look(capsys, tmp_path)
+    refused = [line for line in text.splitlines() if line.startswith("refused: ")]
+    assert status == 1 and len(refused) == 3 and "train: 2 images" in text and "val: 2 images" in text
+    assert "differ only in case, Cat and cat" in refused[0] and "train/empty holds no" in refused[1]
+    assert "val/void holds no images" in refused[2]
+
+
+def test_it_says_what_each_split_will_be(tmp_path, capsys):
+    jpeg(
+        tmp_path, *(f"{split}/{name}/{i}.jpg" for split in ("Train", "valid", "test") for name in "ab" for i in (1, 2))
+    )
+    status, text = look(capsys, tmp_path)
+    assert status == 0 and "Train: 4 images in 2 classes, 0 unreadable; trained on" in text
+    assert "valid: 4 images in 2 classes, 0 unreadable; validated on" in text and "unreadable; passed over" in text
+    shutil.rmtree(tmp_path / "valid")
+    status, text = look(capsys, tmp_path)
+    assert status == 0 and "note: the best epoch is chosen on test/, which is then no test of the model" in text
+    assert "test: 4 images in 2 classes, 0 unreadable; validated on" in text
+    status, text = look(capsys, tmp_path, "--val_fraction", "0.5")
+    assert "Train, the rest: 2 images" in text and "Train, the share held out: 2 images" in text
+    shutil.rmtree(tmp_path / "test")
+    (tmp_path / "Train").rename(tmp_path / "images")
+    status, text = look(capsys, tmp_path / "images")
+    assert (
+        status == 0 and "images: 4 images in 2 classes, 0 unreadable; trained and validated on once it is spl" in text
+    )
+    assert "hold out a share with --val_fraction 0.1" in text
+
+
+def test_duplicates_and_classes_with_little_in_them_are_told(tmp_path, capsys):
+    jpeg(
+        tmp_path,
+        *(f"train/{name}/{i}.jpg" for name in "ab" for i in range(30)),
+        "train/c/1.jpg",
+        "val/a/0.jpg",
+        "val/b/1.jpg",
+    )
+    for name in ("train/b/again.jpg", "val/b/again.jpg"):
+        shutil.copy(tmp_path / "train/a/3.jpg", tmp_path / name)
+    (tmp_path / "val/a/0.jpg").write_bytes((tmp_path / "train/a/5.jpg").read_bytes())
+    status, text = look(capsys, tmp_path)
+    assert status == 0 and "  nearly empty: c 1\n" in text
+    assert "identical: 5 images are 2, byte for byte\n  1 under two labels:" in text and "  2 in two splits:" in text
+    assert f"{tmp_path}/train/a/3.jpg (a) = {tmp_path}/train/b/again.jpg (b) and 1 more" in text
+    assert f"{tmp_path}/train/a/5.jpg (a) = {tmp_path}/val/a/0.jpg (a)" in text
+    assert "note: 1 class (c) with a single image, which is trained on: no validation image." in text
+
+
+def test_json_has_all_of_it(tmp_path, capsys):
+    jpeg(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg", "val/b/4.jpg")
+    (tmp_path / "train/a/bad.jpg").write_bytes(b"")
+    shutil.copy(tmp_path / "train/a/1.jpg", tmp_path / "val/b/5.jpg")
+    status, text = look(capsys, tmp_path, "--json")
+    found = json.loads(text)
+    train, val = found["splits"]
+    assert status == 1 and train["classes"] == {"a": 2, "b": 1} and val["classes"] == {"a": 1, "b": 2}
+    assert train["bad"] == [{"name": f"{tmp_path}/train/a/bad.jpg", "reason": "is empty (0 bytes)"}]
+    assert train["use"] == "trained on" and train["kinds"] == {"JPEG RGB": 2} and found["refused"] == []
+    assert [(each["name"], each["class"]) for each in found["copies"][0]] == [
+        (f"{tmp_path}/train/a/1.jpg", "a"),
+        (f"{tmp_path}/val/b/5.jpg", "b"),
+    ]
+
+
+def test_a_list_of_images_is_scanned_like_folders(tmp_path, capsys):
+    jpeg(tmp_path, *(f"{i}.jpg" for i in range(8)))
+    (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{i}.jpg,{'ab'[i % 2]}\n" for i in range(8)))
+    status, text = look(capsys, tmp_path, "--labels", tmp_path / "labels.csv", "--val_fraction", "0.25")
+    assert status == 0 and "train: 6 images in 2 classes" in text and "val: 2 images in 2 classes" in text
+
+
+def test_samples_of_every_class_are_drawn(tmp_path, capsys):
+    jpeg(tmp_path / "set", *(f"train/{name}/{i}.jpg" for name in ("a", "b $x$", "c") for i in range(3)), "val/a/9.jpg")
+    (tmp_path / "set/train/c/bad.jpg").write_bytes(b"")
+    status, _ = look(capsys, tmp_path / "set", "--save_plot", tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as plot:
+        assert status == 1 and plot.width > 800 and plot.height > 200
+        assert len(plot.convert("RGB").getcolors(1 << 20)) > 1000  # photographs and not a blank page
+    with pytest.raises(UserError, match=r"--save_plot .*plot.exe: end its name in .png"):
+        look(capsys, tmp_path / "set", "--save_plot", tmp_path / "plot.exe")
+
+
+def test_something_to_scan_is_named():
+    with pytest.raises(UserError, match="nothing to scan: name a folder, --labels FILE.csv or --dataset_name"):
+        scan.main([])
 
 
 def test_the_command_ends_with_one_line_for_a_missing_folder(tmp_path, capsys):
@@ -82,6 +186,6 @@ def test_a_process_that_dies_is_one_sentence(tmp_path, monkeypatch):
     for name in ("a/1.jpg", "b/1.jpg"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(torture.encode(torture.photo(0), "JPEG"))
-    monkeypatch.setattr("effnet_hf.data.scan.inspect", lambda _: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("effnet_hf.data.scan.inspect", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match=r"a loader process died \(killed by SIGKILL\); .* lower --num_workers"):
         scan.main([str(tmp_path), "--num_workers", "1"])
