@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if recipe.placement != "none":
         raise UserError(f"--config {arguments.config} is a recipe that quantizes; only float networks are timed.")
-    if not recipe.data_dir and not recipe.dataset_name and recipe.loader != "synthetic":
+    if not (recipe.data_dir or recipe.dataset_name or recipe.labels) and recipe.loader != "synthetic":
         print("no --data_dir: timed on synthetic batches, which cost no loading", file=sys.stderr)
         recipe = recipe.replace(loader="synthetic")
     return run_benchmark(recipe, arguments.mode, arguments.steps)

@@ -11,6 +11,7 @@ docs/export.md says how to open them in ONNX Runtime, Optimum, OpenVINO and Tens
 import argparse
 
 from ..cli import ArgumentParser, command_line, path, run
+from ..recipes import add_data_flags, data_options
 from .upload import add_upload_flags, check_upload_flags, upload
 
 
@@ -32,16 +33,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--int8", metavar="TARGET", help="tensorrt (also OpenVINO) or ort-cpu, from a quantized checkpoint"
     )
     graph.add_argument("--with_preprocessing", action="store_true", help="uint8 image in, probabilities out")
-    graph.add_argument("--with_softmax", action="store_true", help="probabilities instead of logits")
+    graph.add_argument(
+        "--with_probabilities",
+        "--with_softmax",
+        dest="with_softmax",
+        action="store_true",
+        help="probabilities instead of logits: by softmax, or by sigmoid where an image may have several labels",
+    )
     graph.add_argument("--dynamic_image_size", action="store_true", help="leave height and width free")
     graph.add_argument("--opset", type=int, metavar="N", help="ONNX operator set; default: 18, for bf16 22")
     graph.add_argument("--exporter", metavar="NAME", help="torchscript or dynamo; default: by the opset")
 
-    proof = parser.add_argument_group("the proof")
-    proof.add_argument(
-        "--data_dir", type=path, metavar="DIR", help="images to check on, DIR/val/<class>/…; else generated ones"
-    )
-    proof.add_argument("--val_fraction", type=float, default=0.0, help="share that training held out, without a val/")
+    proof = parser.add_argument_group("the proof", "images to check on, as train has them; else generated ones")
+    add_data_flags(proof, but=("streaming",))
     proof.add_argument("--num_images", type=int, metavar="N", help="how many of them; default: 64, with --int8 all")
     add_upload_flags(parser)
     return parser.parse_args(argv)
@@ -56,13 +60,12 @@ def main(argv: list[str] | None = None) -> None:
     exported = export_model(
         args.model,
         args.output_dir,
-        data_dir=args.data_dir,
-        val_fraction=args.val_fraction,
         num_images=args.num_images,
         overwrite=args.overwrite,
         command=command_line(),
         model_id=args.hub_model_id,
         **options,
+        **data_options(args),
     )
     print(exported.summary())
     if args.push_to_hub:

@@ -49,9 +49,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def require_data(recipe) -> None:
     """Raises `UserError` for a recipe that names no images."""
-    if not recipe.data_dir and not recipe.dataset_name and recipe.loader != "synthetic":
+    if not (recipe.data_dir or recipe.dataset_name or recipe.labels) and recipe.loader != "synthetic":
         raise UserError(
-            "no data: give --data_dir DIR with train/<class>/… and val/<class>/…, or --dataset_name user/name."
+            "no data: give --data_dir DIR with train/<class>/… and val/<class>/…, --labels FILE.csv, or --dataset_name"
+            " user/name."
         )
 
 

@@ -6,17 +6,16 @@ effnet-hf validate --model runs/b0 --dataset_name user/name
 
 import json
 
-from ..cli import ArgumentParser, path, run
+from ..cli import ArgumentParser, path, run, say
+from ..errors import printable
+from ..recipes import add_data_flags, data_options
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(description="Measure a checkpoint on a folder of labelled images.")
     parser.old_spellings = {"--topk": "--top_k"}
     parser.add_argument("--model", type=path, required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--data_dir", type=path, help="folder with val/<class>/… or <class>/…")
-    parser.add_argument("--dataset_name", type=path, help="a `datasets` source instead of a folder, e.g. user/name")
-    parser.add_argument("--dataset_config", help="configuration name of that dataset")
-    parser.add_argument("--val_fraction", type=float, default=0.0, help="share that training held out, without a val/")
+    add_data_flags(parser)
     parser.add_argument(
         "--precision", choices=["fp32", "tf32", "fp16", "bf16"], default=None, help="arithmetic; fp32 if not given"
     )
@@ -30,16 +29,17 @@ def main(argv: list[str] | None = None) -> None:
         "--max_bad_files", type=float, default=0.01, help="stop when more than this share of the images is unreadable"
     )
     parser.add_argument("--strict", action="store_true", help="stop at the first unreadable image")
+    parser.add_argument(
+        "--restrict_classes",
+        action="store_true",
+        help="where the data has a part of the checkpoint's classes: answer with one of these only",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
     from ..training import validate_checkpoint
 
     figures = validate_checkpoint(
         arguments.model,
-        arguments.data_dir,
-        dataset_name=arguments.dataset_name,
-        dataset_config=arguments.dataset_config,
-        val_fraction=arguments.val_fraction,
         precision=arguments.precision,
         per_device_batch_size=arguments.per_device_batch_size,
         num_workers=arguments.num_workers,
@@ -47,8 +47,15 @@ def main(argv: list[str] | None = None) -> None:
         top_k=arguments.top_k,
         max_bad_files=arguments.max_bad_files,
         strict=arguments.strict,
+        restrict_classes=arguments.restrict_classes,
+        tell=say if arguments.json else _print,
+        **data_options(arguments),
     )
     show(figures, arguments.top_k, arguments.json)
+
+
+def _print(note: str) -> None:
+    print(printable(note))
 
 
 def show(figures: dict | None, top_k: int, as_json: bool = False) -> None:
@@ -58,7 +65,16 @@ def show(figures: dict | None, top_k: int, as_json: bool = False) -> None:
     if as_json:
         print(json.dumps(figures))
         return
-    print(f"top1 {figures['top1']:.2f} %   top{top_k} {figures[f'top{top_k}']:.2f} %   loss {figures['loss']:.4f}")
+    if "map" in figures:  # several labels per image
+        text = f"mAP {figures['map']:.2f} %   F1 {figures['f1']:.2f} % at the checkpoint's thresholds"
+    else:
+        text = f"top1 {figures['top1']:.2f} %   top{top_k} {figures[f'top{top_k}']:.2f} %"
+    print(f"{text}   loss {figures['loss']:.4f}")
+    known, present = figures["classes_of_the_checkpoint"], figures["classes_of_the_data"]
+    if figures["classes"] < known:
+        print(f"restricted to the {present:,} classes of the data; the checkpoint knows {known:,}")
+    elif present < known:
+        print(f"over all {known:,} classes of the checkpoint; the data has {present:,}")
     left_out = f", {bad:,} unreadable left out" if (bad := figures.get("bad_files")) else ""
     print(f"on {figures['n']:,} images{left_out}, {figures['total_ips']:.1f} images/s")
 

@@ -1,14 +1,15 @@
 """Input pipelines: one loader interface, several backends. `build_loaders(recipe, processor, plan)` is the way in."""
 
 from .bad_files import BadFile, BadFiles
+from .classes import match_classes
 from .device_stage import BatchMixer, DeviceStage
 from .folder import list_images
 from .listing import DataListing
 from .loaders import Loader, Loaders, build_loaders
-from .pictures import BadPicture, Box, Picture, read_file
+from .pictures import BadPicture, Box, Picture, Reading, read_file
 from .sampler import BatchPlan
-from .scan import Scan, scan_data_dir, scan_folder
-from .source import DataSource, Split, map_labels
+from .scan import Scan, scan_data
+from .source import DataSource, Split
 from .transforms import EvaluationTransform, TrainTransform
 
 
@@ -26,13 +27,13 @@ __all__ = [
     "Loader",
     "Loaders",
     "Picture",
+    "Reading",
     "Scan",
     "Split",
     "TrainTransform",
     "build_loaders",
     "list_images",
-    "map_labels",
+    "match_classes",
     "read_file",
-    "scan_data_dir",
-    "scan_folder",
+    "scan_data",
 ]

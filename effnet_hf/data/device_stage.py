@@ -23,11 +23,13 @@ class DeviceStage:
     """Turns host batches into device batches.
 
     A host batch is `{"pixel_values": uint8 (N, H, W, 3), "labels": int64 (N,), "index": int64 (N,), "request"}`; a
-    device batch has float32 (N, 3, H, W) pixels, labels int64 (N,) or float32 (N, classes) when mixed, and no request.
+    device batch has float32 (N, 3, H, W) pixels, labels int64 (N,), or float32 (N, classes) when mixed or when an image
+    has several, and no request.
 
     Args:
         processor: says whether and how to rescale and normalise.
         mixer: mixup or cutmix, or None.
+        label_sets: uint8 (sets, classes) where an image has several labels; `labels` are then its rows.
     """
 
     def __init__(
@@ -36,10 +38,12 @@ class DeviceStage:
         processor: EfficientNetNVImageProcessor,
         channels_last: bool = True,
         mixer: "BatchMixer | None" = None,
+        label_sets: np.ndarray | None = None,
     ):
         self.device = torch.device(device)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.mixer = mixer
+        self._label_sets = None if label_sets is None else torch.from_numpy(label_sets).to(self.device)
         self._factor = processor.rescale_factor if processor.do_rescale else None
         self._normalises = processor.do_normalize
         self._mean = torch.tensor(processor.image_mean, dtype=torch.float32, device=self.device)
@@ -65,6 +69,8 @@ class DeviceStage:
         """One batch, on the current stream."""
         pixels = self._normalise(batch["pixel_values"].to(self.device, non_blocking=True))
         labels = batch["labels"].to(self.device, non_blocking=True)
+        if self._label_sets is not None:
+            labels = self._label_sets[labels].float()
         if self.mixer is not None:
             pixels, labels = self.mixer(pixels, labels, batch["request"])
         return {"pixel_values": pixels, "labels": labels, "index": batch["index"]}
@@ -121,7 +127,7 @@ class BatchMixer:
         self.cutmix = cutmix
 
     def __call__(self, pixels: torch.Tensor, labels: torch.Tensor, request: BatchRequest):
-        """(N, 3, H, W) float and (N,) int64 -> the mixed pixels and (N, classes) float32 labels."""
+        """(N, 3, H, W) float and (N,) int64, or (N, classes) float -> mixed pixels, (N, classes) float32 labels."""
         rng = np.random.Generator(np.random.PCG64(mix(self.seed, request.epoch, request.slot, _STREAM)))
         cut = self.cutmix > 0 and (self.mixup == 0 or rng.random() < 0.5)
         alpha = self.cutmix if cut else self.mixup
@@ -134,8 +140,9 @@ class BatchMixer:
             pixels[:, :, top:bottom, left:right] = pixels[order, :, top:bottom, left:right]
         else:
             pixels = pixels * lam + pixels[order] * (1 - lam)
-        one_hot = torch.nn.functional.one_hot(labels, self.num_classes).to(torch.float32)
-        return pixels, one_hot * lam + one_hot[order] * (1 - lam)
+        if not labels.is_floating_point():
+            labels = torch.nn.functional.one_hot(labels, self.num_classes).to(torch.float32)
+        return pixels, labels * lam + labels[order] * (1 - lam)
 
 
 def draw_box(rng: np.random.Generator, height: int, width: int, lam: float) -> tuple[int, int, int, int]:

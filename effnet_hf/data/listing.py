@@ -24,7 +24,7 @@ UNKNOWN = -1
 _THREADS = 16  # a network's answers take longer than their questions
 _CHUNK = 4096
 _MOST_ROWS = 100_000_000  # images; the largest public lists of labelled ones have 14 million
-_CLASSES = b"class_names"
+_CLASSES, _SETS = b"class_names", b"label_sets"
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,19 @@ class DataListing:
     """Attributes:
     class_names: in label order.
     table: of `SCHEMA`; -1 is a label or a size that is not known. No name stands twice in a split.
+    label_sets: uint8 (sets, classes) where an image has several labels; a label of the table is then one of its rows.
     """
 
     class_names: list[str]
     table: pa.Table
+    label_sets: np.ndarray | None = None
 
     def write(self, path: str | os.PathLike | IO[bytes]) -> None:
         """As Parquet."""
-        table = self.table.replace_schema_metadata({_CLASSES: json.dumps(self.class_names).encode()})
+        facts = {_CLASSES: json.dumps(self.class_names).encode()}
+        if self.label_sets is not None:
+            facts[_SETS] = json.dumps([np.flatnonzero(row).tolist() for row in self.label_sets]).encode()
+        table = self.table.replace_schema_metadata(facts)
         names = {"name": "DELTA_BYTE_ARRAY"}  # neighbours have most of their name in common
         pq.write_table(table, path, compression="zstd", use_dictionary=["split"], column_encoding=names)
 
@@ -56,7 +61,8 @@ class DataListing:
                     raise ValueError(f"it has {parquet.metadata.num_rows:,} rows")
                 table = parquet.read()
             table.validate(full=True)
-            class_names = json.loads((table.schema.metadata or {})[_CLASSES])
+            facts = table.schema.metadata or {}
+            class_names = json.loads(facts[_CLASSES])
             labels = table.column("label")
             if table.schema.remove_metadata() != SCHEMA or any(column.null_count for column in table.columns):
                 raise ValueError("its columns are others")
@@ -64,20 +70,25 @@ class DataListing:
                 raise ValueError("its class names are no words")
             if len(set(class_names)) < len(class_names):
                 raise ValueError("a class name stands twice")
-            if len(table) and not -1 <= pc.min(labels).as_py() <= pc.max(labels).as_py() < len(class_names):
+            label_sets = _read_sets(facts[_SETS], len(class_names)) if _SETS in facts else None
+            known = len(class_names if label_sets is None else label_sets)
+            if len(table) and not -1 <= pc.min(labels).as_py() <= pc.max(labels).as_py() < known:
                 raise ValueError("it has a label without a class")
         except KeyError:
             raise UserError(f"{path} is no list of a run's data.") from None
         except (pa.ArrowException, OSError, ValueError, RecursionError, MemoryError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
             raise UserError(f"{path}, a list of a run's data, cannot be read: {printable(reason)}") from None
-        return cls(class_names, table.replace_schema_metadata(None))
+        return cls(class_names, table.replace_schema_metadata(None), label_sets)
 
     def class_difference(self, now: "DataListing") -> str | None:
         """What has become of the classes, as part of a sentence; None if nothing has."""
         before, after = self.class_names, now.class_names
         if before == after:
-            return None
+            if (self.label_sets is None) == (now.label_sets is None):
+                return None
+            ways = ("one label", "several")[:: 1 if self.label_sets is None else -1]
+            return "an image had {}, has {} now".format(*ways)
         known, found = set(before), set(after)
         gone, new = [name for name in before if name not in found], [name for name in after if name not in known]
         more = f" (and {len(gone) + len(new) - 1} more)" if len(gone) + len(new) > 1 else ""
@@ -95,12 +106,11 @@ class DataListing:
 
     def difference(self, now: "DataListing") -> str | None:
         """The first image that is another one, as part of a sentence, and how many more are; None if none is."""
-        if self.table.equals(now.table):
+        places, *tables = self._with_one_numbering(now)
+        if tables[0].equals(tables[1]):
             return None
         keys = ["split", "name"]
-        before, after = (
-            listing.table.append_column("row", pa.array(np.arange(len(listing.table)))) for listing in (self, now)
-        )
+        before, after = (table.append_column("row", pa.array(np.arange(len(table)))) for table in tables)
         both = before.join(after, keys, join_type="full outer", right_suffix="_now")
         gone, new = pc.is_null(both["size_now"]), pc.is_null(both["size"])
         other = pc.or_(pc.not_equal(both["size"], both["size_now"]), pc.not_equal(both["label"], both["label_now"]))
@@ -110,26 +120,54 @@ class DataListing:
         place = pc.coalesce(changed["row"], changed["row_now"])
         row = changed.slice(int(np.argmin(place.to_numpy())), 1).to_pylist()[0]
         more = f" (and {len(changed) - 1:,} more)" if len(changed) > 1 else ""
-        return f"{_what_happened(row, changed, self.class_names)}{more}"
+        return f"{_what_happened(row, changed, places)}{more}"
+
+    def _with_one_numbering(self, now: "DataListing") -> tuple[list[str], pa.Table, pa.Table]:
+        """What to say of an image that had each label, and both tables: a label is the same number in both."""
+        if self.label_sets is None or now.label_sets is None:
+            return [f"was in class {name}" for name in self.class_names], self.table, now.table
+        sets, numbers = np.unique(np.concatenate([self.label_sets, now.label_sets]), axis=0, return_inverse=True)
+        numbers, tables = numbers.reshape(-1), []
+        for listing, own in ((self, numbers[: len(self.label_sets)]), (now, numbers[len(self.label_sets) :])):
+            labels = np.append(own, UNKNOWN)[listing.table["label"].to_numpy()]
+            tables.append(listing.table.set_column(2, "label", pa.array(labels, pa.int64())))
+        words = ([self.class_names[i] for i in np.flatnonzero(row)] for row in sets)
+        return [f"was {', '.join(names)}" if names else "had no label" for names in words], *tables
 
     def _sizes_of(self, class_name: str) -> np.ndarray:
-        own = pc.equal(self.table["label"], self.class_names.index(class_name))
+        number = self.class_names.index(class_name)
+        if self.label_sets is None:
+            own = pc.equal(self.table["label"], number)
+        else:
+            own = pa.array(self.label_sets[self.table["label"].to_numpy(), number] != 0)
         return np.sort(self.table.filter(own)["size"].to_numpy())
 
 
-def _what_happened(row: dict, changed: pa.Table, class_names: list[str]) -> str:
+def _read_sets(text: bytes, classes: int) -> np.ndarray:
+    listed = json.loads(text)
+    if not isinstance(listed, list) or not all(
+        isinstance(row, list) and all(type(number) is int and 0 <= number < classes for number in row) for row in listed
+    ):
+        raise ValueError("its sets of labels are none")
+    sets = np.zeros((len(listed), classes), np.uint8)
+    for numbers, row in zip(listed, sets):
+        row[numbers] = 1
+    return sets
+
+
+def _what_happened(row: dict, changed: pa.Table, places: list[str]) -> str:
     name = row["name"]
     if row["size"] is None:
         moved = _twin(changed, row["split"], name, row["size_now"], "size")
-        return f"{name} is new" if moved is None else f"{name} was in class {_class(class_names, moved['label'])}"
+        return f"{name} is new" if moved is None else f"{name} {_place(places, moved['label'])}"
     if row["size_now"] is None:
         moved = _twin(changed, row["split"], name, row["size"], "size_now")
         if moved is None:
             return f"{name} is gone"
-        return f"{moved['name']} was in class {_class(class_names, row['label'])}"
+        return f"{moved['name']} {_place(places, row['label'])}"
     if row["size"] != row["size_now"]:
         return f"{name} has {_bytes(row['size_now'])}, had {_bytes(row['size'])}"
-    return f"{name} was in class {_class(class_names, row['label'])}"
+    return f"{name} {_place(places, row['label'])}"
 
 
 def _twin(changed: pa.Table, split: str, name: str, size: int, column: str) -> dict | None:
@@ -141,8 +179,8 @@ def _twin(changed: pa.Table, split: str, name: str, size: int, column: str) -> d
     return next((row for row in found.to_pylist() if os.path.basename(row["name"]) == base and "/" in name), None)
 
 
-def _class(class_names: list[str], label: int) -> str:
-    return class_names[label] if 0 <= label < len(class_names) else f"number {label}"
+def _place(places: list[str], label: int) -> str:
+    return places[label] if 0 <= label < len(places) else f"was in class number {label}"
 
 
 def _bytes(size: int) -> str:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from ..checkpoint import require_one_size
@@ -17,9 +18,11 @@ from .dali import DaliDecoder, dali_is_installed, require_dali
 from .dali_pipeline import DaliPipeline, EncodedBatches, EvaluationPlanner, TrainPlanner
 from .device_stage import IMAGENET_SIZES, BatchMixer, DeviceStage, SyntheticBatches, SyntheticImages
 from .listing import DataListing
-from .named_dataset import StreamedSplit, StreamedTrainingPlan, StreamedValidationPlan, open_named
+from .opening import open_data
+from .pictures import Reading
 from .sampler import BatchPlan, TrainingPlan, ValidationPlan
 from .source import DataSource
+from .stream import StreamedSplit, StreamedTrainingPlan, StreamedValidationPlan
 from .transforms import EvaluationTransform, TrainTransform
 from .worker_pool import MicroBatches, WorkerPool
 
@@ -54,9 +57,9 @@ class Loader:
         """Device batches `{"pixel_values", "labels", "index"}` of one pass, from update `start_update` on.
 
         `pixel_values` is float32 (N, 3, H, W), in validation what the processor gives; `labels` int64 (N,), or float32
-        (N, classes) under mixup and cutmix; `index` int64 (N,), on the CPU, the sample numbers. Training gives
-        `plan.accumulation_steps` batches per update. What `start_update` skips is not decoded, and read only from a
-        stream.
+        (N, classes) under mixup and cutmix, and of 0 and 1 where an image has several; `index` int64 (N,), on the CPU,
+        the sample numbers. Training gives `plan.accumulation_steps` batches per update. What `start_update` skips is
+        not decoded, and read only from a stream.
 
         Raises:
             UserError: too many unreadable files, or a loader process died.
@@ -102,14 +105,19 @@ class Loaders:
         train: None when built with `train=False`.
         listing: describes the images of both, by name, label and size; asks for the size of every file, so one process
             calls it.
+        notes_on_copies: given that description, sentences about images that are trained and validated on.
         notes: sentences about the data worth printing once.
+        present, label_sets: see `DataSource`.
     """
 
     class_names: list[str]
     train: Loader | None
     val: Loader
     listing: Callable[[], DataListing]
+    notes_on_copies: Callable[[DataListing], list[str]]
     notes: list[str] = field(default_factory=list)
+    present: np.ndarray | None = None
+    label_sets: np.ndarray | None = None
 
     def close(self) -> None:
         for loader in (self.train, self.val):
@@ -156,7 +164,7 @@ def build_loaders(
         mixer = None
         if trains and (recipe.mixup or recipe.cutmix):
             mixer = BatchMixer(len(source.class_names), recipe.seed, recipe.mixup, recipe.cutmix)
-        stage: DeviceStage | None = DeviceStage(device, processor, channels_last, mixer)
+        stage: DeviceStage | None = DeviceStage(device, processor, channels_last, mixer, source.label_sets)
         backend: SyntheticBatches | DaliPipeline | WorkerPool
         if recipe.loader == "synthetic":
             classes = len(source.class_names)
@@ -171,7 +179,12 @@ def build_loaders(
         return Loader(_sample_plan(recipe, plan, split, trains), backend, stage, bad_files, recipe.loader, device.type)
 
     training = loader(source.train, trains=True) if train else None
-    return Loaders(source.class_names, training, loader(source.val, trains=False), source.listing, source.notes)
+    validation = loader(source.val, trains=False)
+    return Loaders(
+        source.class_names, training, validation, source.listing, source.notes_on_copies,
+        [*source.notes, *Reading.of(recipe, processor).notes], source.present,
+        source.label_sets,
+    )  # fmt: skip
 
 
 def _open_source(recipe: Recipe, device: torch.device, train: bool, class_names: list[str] | None) -> DataSource:
@@ -183,16 +196,7 @@ def _open_source(recipe: Recipe, device: torch.device, train: bool, class_names:
         require_dali()
     if recipe.loader == "dali-gpu" and device.type != "cuda":
         raise UserError("--loader dali-gpu decodes on a CUDA GPU and this run has none; use --loader dali-cpu.")
-    if recipe.data_dir:
-        source = DataSource.from_folder(recipe.data_dir, recipe.val_fraction, train, class_names)
-    elif recipe.dataset_name:
-        name, config = recipe.dataset_name, recipe.dataset_config
-        source = open_named(name, config, recipe.streaming, recipe.val_fraction, train, class_names)
-    else:
-        raise UserError("no data: give --data_dir FOLDER, --dataset_name USER/NAME, or --loader synthetic.")
-    if recipe.num_labels is not None and recipe.num_labels != len(source.class_names):
-        raise UserError(f"--num_labels is {recipe.num_labels}, but the data has {len(source.class_names)} classes.")
-    return source
+    return open_data(recipe, train, class_names)
 
 
 def _sample_plan(recipe: Recipe, plan: BatchPlan, split, train: bool):
@@ -208,14 +212,15 @@ def _sample_plan(recipe: Recipe, plan: BatchPlan, split, train: bool):
 def _worker_pool(recipe: Recipe, processor, plan: BatchPlan, device: torch.device, split, train: bool) -> WorkerPool:
     transform = TrainTransform(processor, **_augmentation(recipe)) if train else EvaluationTransform(processor)
     decoder = DaliDecoder(plan.per_device) if recipe.loader == "dali-cpu" else None
-    images = MicroBatches(split, transform, recipe.seed, replace_bad=train, decoder=decoder)
+    reading = Reading.of(recipe, processor)
+    images = MicroBatches(split, transform, recipe.seed, replace_bad=train, decoder=decoder, reading=reading)
     workers = choose_workers(device.type) if recipe.num_workers is None else recipe.num_workers
     return WorkerPool(images, workers, recipe.prefetch_factor, pin_memory=device.type == "cuda")
 
 
 def _dali_pipeline(recipe: Recipe, processor, plan: BatchPlan, device: torch.device, split, train: bool):
     planner = TrainPlanner(processor, **_augmentation(recipe)) if train else EvaluationPlanner(processor)
-    files = EncodedBatches(split, planner, recipe.seed, replace_bad=train)
+    files = EncodedBatches(split, planner, recipe.seed, replace_bad=train, reading=Reading.of(recipe, processor))
     # They only read files: a few will do.
     workers = min(choose_workers(device.type), 4) if recipe.num_workers is None else recipe.num_workers
     return DaliPipeline(files, workers, recipe.prefetch_factor, plan.per_device, device)

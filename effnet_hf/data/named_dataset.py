@@ -1,37 +1,22 @@
 """`--dataset_name`: images of any `datasets` source, from the Hub or a local folder, downloaded first or streamed."""
 
-import logging
+import json
 import os
-import queue
-import re
-import threading
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import count, islice
-from typing import TypeVar
 
 import datasets
-import fsspec
-import numpy as np
 import pyarrow as pa
-from datasets.distributed import split_dataset_by_node
+import pyarrow.compute as pc
+from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.webdataset import webdataset
 
 from ..errors import UserError, first_line, printable
-from .folder import VALIDATION_NAMES
-from .listing import UNKNOWN, rows
-from .pictures import BadPicture, read_file
-from .sampler import BatchRequest, TrainingPlan, mix
-from .source import NO_IMAGE, DataSource, Split, map_labels, split_by_name
-
-
-T = TypeVar("T")
-_END = object()
-SHUFFLE_BUFFER = 1000  # images, undecoded: about 100 MB of ImageNet
-_SPARE = 8  # images of a stream beside those of a micro-batch, for the places of unreadable ones
-_QUIET = 300.0  # seconds without an answer before a line says so
-_LEAVE = 1.0  # seconds that a reading thread is waited for at the end
-log = logging.getLogger(__name__)
+from .labels import ANY, MULTI, PREFERRED_LABELS, Columns, choose, preferred_first, read_labels
+from .names import role_of
+from .source import DataSource, Labeller, split_by_name
+from .splits import Chosen, choose_splits
+from .stream import StreamedSplit
 
 
 def open_named(
@@ -41,89 +26,143 @@ def open_named(
     val_fraction: float = 0.0,
     train: bool = True,
     class_names: list[str] | None = None,
+    columns: Columns = ANY,
+    val_split: str | None = None,
+    flag: str = "--dataset_name",
 ) -> DataSource:
-    """The images of `datasets.load_dataset(name, config)`.
+    """The images of `datasets.load_dataset(name, config)`, or of a folder that `save_to_disk` wrote.
 
-    The first `Image` column and the first `ClassLabel` column are used; a column `label` of numbers or words will do
-    when it is not streamed. Arguments are those of `DataSource.from_folder`.
+    Args:
+        columns: which ones are meant; by default those called `image` and `label`, or the only ones of their kind.
+        flag: the option that names it, for sentences.
+        train, val_fraction, val_split, class_names: as for `DataSource.from_folder`.
 
     Raises:
         UserError: it cannot be loaded, or lacks a split, images or labels.
     """
-    try:
-        splits = datasets.load_dataset(name, config, streaming=streaming)
-    except Exception as error:  # load_dataset raises nearly every kind; the first line is the useful one
-        raise UserError(f"--dataset_name {name} cannot be loaded: {printable(first_line(error))}") from error
-    source = _Source(name, config, streaming)
-    validation = next((split for split in VALIDATION_NAMES if split in splits), None)
-    if train and "train" not in splits:
-        raise UserError(f"--dataset_name {name} has no split named train; it has {', '.join(splits)}.")
-    if validation is None and (streaming or not val_fraction or "train" not in splits):
-        wanted = ", ".join(VALIDATION_NAMES)
-        mend = "" if streaming else "; hold out a share of train with --val_fraction 0.1"
-        raise UserError(f"--dataset_name {name} has none of the splits {wanted}{mend}.")
-    first = "train" if train or validation is None else validation
-    opened, names = source.split(splits[first], first, class_names, by_position=not train)
-    if first == "train" and len(names) < 2:
-        raise UserError(f"--dataset_name {name} has a single class, {names[0]}; a classifier needs at least two.")
-    if validation is None:
-        training, held_out = split_by_name(opened, val_fraction)
-    elif train:
-        training, (held_out, _) = opened, source.split(splits[validation], validation, names)
+    where = f"{flag} {name}"
+    splits, whole = _load(name, config, streaming, where)
+    source = _Source(name, config, columns, where, Labeller(class_names, columns.classes_by_position))
+    if whole and not train and not val_fraction:
+        chosen = Chosen(None, next(iter(splits)), [])
     else:
-        training, held_out = None, opened
-    return DataSource(names, training if train else None, held_out)
+        chosen = choose_splits(
+            splits, where, train=train, val_fraction=val_fraction, val_split=val_split, may_hold_out=not streaming
+        )
+    source.labeller.notes += chosen.notes
+    if chosen.train is None:
+        assert chosen.val is not None
+        return source.labeller.source(None, source.split(splits[chosen.val], chosen.val))
+    training = source.split(splits[chosen.train], chosen.train)
+    if train:
+        source.labeller.require_variety(training, where)
+    if chosen.val is not None:
+        held_out = source.split(splits[chosen.val], chosen.val)
+    else:
+        training, held_out = split_by_name(training, val_fraction, by_class=source.labeller.label_sets is None)
+    return source.labeller.source(training if train else None, held_out)
+
+
+def _load(name: str, config: str | None, streaming: bool, where: str) -> tuple[dict, bool]:
+    """The splits by name, and whether they are a single one that nobody called a split."""
+    webdataset.WebDataset.DECODERS = _DECODERS  # a stream's too, which this process reads
+    saved = is_saved(name)
+    if saved and (streaming or config):
+        option = "--streaming" if streaming else f"--dataset_config {config}"
+        raise UserError(f"{where} is a folder that save_to_disk wrote, which has no use for {option}; leave it out.")
+    try:
+        splits = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config, streaming=streaming)
+    except Exception as error:  # load_dataset raises nearly every kind; the first line is the useful one
+        reason = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
+        raise UserError(f"{where} cannot be loaded: {printable(first_line(reason))}") from error
+    if isinstance(splits, datasets.Dataset):
+        own = str(splits.split)
+        return {own if role_of(own) else "train": splits}, True
+    return splits, False
+
+
+def is_saved(folder: str) -> bool:
+    """Whether `save_to_disk` of `datasets` wrote a folder."""
+    return any(os.path.isfile(os.path.join(folder, name)) for name in ("state.json", "dataset_dict.json"))
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8").strip()
+
+
+# Of a WebDataset's members those that are text; `datasets` also has decoders that unpickle, or want other packages.
+_DECODERS: dict[str, Callable] = {
+    **dict.fromkeys(("txt", "text", "cls", "cls2", "index", "inx", "id"), _text),
+    **dict.fromkeys(("json", "jsn"), json.loads),
+}
 
 
 @dataclass
 class _Source:
     name: str
     config: str | None
-    streaming: bool
+    columns: Columns
+    where: str
+    labeller: Labeller
 
-    def split(self, dataset, split: str, class_names: list[str] | None, by_position: bool = False):
+    def split(self, dataset, split: str):
         where = f"split {split} of {self.name}"
-        image_column, label_column = self._columns(dataset, split)
-        feature = dataset.features[label_column]
-        if self.streaming:
-            if not isinstance(feature, datasets.ClassLabel):
-                raise UserError(f"--streaming needs a ClassLabel column; {label_column!r} of {self.name} is {feature}.")
-            mapping = map_labels(feature.names, class_names, where, by_position=by_position)
-            origin, size = (self.name, self.config, split), self._size(dataset, split)
-            streamed = StreamedSplit(dataset, image_column, label_column, mapping, size, origin)
-            return streamed, class_names or feature.names
-        column = dataset.data.column(label_column)
-        if len(column) == 0:
-            raise UserError(f"{where} is empty.")
-        if column.null_count:
-            raise UserError(f"{where} has {column.null_count:,} images without a label (null).")
-        if isinstance(feature, datasets.ClassLabel):
-            found, labels = feature.names, column.to_numpy()
-        elif pa.types.is_integer(column.type) or pa.types.is_boolean(column.type) or _is_text(column.type):
-            found, labels = np.unique(column.to_numpy().astype(str), return_inverse=True)
-            found = found.tolist()
-        else:
-            raise UserError(
-                f"the column {label_column} of {self.name} holds {column.type}, no classes: it should be a ClassLabel,"
-                " whole numbers or words."
-            )
-        if np.any(labels < 0):
-            raise UserError(f"{where} has images without a label (-1).")
-        if np.any(labels >= len(found)):
-            raise UserError(f"{where} has the label {labels.max()}, and names for {len(found)} classes only.")
-        mapping = map_labels(found, class_names, where, np.unique(labels), by_position)
-        return Split(dataset, image_column, mapping[labels]), class_names or found
-
-    def _columns(self, dataset, split: str) -> tuple[str, str]:
         features = dataset.features or {}
-        images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-        labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-        labels = labels or [name for name in ("label", "labels") if name in features]
-        for kind, found in (("Image", images), ("ClassLabel", labels)):
-            if not found:
-                columns = ", ".join(f"{name} ({type(feature).__name__})" for name, feature in features.items())
-                raise UserError(f"split {split} of {self.name} has no {kind} column; it has {columns or 'none'}.")
-        return images[0], labels[0]
+        flat = _flat(features)
+        image = self._image_column(features, where)
+        labels = self._label_columns(features, flat, image, where)
+        if not isinstance(features[image], datasets.Image):
+            dataset = dataset.cast_column(image, datasets.Image(decode=False))
+        if isinstance(dataset, datasets.IterableDataset):
+            return self._streamed(dataset, split, image, labels, flat)
+        found = {name: (flat[name], _values(dataset, name)) for name in labels}
+        return self.labeller.split(dataset, image, read_labels(found, self.columns, where), where)
+
+    def _streamed(self, dataset, split: str, image: str, labels: list[str], flat: dict) -> StreamedSplit:
+        feature, where = flat[labels[0]], f"split {split} of {self.name}"
+        several = len(labels) > 1 or self.columns.label_separator or self.columns.problem_type == MULTI
+        if several or isinstance(feature, (datasets.List, datasets.LargeList)):
+            raise UserError("--streaming reads one label per image; leave it out for several.")
+        if not isinstance(feature, datasets.ClassLabel) or "." in labels[0]:
+            raise UserError(
+                f"--streaming needs a ClassLabel column; {labels[0]!r} of {self.name} is {feature}. Leave --streaming"
+                " out, or name the classes under `dataset_info` in the data set's README.md."
+            )
+        mapping = self.labeller.mapping(feature.names, where)
+        streamed = StreamedSplit(
+            dataset, image, labels[0], mapping, self._size(dataset, split), (self.name, self.config, split)
+        )
+        streamed.require_labels()
+        return streamed
+
+    def _image_column(self, features: dict, where: str) -> str:
+        wanted = self.columns.image_column
+        possible = [name for name, feature in features.items() if _holds_images(feature)]
+        if wanted in features and getattr(features[wanted], "dtype", None) == "binary":
+            possible.append(wanted)
+        return self._choose("--image_column", wanted, possible, features, "images", where)
+
+    def _label_columns(self, features: dict, flat: dict, image: str, where: str) -> list[str]:
+        columns = [name for name in flat if name.split(".")[0] != image]
+        if self.columns.label_column:
+            choices = self.columns.label_column
+            return [choose("--label_column", wanted, columns, columns, "labels", where) for wanted in choices]
+        possible = [
+            name
+            for name in columns
+            if name in PREFERRED_LABELS or isinstance(getattr(flat[name], "feature", flat[name]), datasets.ClassLabel)
+        ]
+        return [self._choose("--label_column", None, possible, features, "labels", where)]
+
+    def _choose(self, flag: str, wanted: str | None, possible: list[str], features: dict, kind: str, where: str) -> str:
+        possible = preferred_first(possible)
+        chosen = choose(flag, wanted, possible, list(features), kind, where)
+        if wanted is None and len(possible) > 1:
+            others = ", ".join(printable(name) for name in possible if name != chosen)
+            note = f"the {kind} are the column {chosen} of {self.name}; {flag} can name another: {others}."
+            if note not in self.labeller.notes:
+                self.labeller.notes.append(note)
+        return chosen
 
     def _size(self, dataset, split: str) -> int:
         info = (dataset.info.splits or {}).get(split)
@@ -135,213 +174,24 @@ class _Source:
         return info.num_examples
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+def _holds_images(feature) -> bool:
+    """Whether a column is one of images, or of what pandas makes of one."""
+    return isinstance(feature, datasets.Image) or isinstance(feature, dict) and set(feature) == {"bytes", "path"}
 
 
-class StreamedSplit:
-    """Images that can only be read in order.
-
-    Args:
-        mapping: of a row's label to ours.
-        size: images in it.
-        origin: what `--dataset_name` and `--dataset_config` were, and the split's name.
-    """
-
-    def __init__(
-        self,
-        dataset: datasets.IterableDataset,
-        image_column: str,
-        label_column: str,
-        mapping: np.ndarray,
-        size: int,
-        origin: tuple[str, str | None, str],
-    ):
-        dataset = dataset.select_columns([image_column, label_column])
-        self._dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-        self._image_column = image_column
-        self._label_column = label_column
-        self._mapping = mapping
-        self._size = size
-        self._origin = origin
-
-    def __len__(self) -> int:
-        return self._size
-
-    def read(self, rank: int, world_size: int, shuffle_seed: int | None = None) -> Iterator[tuple[dict, int]]:
-        """This rank's undecoded images and labels: its files if they divide evenly, else every n-th image."""
-        dataset = self._dataset
-        if shuffle_seed is not None:
-            dataset = dataset.shuffle(seed=shuffle_seed & 0xFFFFFFFF, buffer_size=SHUFFLE_BUFFER)
-        if world_size > 1:
-            dataset = split_dataset_by_node(dataset, rank, world_size)
-        stream, name = iter(dataset), self._origin[0]
-        while True:
-            try:
-                row = next(stream, None)
-            except Exception as error:  # a network's, a damaged file's: of every kind
-                raise UserError(f"the stream of --dataset_name {name} broke: {printable(first_line(error))}") from error
-            if row is None:
-                return
-            label = row[self._label_column]
-            if label is None or not 0 <= label < len(self._mapping):
-                raise UserError(f"--dataset_name {name} has an image whose label is {label}, which is no class of it.")
-            yield row[self._image_column] or NO_IMAGE, int(self._mapping[label])
-
-    def listing(self, split: str) -> pa.Table:
-        """Its part of a `DataListing`: the files that it is read from, since nobody knows its images beforehand."""
-        name, config, own = self._origin
-        try:
-            files = (datasets.load_dataset_builder(name, config).config.data_files or {}).get(own, [])
-            sizes = [int(fs.info(path).get("size") or UNKNOWN) for fs, path in map(fsspec.core.url_to_fs, files)]
-        except Exception as error:  # as `load_dataset`
-            raise UserError(f"--dataset_name {name} cannot be listed: {printable(first_line(error))}") from error
-        home = os.path.abspath(name)
-        names = [os.path.relpath(file, home) if file.startswith(home + os.sep) else file for file in map(str, files)]
-        names = [re.sub("@[0-9a-f]{40}", "", each) for each in names]  # a commit may have changed other files only
-        names, sizes = [*names, f"all images of {own}"], [*sizes, self._size]
-        return rows(split, names, np.full(len(names), UNKNOWN), np.array(sizes))
+def _flat(features: dict, prefix: str = "") -> dict:
+    """The columns, and those within structures under names such as `json.label`."""
+    flat: dict = {}
+    for name, feature in features.items():
+        if isinstance(feature, dict):
+            flat |= _flat(feature, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = feature
+    return flat
 
 
-class MicroBatchSplit:
-    """The images of one micro-batch, and maybe some beside it, looked up by number like a `Split`."""
-
-    def __init__(self, indices: np.ndarray, samples: list[tuple[dict, int]]):
-        self._samples = dict(zip(indices.tolist(), samples))
-
-    def label(self, index: int) -> int:
-        return self._samples[index][1]
-
-    def name(self, index: int) -> str:
-        return self._samples[index][0].get("path") or f"image {index} of the stream"
-
-    def read(self, index: int) -> bytes:
-        image = self._samples[index][0]
-        if image["bytes"] is not None:
-            return image["bytes"]
-        if not image["path"]:
-            raise BadPicture("has neither bytes nor a path")
-        return read_file(image["path"])
-
-    def stand_ins(self, index: int, seed: int):
-        """The other images, those of the same class first."""
-        same = self.label(index)
-        yield from sorted((other for other in self._samples if other != index), key=lambda o: self.label(o) != same)
-
-
-@dataclass(frozen=True)
-class StreamedTrainingPlan(TrainingPlan):
-    """Like `TrainingPlan`, but the order is that of the stream through a shuffle buffer, seeded by (seed, epoch).
-
-    It therefore depends on the number of ranks. Resuming reads what it skips, without decoding it. A rank whose files
-    run out early starts over in another order, so that all ranks make the same number of updates.
-    """
-
-    split: StreamedSplit | None = None
-
-    def requests(self, epoch: int, start_update: int = 0) -> Iterator[BatchRequest]:
-        return read_ahead(self._requests(epoch, start_update * self.steps_per_update))
-
-    def _requests(self, epoch, first):
-        # Each micro-batch comes with some neighbours, those before it but in the first ones: nothing is read that no
-        # micro-batch needs, and a resumed run has the same ones.
-        size = self.per_device_batch_size
-        start = max(0, first * size - _SPARE)
-        samples, held = islice(self._samples(epoch), start, None), deque()
-        for micro_batch in range(first, self.batches_per_epoch):
-            own = micro_batch * size
-            while start < own - _SPARE:
-                held.popleft()
-                start += 1
-            held.extend(islice(samples, size + _SPARE - len(held)))
-            numbers = np.arange(start, start + len(held)) * self.world_size + self.rank
-            split = MicroBatchSplit(numbers, list(held))
-            slot = micro_batch * self.world_size + self.rank
-            yield BatchRequest(epoch, slot, numbers[own - start : own - start + size], split)
-
-    def _samples(self, epoch):
-        for lap in count():
-            read = 0
-            for sample in self.split.read(self.rank, self.world_size, mix(self.seed, epoch, lap)):
-                read += 1
-                yield sample
-            if read == 0:
-                raise UserError(
-                    f"rank {self.rank} of {self.world_size} gets no images from this stream: it has too few files."
-                )
-
-
-@dataclass(frozen=True)
-class StreamedValidationPlan:
-    """Every image once over all ranks, as the stream divides itself."""
-
-    num_samples: int
-    per_device_batch_size: int
-    rank: int = 0
-    world_size: int = 1
-    split: StreamedSplit | None = None
-
-    @property
-    def updates_per_epoch(self) -> int:
-        share = -(-self.num_samples // self.world_size)
-        return -(-share // self.per_device_batch_size)
-
-    def requests(self, epoch: int = 0, start_update: int = 0) -> Iterator[BatchRequest]:
-        return read_ahead(self._requests(epoch, start_update))
-
-    def _requests(self, epoch, start_update):
-        samples = self.split.read(self.rank, self.world_size)
-        for batch in count():
-            chunk = list(islice(samples, self.per_device_batch_size))
-            if not chunk:
-                return
-            positions = batch * self.per_device_batch_size + np.arange(len(chunk))
-            indices = positions * self.world_size + self.rank
-            if batch >= start_update:
-                yield BatchRequest(epoch, batch * self.world_size + self.rank, indices, MicroBatchSplit(indices, chunk))
-
-
-def read_ahead(iterator: Iterator[T], depth: int = 4) -> Iterator[T]:
-    """The same items, fetched by a thread a few ahead of whoever consumes them: a network is slow.
-
-    What the iterator raises is raised here. The thread ends when this generator is closed; one that waits for an answer
-    is left to itself.
-    """
-    items: queue.Queue = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def put(item) -> bool:
-        while not stopped.is_set():
-            try:
-                items.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work():
-        try:
-            for item in iterator:
-                if not put((item, None)):
-                    return
-            put((_END, None))
-        except BaseException as error:  # handed to the consumer
-            put((_END, error))
-
-    thread = threading.Thread(target=work, name="read_ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            try:
-                item, error = items.get(timeout=_QUIET)
-            except queue.Empty:
-                log.warning("nothing has been read from the stream for %.0f minutes; waiting on", _QUIET / 60)
-                continue
-            if error is not None:
-                raise error
-            if item is _END:
-                return
-            yield item
-    finally:
-        stopped.set()
-        thread.join(_LEAVE)
+def _values(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
+    if name in dataset.column_names:
+        return dataset.data.column(name)
+    first, *rest = name.split(".")
+    return pc.struct_field(dataset.data.column(first), rest)

@@ -12,9 +12,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import UserError
-from .folder import VALIDATION_NAMES, find_splits, open_folder
-from .listing import SCHEMA, DataListing, rows_of_dataset, rows_of_files
+from .classes import match_classes, match_split
+from .folder import open_folder
+from .labels import Labels
+from .listing import SCHEMA, DataListing, rows, rows_of_dataset, rows_of_files, sizes_of_files
+from .names import one_spelling
 from .pictures import BadPicture, read_file
+from .splits import find_splits
+from .survey import notes_on_copies
 
 
 NO_IMAGE = {"bytes": None, "path": None}  # what a null in a column of images stands for
@@ -26,9 +31,10 @@ class Split:
     Args:
         dataset: with an `Image` column.
         image_column: its name.
-        labels: int64, one per row of `dataset`.
+        labels: int64, one per row of `dataset`: a class, or a row of `DataSource.label_sets`.
         rows: the rows that belong to this split; all by default.
         folder: where the files are, and what stands before their names in a listing; None for rows of a data set.
+        name_column: text that names the images, as a list of them does.
     """
 
     def __init__(
@@ -38,8 +44,10 @@ class Split:
         labels: np.ndarray,
         rows: np.ndarray | None = None,
         folder: tuple[str, str] | None = None,
+        name_column: str | None = None,
     ):
         self._dataset = dataset
+        self._name_column = name_column
         self._image_column = image_column
         self._rows = rows
         self._folder = folder
@@ -48,6 +56,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def folder(self) -> str | None:
+        """Where the files are; None for rows of a data set."""
+        return None if self._folder is None else self._folder[0]
 
     def name(self, index: int) -> str:
         """The file, or the row, that a user can look up."""
@@ -89,6 +102,11 @@ class Split:
     def listing(self, split: str) -> pa.Table:
         """Its part of a `DataListing`; asks for the size of every file."""
         images = self._dataset.data.column(self._image_column)
+        if self._name_column is not None:
+            names = self._dataset.data.column(self._name_column)
+            own = pa.array(np.arange(len(names)) if self._rows is None else self._rows)
+            files = pc.struct_field(images, "path").take(own).to_pylist()
+            return rows(split, names.take(own), self.labels, sizes_of_files(files))
         if self._folder is None:
             return rows_of_dataset(split, images, self.labels, self._rows)
         paths = pc.struct_field(images, "path")
@@ -111,117 +129,217 @@ class DataSource:
         class_names: in label order.
         train, val: either may be None when not asked for.
         notes: sentences about the data that a user should read once.
+        present: where `class_names` are a checkpoint's, the numbers of those that the data has, ascending.
+        label_sets: uint8 (sets, classes) where an image has several labels: the labels of the splits are its rows.
     """
 
     class_names: list[str]
     train: Split | None
     val: Split | None
     notes: list[str] = field(default_factory=list)
+    present: np.ndarray | None = None
+    label_sets: np.ndarray | None = None
 
     def listing(self) -> DataListing:
         """What these images are, by name, label and size, as the disk says now."""
         splits = {"train": self.train, "val": self.val}
         tables = [images.listing(name) for name, images in splits.items() if images is not None]
-        return DataListing(list(self.class_names), pa.concat_tables([SCHEMA.empty_table(), *tables]).combine_chunks())
+        table = pa.concat_tables([SCHEMA.empty_table(), *tables]).combine_chunks()
+        return DataListing(list(self.class_names), table, self.label_sets)
+
+    def notes_on_copies(self, listing: DataListing) -> list[str]:
+        """Sentences about images that are trained and validated on; `listing` is what `listing()` gave."""
+        if not isinstance(self.train, Split) or not isinstance(self.val, Split):
+            return []  # a stream, or nothing but validation
+        sizes = listing.table["size"].to_numpy()
+        return notes_on_copies(self.train, self.val, (sizes[: len(self.train)], sizes[len(self.train) :]))
 
     @classmethod
     def from_folder(
-        cls, data_dir: str, val_fraction: float = 0.0, train: bool = True, class_names: list[str] | None = None
+        cls,
+        data_dir: str,
+        val_fraction: float = 0.0,
+        train: bool = True,
+        class_names: list[str] | None = None,
+        classes_by_position: bool = False,
+        several: bool = False,
+        val_split: str | None = None,
     ) -> "DataSource":
-        """`train/` and `val/` (or `validation/`, `test/`) of class folders, or class folders to split by file name.
+        """`train/` and `val/` of class folders (see `find_splits`), or class folders to split by file name.
 
         Args:
             val_fraction: share of each class held out when there is no validation folder.
             train: False opens the validation images only; without a `val/` these are all of `data_dir`.
-            class_names: label order to keep; folders may then be a part of it.
+            class_names: a checkpoint's, whose label order is kept; folders may then be a part of them.
+            classes_by_position: where the folders have other names, take both in order.
+            several: images could have several labels, and each has one.
+            val_split: the folder of the validation images, where it has another name.
 
         Raises:
             UserError: one sentence about what is wrong with the folder.
         """
-        train_dir, val_dir = find_splits(data_dir)
-        root = Path(os.path.expanduser(data_dir))
-        notes: list[str] = []
-        if not train:
-            if val_dir is None and train_dir != root and val_fraction == 0:
-                raise UserError(f"--data_dir {data_dir} has a train/ but none of {_choices()}; validation needs one.")
-            if val_dir is not None or val_fraction == 0:
-                split, names = _folder_split(root, val_dir or train_dir, class_names, notes, by_position=True)
-                return cls(names, None, split, notes)
-        if val_dir is not None and not train_dir.is_dir():
-            raise UserError(f"--data_dir {data_dir} has a {val_dir.name}/ but no train/; training needs one.")
-        training, names = _folder_split(root, train_dir, class_names, notes, by_position=not train)
+        splits = find_splits(data_dir, train=train, val_fraction=val_fraction, val_split=val_split)
+        root, train_dir, val_dir = Path(os.path.expanduser(data_dir)), splits.train, splits.val
+        labeller = Labeller(class_names, classes_by_position)
+        labeller.notes += splits.notes
+        if train_dir is None:
+            assert val_dir is not None
+            return labeller.source(None, _folder_split(root, val_dir, labeller, several))
+        training = _folder_split(root, train_dir, labeller, several)
+        names = labeller.class_names
         if len(names) < 2:
             raise UserError(f"{train_dir} has a single class folder, {names[0]}; a classifier needs at least two.")
         if val_dir is not None:
-            validation, _ = _folder_split(root, val_dir, names, notes)
-            if val_fraction:
-                notes.append(f"--val_fraction {val_fraction:g} was ignored because {val_dir} exists.")
-        elif val_fraction:
-            training, validation = split_by_name(training, val_fraction)
+            validation = _folder_split(root, val_dir, labeller, several)
         else:
-            raise UserError(
-                f"{data_dir} has none of {_choices()}; add one, or hold out a share with --val_fraction 0.1."
-            )
-        return cls(names, training if train else None, validation, notes)
+            training, validation = split_by_name(training, val_fraction)
+        return labeller.source(training if train else None, validation)
 
 
-def split_by_name(split: Split, fraction: float) -> tuple[Split, Split]:
+def split_by_name(split: Split, fraction: float, by_class: bool = True) -> tuple[Split, Split]:
     """Training and validation part: of each class, the share of files whose hashed names come first.
 
     A file stays where it is when others are added or removed, but for a few at the border. A class of two or more
     images has at least one on each side.
+
+    Args:
+        by_class: False takes that share of all files, as where an image has several classes.
     """
     hashes = np.empty(len(split), np.uint64)
     for index in range(len(split)):
-        name = os.path.basename(split.name(index))
+        name = one_spelling(os.path.basename(split.name(index)))
         hashes[index] = int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big")
-    order = np.lexsort((hashes, split.labels))
+    groups = split.labels if by_class else np.zeros(len(split), np.int64)
+    order = np.lexsort((hashes, groups))
     held_out = np.zeros(len(split), bool)
-    labels, starts, counts = np.unique(split.labels[order], return_index=True, return_counts=True)
+    _, starts, counts = np.unique(groups[order], return_index=True, return_counts=True)
     for start, count in zip(starts, counts):
         take = min(max(round(fraction * count), 1), count - 1)
         held_out[order[start : start + take]] = True
+    if not held_out.any():
+        raise UserError(
+            f"--val_fraction {fraction:g} holds out no image: every class has a single one; add images, or a val/"
+            " folder."
+        )
     return split.subset(np.flatnonzero(~held_out)), split.subset(np.flatnonzero(held_out))
 
 
-def _folder_split(
-    root: Path, folder: Path, class_names: list[str] | None, notes: list[str], by_position: bool = False
-) -> tuple[Split, list[str]]:
-    dataset, found = open_folder(folder)
-    notes += found
-    names = dataset.features["label"].names
-    labels = dataset.data.column("label").to_numpy()
-    mapping = map_labels(names, class_names, folder, by_position=by_position)
-    place = os.path.realpath(folder), "" if folder == root else f"{folder.name}/"
-    return Split(dataset, "image", mapping[labels], folder=place), class_names or names
-
-
-def map_labels(
-    found: list[str], class_names: list[str] | None, where, used=None, by_position: bool = False
-) -> np.ndarray:
-    """For each class that was found, its number in `class_names` (its own position when that is None).
+class Labeller:
+    """Gives all splits of a data set the same classes, and one table of label sets.
 
     Args:
-        used: the numbers that occur, when not all of `found` do; the others need not be known.
-        by_position: as many classes under entirely other names (ImageNet's wnids and words) are the same classes.
+        class_names: a checkpoint's, whose label order is kept; the classes are those of the first split without it.
+        classes_by_position: where the data has other names, take both in order.
 
-    Raises:
-        UserError: a class is not among `class_names`.
+    Attributes:
+        class_names: in label order, once a split is labelled.
+        notes: sentences about the classes, and about images without a label.
+        present: see [`DataSource`].
     """
-    if class_names is None or list(found) == list(class_names):
-        return np.arange(len(found))
-    if by_position and len(found) == len(class_names) and not set(found) & set(class_names):
-        return np.arange(len(found))
-    position = {name: i for i, name in enumerate(class_names)}
-    unknown = [found[i] for i in (range(len(found)) if used is None else used) if found[i] not in position]
-    if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        raise UserError(
-            f"{where} has classes that training does not know: {unknown[0]}{more};"
-            f" it knows {len(class_names)}, e.g. {', '.join(class_names[:3])}."
-        )
-    return np.array([position.get(name, -1) for name in found], np.int64)
+
+    def __init__(self, class_names: list[str] | None, classes_by_position: bool = False):
+        self.class_names = class_names or []
+        self.notes: list[str] = []
+        self.present: np.ndarray | None = None
+        self._of_a_checkpoint = class_names is not None
+        self._by_position = classes_by_position
+        self._sets: list[np.ndarray] = []
+
+    @property
+    def label_sets(self) -> np.ndarray | None:
+        """uint8 (sets, classes) of all splits so far, or None where an image has one label."""
+        return np.concatenate(self._sets) if self._sets else None
+
+    def split(self, dataset: datasets.Dataset, image_column: str, labels: Labels, where: object, **place) -> Split:
+        """The rows of `dataset` that have a label.
+
+        Args:
+            where: the data, for sentences.
+            place: arguments of `Split`.
+
+        Raises:
+            UserError: no row has one, or it is of an unknown class.
+        """
+        rows = np.flatnonzero(labels.numbers >= 0)
+        images = len(labels.numbers)
+        if not images:
+            raise UserError(f"{where} is empty.")
+        if not len(rows):
+            raise UserError(
+                f"{where} has no labels: they are missing (null, blank or -1) for all of its {images:,} images."
+            )
+        left_out = images - len(rows)
+        if left_out:
+            have = "has" if left_out == 1 else "have"
+            self.notes.append(f"{left_out:,} of {images:,} images of {where} {have} no label: left out.")
+        used = np.unique(labels.numbers[rows])
+        if labels.sets is not None:
+            used = np.flatnonzero(labels.sets[used].any(axis=0))
+        mapping = self.mapping(labels.names, where, used)
+        numbers = labels.numbers
+        if labels.sets is None:
+            numbers = np.where(numbers >= 0, mapping[numbers], -1)
+        else:
+            sets = np.zeros((len(labels.sets), len(self.class_names)), np.uint8)
+            sets[:, mapping[used]] = labels.sets[:, used]
+            numbers = numbers + sum(map(len, self._sets))
+            self._sets.append(sets)
+        return Split(dataset, image_column, numbers, rows if left_out else None, **place)
+
+    def mapping(self, found: list[str], where: object, used: np.ndarray | None = None) -> np.ndarray:
+        """For each class of a split its number in `class_names`.
+
+        Args:
+            used: the numbers that occur, when not all of `found` do; the others need not be known.
+
+        Raises:
+            UserError: see [`match_classes`] and [`match_split`].
+        """
+        if not self.class_names:
+            self.class_names = list(found)
+            twins = [names for names in _by_case(found).values() if len(names) > 1]
+            if twins:
+                self.notes.append(f"classes of {where} that differ only in case: {' and '.join(twins[0])}.")
+            return np.arange(len(found))
+        if self._of_a_checkpoint:
+            match = match_classes(found, self.class_names, where, self._by_position, used)
+        else:
+            match = match_split(found, self.class_names, where, used)
+        if match.note and match.note not in self.notes:
+            self.notes.append(match.note)
+        if self._of_a_checkpoint and self.present is None:
+            self.present = match.present()
+        return match.numbers
+
+    def require_variety(self, training: Split, where: str) -> None:
+        """Raises `UserError` where all training images have the same label or labels."""
+        if self._sets:
+            sets = np.concatenate(self._sets)[np.unique(training.labels)]
+            if len(training) > 1 and (sets == sets[0]).all():
+                words = ", ".join(self.class_names[i] for i in np.flatnonzero(sets[0])) or "none"
+                raise UserError(
+                    f"all training images of {where} have the same labels, {words}; there is nothing to learn."
+                )
+        elif len(self.class_names) < 2:
+            raise UserError(f"{where} has a single class, {self.class_names[0]}; a classifier needs at least two.")
+
+    def source(self, train: Split | None, val: Split) -> "DataSource":
+        """The splits, once both are labelled."""
+        return DataSource(self.class_names, train, val, self.notes, self.present, self.label_sets)
 
 
-def _choices() -> str:
-    return ", ".join(f"{name}/" for name in VALIDATION_NAMES)
+def _by_case(names: list[str]) -> dict[str, list[str]]:
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        spellings.setdefault(name.casefold(), []).append(name)
+    return spellings
+
+
+def _folder_split(root: Path, folder: Path, labeller: Labeller, several: bool) -> Split:
+    dataset, found = open_folder(folder)
+    labeller.notes += found
+    names = dataset.features["label"].names
+    sets = np.eye(len(names), dtype=np.uint8) if several else None
+    labels = Labels(names, dataset.data.column("label").to_numpy(), sets)
+    place = os.path.realpath(folder), "" if folder == root else f"{folder.name}/"
+    return labeller.split(dataset, "image", labels, folder, folder=place)

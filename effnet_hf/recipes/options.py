@@ -48,8 +48,29 @@ class DataOptions:
     dataset_config: str | None = option(None, "configuration name of that dataset")
     streaming: bool = option(False, "stream that dataset instead of downloading it first")
     val_fraction: float = option(
-        0.0, "share of the images held out when there is no val/ folder, by file name", low=0, high=0.9
+        0.0, "share of the training images held out when there is no val/ folder, by file name", low=0, high=0.9
     )
+    val_split: str | None = option(
+        None, "folder or split of the validation images, where it is not called val: test, or any other name"
+    )
+    labels: str | None = option(
+        None, "CSV file of images and labels, instead of class folders; paths are below data_dir"
+    )
+    image_column: str | None = option(None, "column of the images; `image`, or the only one, by default")
+    label_column: list[str] = option(
+        [], "column of the labels, `label` by default; several columns of 0 and 1 are several labels per image"
+    )
+    label_separator: str | None = option(None, "what stands between several labels in one cell, e.g. ';'")
+    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = option(
+        None, "one label per image or several; what the labels look like decides by default"
+    )
+    classes_by_position: bool = option(
+        False, "where the data's class names are not the checkpoint's: take both in order"
+    )
+    bit_depth: int | None = option(
+        None, "bits of the values in deep images that do not say what white is; 1 for floats up to 1", low=1, high=32
+    )
+    max_pixels: int = option(178_956_970, "refuse images of more pixels, width times height", low=1)
     loader: Literal["imagefolder", "dali-cpu", "dali-gpu", "synthetic"] = option("imagefolder", "input pipeline")
     num_workers: int | None = option(
         None, "loader processes per device; from the machine's free cores by default", low=0, high=512

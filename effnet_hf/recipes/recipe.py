@@ -9,7 +9,7 @@ import reprlib
 import stat
 import types
 import typing
-from argparse import SUPPRESS, ArgumentTypeError, Namespace
+from argparse import SUPPRESS, Action, ArgumentTypeError, Namespace
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ FOLDER = Path(__file__).parent
 # may replace it, a recipe's file does not.
 OF_A_CONFIG, OF_A_PROCESSOR = ("image_size", "batch_norm_eps"), ("resize_margin", "interpolation")
 # Options that name a file, a folder or a Hub id.
-PATHS = ("data_dir", "dataset_name", "model", "teacher", "output_dir", "resume")
+PATHS = ("data_dir", "dataset_name", "labels", "model", "teacher", "output_dir", "resume")
 LARGEST = {int: 1_000_000_000, float: 1e30}  # of a number without an end of its own; beyond, arithmetic overflows
 LARGEST_FILE = 1 << 16  # bytes of a recipe; ours are of 2,000
 _DIGITS = 100
@@ -86,6 +86,17 @@ class Recipe(
             raise UserError("--data_dir and --dataset_name are two sources; give one.")
         if self.streaming and not self.dataset_name:
             raise UserError("--streaming needs --dataset_name; a local folder is read lazily anyway.")
+        if self.labels and self.dataset_name:
+            raise UserError("--labels and --dataset_name are two sources; give one.")
+        if self.problem_type == "single_label_classification" and (self.label_separator or len(self.label_column) > 1):
+            flag = "--label_separator" if self.label_separator else "several --label_column"
+            raise UserError(f"{flag} means several labels per image, --problem_type {self.problem_type} one; give one.")
+        if self.label_separator and len(self.label_column) > 1:
+            raise UserError("--label_separator parts the cells of one --label_column, and there are several; give one.")
+        if self.label_separator is not None and not self.label_separator:
+            raise UserError("--label_separator is empty; give what stands between two labels of a cell, e.g. ';'.")
+        if len(set(self.label_column)) < len(self.label_column):
+            raise UserError("--label_column names a column twice.")
         self.model_config()  # the architecture checks its own options
 
     def model_config(self, **labels) -> EfficientNetNVConfig:
@@ -205,9 +216,15 @@ class _RecipeParser(OneLineErrors, HfArgumentParser):
 
     @staticmethod
     def _parse_dataclass_field(parser, field):
-        field = copy.copy(field)
-        field.metadata = {"help": field.metadata["help"]}  # the bounds are the recipe's to check, not argparse's
-        HfArgumentParser._parse_dataclass_field(parser, field)
+        add_option(parser, field)
+
+
+def add_option(parser: typing.Any, field: dataclasses.Field) -> Action:
+    """Adds the flag of an option, whose type hint is a type and no text, to a parser or a group of one."""
+    field = copy.copy(field)
+    field.metadata = {"help": field.metadata["help"]}  # type: ignore[assignment]  # the bounds are the recipe's to check
+    HfArgumentParser._parse_dataclass_field(parser, field)
+    return next(action for action in parser._actions if action.dest == field.name)
 
 
 def _read_values(name_or_path: str) -> dict:

@@ -201,3 +201,16 @@ def test_memory_format_is_kept(batch):
     for options in ({"mixup": 0.2}, {"cutmix": 1.0}):
         mixed, _ = BatchMixer(5, seed=0, **options)(pixels, batch[1], request())
         assert mixed.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("how", [{"mixup": 0.4}, {"cutmix": 1.0}], ids=str)
+def test_several_labels_become_targets_and_are_mixed_as_the_images_are(how):
+    sets = np.array([[0, 0, 0], [1, 0, 1], [1, 1, 1], [0, 1, 0], [0, 0, 1]], np.uint8)
+    batch = host_batch() | {"labels": torch.tensor([4, 1, 0, 1, 3]), "request": request(3)}
+    plain = DeviceStage("cpu", EfficientNetNVImageProcessor(), label_sets=sets).stage(batch)
+    assert plain["labels"].tolist() == sets[[4, 1, 0, 1, 3]].tolist() and plain["labels"].dtype == torch.float32
+    mixer = BatchMixer(5, seed=0, **how)
+    mixed = DeviceStage("cpu", EfficientNetNVImageProcessor(), mixer=mixer, label_sets=sets).stage(batch)
+    pixels, shares = mixer(plain["pixel_values"], torch.arange(5), request(3))  # every image its own class
+    assert torch.equal(mixed["pixel_values"], pixels) and not torch.equal(pixels, plain["pixel_values"])
+    assert torch.allclose(mixed["labels"], shares @ plain["labels"])

@@ -4,12 +4,13 @@ import shutil
 import time
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from effnet_hf.data import DataListing, DataSource
-from effnet_hf.data.listing import SCHEMA
+from effnet_hf.data.listing import SCHEMA, rows
 from effnet_hf.data.named_dataset import open_named
 from effnet_hf.errors import UserError
 
@@ -226,3 +227,33 @@ def test_the_size_of_every_file_is_asked_for_at_every_start(data):
     with open(data / "train/bird/00.jpg", "r+b") as file:
         file.truncate(100)
     assert before.difference(listing(data)).startswith("train/bird/00.jpg has 100 bytes, had ")
+
+
+def test_several_labels_are_compared_whatever_number_a_set_has(tmp_path):
+    def described(sets, labels, names="abc"):
+        table = rows("train", [f"{i}.png" for i in range(len(labels))], np.array(labels), np.full(len(labels), 9))
+        return DataListing(list(names), table, None if sets is None else np.array(sets, np.uint8))
+
+    before = described([[1, 0, 1], [0, 0, 0], [0, 1, 0]], [0, 1, 2, 0])
+    before.write(tmp_path / "data.parquet")
+    again = DataListing.read(tmp_path / "data.parquet")
+    assert again.label_sets.tolist() == before.label_sets.tolist() and again.difference(before) is None
+    assert again.difference(described([[0, 1, 0], [1, 0, 1], [0, 0, 0]], [1, 2, 0, 1])) is None
+    assert again.difference(described([[0, 1, 0], [1, 0, 1]], [0, 0, 0, 1])) == "0.png was a, c (and 1 more)"
+    assert again.difference(described([[0, 1, 0], [1, 0, 1]], [1, 0, 0, 1])) == "1.png had no label"
+    assert again.class_difference(described(None, [0, 1, 2, 0])) == "an image had several, has one label now"
+    assert described(None, [0, 1, 2, 0]).class_difference(again) == "an image had one label, has several now"
+    assert again.class_difference(described(before.label_sets, [0, 1, 2, 0], "abx")) == "class c is called x now"
+
+
+@pytest.mark.parametrize("sets", [b"[[3]]", b"[[-1]]", b"[[true]]", b"[0]", b"{}", b"[[0]"])
+def test_damaged_label_sets_are_one_sentence(sets, tmp_path):
+    DataListing(["a", "b", "c"], rows("train", ["0.png"], np.array([0]), np.array([9]))).write(
+        tmp_path / "data.parquet"
+    )
+    table = pq.read_table(tmp_path / "data.parquet")
+    pq.write_table(
+        table.replace_schema_metadata({**table.schema.metadata, b"label_sets": sets}), tmp_path / "bad.parquet"
+    )
+    with pytest.raises(UserError, match="cannot be read"):
+        DataListing.read(tmp_path / "bad.parquet")

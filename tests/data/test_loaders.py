@@ -136,7 +136,8 @@ def test_synthetic_batches_are_made_once(loaders):
 
 def test_problems_are_named_with_their_flag(loaders):
     with pytest.raises(
-        UserError, match="no data: give --data_dir FOLDER, --dataset_name USER/NAME, or --loader synthetic"
+        UserError,
+        match="no data: give --data_dir DIR, --labels FILE.csv, --dataset_name user/name, or --loader synthetic",
     ):
         loaders({"data_dir": None})
     with pytest.raises(UserError, match="--num_labels is 5, but the data has 3 classes"):

@@ -1,4 +1,7 @@
+import io
+import pickle
 import signal
+import tarfile
 import threading
 import time
 
@@ -7,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from effnet_hf.data import BatchPlan, named_dataset
-from effnet_hf.data.named_dataset import open_named, read_ahead
+from effnet_hf.data import BatchPlan, stream
+from effnet_hf.data.labels import Columns
+from effnet_hf.data.named_dataset import open_named
+from effnet_hf.data.stream import read_ahead
 from effnet_hf.errors import UserError
 
 from .torture import encode, photo
@@ -104,12 +109,12 @@ def test_problems_are_one_sentence_each(tmp_path, name):
     with pytest.raises(UserError, match="--dataset_name .*cannot be loaded: .*'other' not found"):
         open_named(name, "other")
     bare = write_parquet(tmp_path / "bare", card=None, validation=False)
-    with pytest.raises(UserError, match=r"has none of the splits val, validation, test; .*--val_fraction 0.1"):
+    with pytest.raises(UserError, match=r"has none of val, valid, .*--val_fraction 0.1"):
         open_named(bare)
     unknown_size = write_parquet(tmp_path / "unknown", card=None)
     with pytest.raises(UserError, match="does not say how many images its split train has"):
         open_named(unknown_size, streaming=True)
-    with pytest.raises(UserError, match="has classes that training does not know: bird and 1 more"):
+    with pytest.raises(UserError, match="does not know: bird, cat; it knows 2, e.g. dog, fish"):
         open_named(name, class_names=["dog", "fish"])
 
 
@@ -128,20 +133,188 @@ def write_table(root, images, labels, label, card=None):
 IMAGE = {"bytes": encode(photo(1, 30, 30), "JPEG"), "path": None}
 
 
+def labels_of(source, split="train"):
+    """The classes of a split's images, or the sets of them."""
+    numbers, names = getattr(source, split).labels, source.class_names
+    if source.label_sets is None:
+        return [names[number] for number in numbers]
+    return [[name for name, has in zip(names, source.label_sets[number]) if has] for number in numbers]
+
+
+MULTI, SINGLE = "multi_label_classification", "single_label_classification"
+INTEGERS, WORDS, FLOATS = (datasets.Value(kind) for kind in ("int64", "string", "float64"))
+
+
 @pytest.mark.parametrize(
-    "labels, kind, words",
+    "labels, kind, options, read",
     [
-        ([0, None, 1], LABELS, r"split train of .* has 1 images without a label \(null\)"),
-        ([0, -1, 1], LABELS, r"has images without a label \(-1\)"),
-        ([0.5, 1.5, 2.5], datasets.Value("float32"), "the column label of .* holds float, no classes"),
-        ([[0], [1], [2]], datasets.List(datasets.Value("int64")), "holds list<.*>, no classes"),
-        (["a", None, "b"], datasets.Value("string"), r"without a label \(null\)"),
-        ([b"a", b"b", b"c"], datasets.Value("binary"), "holds binary, no classes"),
+        ([0, None, 1], LABELS, {}, ["bird", "cat"]),
+        ([0, -1, 1], LABELS, {}, ["bird", "cat"]),
+        ([5, None, -1, 6], INTEGERS, {}, ["5", "6"]),
+        (["a", None, "", " ", "b"], WORDS, {}, ["a", "b"]),
+        (["nan", "None", "NA"], WORDS, {}, ["nan", "None", "NA"]),
+        (["1", "2", "-1"], WORDS, {}, ["1", "2"]),
+        ([1.0, 2.0, None, float("nan")], FLOATS, {}, ["1", "2"]),
+        ([True, None, False], datasets.Value("bool"), {}, ["true", "false"]),
+        ([0, 1, 1], LABELS, {"problem_type": MULTI}, [["bird"], ["cat"], ["cat"]]),
+        ([[0, 2], [], None, [1]], datasets.List(LABELS), {}, [["bird", "dog"], [], ["cat"]]),
+        ([[0, 2], [-1], [1]], datasets.List(LABELS), {}, [["bird", "dog"], ["cat"]]),
+        ([["b", "a"], ["b"]], datasets.List(WORDS), {}, [["a", "b"], ["b"]]),
+        ([[7], [10, 7]], datasets.List(INTEGERS), {}, [["7"], ["10", "7"]]),
+        ([["b"], ["a"]], datasets.List(WORDS), {"problem_type": SINGLE}, ["b", "a"]),
+        (["a, b", "b"], WORDS, {"label_separator": ","}, [["a", "b"], ["b"]]),
+        (["a|b", "c", "d"], WORDS, {}, ["a|b", "c", "d"]),  # no class of its parts, and only one
     ],
 )
-def test_labels_that_are_none_are_one_sentence(tmp_path, labels, kind, words):
+def test_what_a_column_of_labels_says(tmp_path, labels, kind, options, read):
+    root = write_table(tmp_path / "set", [IMAGE] * len(labels), labels, kind)
+    source = open_named(root, columns=Columns(**options))
+    assert labels_of(source) == labels_of(source, "val") == read
+    left_out = [note for note in source.notes if f"of {len(labels)} images of split train" in note]
+    assert len(left_out) == (len(read) < len(labels))
+
+
+@pytest.mark.parametrize(
+    "labels, kind, options, words",
+    [
+        ([None, None], LABELS, {}, "split train of .* has no labels: .* for all of its 2 images"),
+        ([-1, -1], LABELS, {}, "split train of .* has no labels"),
+        ([float("nan")] * 2, FLOATS, {}, "split train of .* has no labels"),
+        (["", None], WORDS, {}, "split train of .* has no labels"),
+        ([0.5, 1.5, 2.5], datasets.Value("float32"), {}, "the column label of .* holds float, no classes"),
+        ([b"a", b"b", b"c"], datasets.Value("binary"), {}, "holds binary, no classes"),
+        ([[0, 1, 0], [1, 0, 0]], datasets.List(INTEGERS), {}, "a list in which 0 stands twice; .* no row of 0 and 1"),
+        ([["a", "b"], ["a"]], datasets.List(WORDS), {"problem_type": SINGLE}, "has lists of none or several labels"),
+        ([["a"]], datasets.List(WORDS), {"label_separator": ";"}, "--label_separator: .* holds lists"),
+        (["a|b", "b|c"], WORDS, {}, r"holds 'a\|b': .*--label_separator '\|'; .*--problem_type single"),
+        (["a;b", "b", "a", "c"], WORDS, {}, "--label_separator ';'"),
+        ([-3, 1], INTEGERS, {}, "has the label -3; whole numbers count classes from 0, and -1 is none"),
+    ],
+)
+def test_labels_that_are_none_are_one_sentence(tmp_path, labels, kind, options, words):
     with pytest.raises(UserError, match=words):
-        open_named(write_table(tmp_path / "set", [IMAGE] * 3, labels, kind))
+        open_named(write_table(tmp_path / "set", [IMAGE] * len(labels), labels, kind), columns=Columns(**options))
+
+
+def write_columns(root, **columns):
+    """A data set of three images; columns with a feature each."""
+    features = {name: feature for name, (feature, _) in columns.items()}
+    table = datasets.Dataset.from_dict({n: v for n, (_, v) in columns.items()}, features=datasets.Features(features))
+    root.mkdir()
+    for split in ("train", "validation"):
+        table.to_parquet(root / f"{split}.parquet")
+    return str(root)
+
+
+PICTURES = datasets.Image(), [IMAGE] * 3
+SCENES = datasets.ClassLabel(names=["indoor", "outdoor"]), [1, 0, 1]
+ANIMALS = LABELS, [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "columns, options, read, note",
+    [
+        ({"scene": SCENES, "label": ANIMALS}, {}, ["bird", "cat", "dog"], "the labels are the column label of"),
+        ({"scene": SCENES, "labels": ANIMALS}, {}, ["bird", "cat", "dog"], "--label_column can name another: scene"),
+        ({"scene": SCENES, "label": ANIMALS}, {"label_column": ("scene",)}, ["outdoor", "indoor", "outdoor"], None),
+        ({"scene": SCENES, "label": (WORDS, list("xyz"))}, {}, list("xyz"), "the labels are the column label of"),
+        ({"animal": ANIMALS, "text": (WORDS, list("xyz"))}, {}, ["bird", "cat", "dog"], None),
+        ({"a": ({"b": WORDS}, [{"b": k} for k in "xyz"])}, {"label_column": ("a.b",)}, list("xyz"), None),
+        (
+            {"cat": (INTEGERS, [1, 0, 1]), "dog": (FLOATS, [0.0, 1.0, 1.0])},
+            {"label_column": ("cat", "dog")},
+            [["cat"], ["dog"], ["cat", "dog"]],
+            None,
+        ),
+    ],
+)  # fmt: skip
+def test_the_column_of_labels_is_chosen_and_said(tmp_path, columns, options, read, note):
+    source = open_named(write_columns(tmp_path / "set", image=PICTURES, **columns), columns=Columns(**options))
+    assert labels_of(source) == read
+    assert note in source.notes[0] if note else not source.notes
+
+
+@pytest.mark.parametrize(
+    "columns, options, words",
+    [
+        ({"scene": SCENES, "animal": ANIMALS}, {}, "columns of labels, scene, animal; say which with --label_column"),
+        ({"scene": SCENES}, {"label_column": ("scen",)}, "--label_column scen is no column of .* Did you mean 'scene'"),
+        ({"text": (WORDS, list("xyz"))}, {}, "no column of labels; name one with --label_column. Its columns: .*text"),
+        ({"label": ANIMALS}, {"image_column": "label"}, "--image_column label holds no images"),
+        ({"label": ANIMALS}, {"image_column": "imge"}, "--image_column imge is no column of .* Did you mean 'image'"),
+    ],
+)  # fmt: skip
+def test_columns_that_could_be_two_are_refused(tmp_path, columns, options, words):
+    with pytest.raises(UserError, match=words):
+        open_named(write_columns(tmp_path / "set", image=PICTURES, **columns), columns=Columns(**options))
+
+
+def test_the_column_of_images_is_chosen_and_said(tmp_path):
+    green = {"bytes": b"green", "path": None}
+    both = {"mask": (datasets.Image(), [green] * 3), "image": PICTURES, "label": ANIMALS}
+    source = open_named(write_columns(tmp_path / "set", **both))
+    assert source.train.read(0) == IMAGE["bytes"] and "--image_column can name another: mask" in source.notes[0]
+    named = open_named(str(tmp_path / "set"), columns=Columns(image_column="mask"))
+    assert named.train.read(0) == b"green" and not named.notes
+    two = {"mask": both["mask"], "photo": PICTURES, "label": ANIMALS}
+    with pytest.raises(UserError, match="several columns of images, mask, photo; say which with --image_column"):
+        open_named(write_columns(tmp_path / "two", **two))
+
+
+def test_bytes_and_what_pandas_makes_of_images_are_images(tmp_path):
+    struct = {"bytes": datasets.Value("binary"), "path": WORDS}
+    root = write_columns(tmp_path / "pandas", image=(struct, [IMAGE] * 3), label=ANIMALS)
+    assert open_named(root).train.read(1) == IMAGE["bytes"]
+    data = datasets.Value("binary"), [IMAGE["bytes"]] * 3
+    source = open_named(write_columns(tmp_path / "bytes", png=data, label=ANIMALS), columns=Columns(image_column="png"))
+    assert source.train.read(1) == IMAGE["bytes"]
+
+
+def write_shards(folder, *members):
+    """WebDataset's files: each of `members` is one image's, endings and contents."""
+    folder.mkdir()
+    for split in ("train", "validation"):
+        with tarfile.open(folder / f"{split}-000.tar", "w") as tar:
+            for number, files in enumerate(members):
+                for ending, data in {"jpg": IMAGE["bytes"], **files}.items():
+                    entry = tarfile.TarInfo(f"{number:04}.{ending}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "members, options, read",
+    [
+        ([{"cls": b"3"}, {"cls": b"1\n"}, {"cls": b"-1"}], {}, ["3", "1"]),
+        ([{"cls": b"cat\n"}, {"cls": b"dog"}], {}, ["cat", "dog"]),
+        ([{"json": b'{"label": "cat", "n": 1}'}, {"json": b'{"label": "dog", "n": 0}'}], {}, ["cat", "dog"]),
+        ([{"json": b'{"label": "cat", "n": 1}'}, {"json": b'{"label": "dog", "n": 0}'}],
+         {"label_column": ("json.n",)}, ["1", "0"]),
+        ([{"json": b'{"tags": ["a", "b"]}'}, {"json": b'{"tags": ["b"]}'}], {"label_column": ("json.tags",)},
+         [["a", "b"], ["b"]]),
+        ([{"txt": b"a"}, {"txt": b"b"}], {"label_column": ("txt",)}, ["a", "b"]),
+    ],
+)  # fmt: skip
+def test_webdataset_shards(tmp_path, members, options, read):
+    source = open_named(write_shards(tmp_path / "shards", *members), columns=Columns(**options))
+    assert labels_of(source) == read
+    assert source.train.read(0) == IMAGE["bytes"] and source.train.name(0) == "0000.jpg"
+
+
+class Bomb:
+    def __reduce__(self):
+        return open, ("/nonexistent/exploded", "w")
+
+
+def test_nothing_in_a_shard_is_unpickled(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(torch, "load", lambda *_, **__: started.append("torch"))
+    monkeypatch.setattr(np, "load", lambda *_, **__: started.append("numpy"))
+    bomb = pickle.dumps(Bomb())
+    files = {ending: bomb for ending in ("pth", "pt", "pyd", "pickle", "pkl", "npy", "npz", "ten", "mp", "cbor")}
+    source = open_named(write_shards(tmp_path / "shards", {"cls": b"0", **files}, {"cls": b"1", **files}))
+    assert labels_of(source) == ["0", "1"] and not started
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -156,11 +329,41 @@ def test_a_null_image_is_a_bad_file(tmp_path, loaders, streaming):
 
 
 @pytest.mark.parametrize("label", [None, -1])
-def test_a_stream_with_an_image_of_no_class_is_one_sentence(tmp_path, label):
+def test_a_stream_leaves_out_images_without_a_label_and_says_so_once(tmp_path, label, caplog):
     root = write_table(tmp_path / "set", [IMAGE] * 3, [0, label, 1], LABELS, CARD)
     split = open_named(root, streaming=True).train
-    with pytest.raises(UserError, match=f"has an image whose label is {label}, which is no class of it"):
+    for _ in range(2):
+        assert [number for _, number in split.read(0, 1)] == [0, 1]
+    assert caplog.text.count("split train of") == caplog.text.count("images without a label: they are left out") == 1
+
+
+@pytest.mark.parametrize("label", [None, -1])
+def test_a_stream_without_labels_is_refused_before_it_is_read(tmp_path, label):
+    root = write_table(tmp_path / "set", [IMAGE] * 3, [label] * 3, LABELS, CARD)
+    with pytest.raises(UserError, match="split validation of .* has no labels: none of its first 3 images has one"):
+        open_named(root, streaming=True, train=False)
+
+
+def test_a_label_of_no_class_ends_a_stream(tmp_path):
+    split = open_named(write_table(tmp_path / "set", [IMAGE] * 3, [0, 1, 2], LABELS, CARD), streaming=True).train
+    split._mapping = split._mapping[:2]
+    with pytest.raises(UserError, match="has an image whose label is 2, which is no class of it"):
         list(split.read(0, 1))
+
+
+@pytest.mark.parametrize("options", [{"problem_type": MULTI}, {"label_separator": ";"}, {"label_column": ("a", "b")}])
+def test_a_stream_of_several_labels_is_refused(tmp_path, options):
+    columns = {"image": PICTURES, "label": ANIMALS, "a": ANIMALS, "b": ANIMALS}
+    with pytest.raises(UserError, match="--streaming reads one label per image"):
+        open_named(write_columns(tmp_path / "set", **columns), streaming=True, columns=Columns(**options))
+
+
+def test_a_stream_with_gaps_trains_as_long_and_validates_what_has_a_label(tmp_path, loaders):
+    root = write_table(tmp_path / "set", [IMAGE] * 6, [0, -1, 2, 0, 1, 2], LABELS, CARD)
+    ours = loaders({"data_dir": None, "dataset_name": root, "streaming": True}, plan=BatchPlan(2))
+    labels = [label for batch in ours.train.epoch(0) for label in batch["labels"].tolist()]
+    assert len(labels) == 6 and sorted(labels[:5]) == [0, 0, 1, 2, 2]
+    assert [label for batch in ours.val.epoch() for label in batch["labels"].tolist()] == [0, 2, 0, 1, 2]
 
 
 def test_a_stream_that_breaks_is_one_sentence(name, monkeypatch):
@@ -190,7 +393,9 @@ def test_columns_that_are_missing_are_named(tmp_path):
     table = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]})
     for split in ("train", "validation"):
         table.to_parquet(tmp_path / "words" / f"{split}.parquet")
-    with pytest.raises(UserError, match=r"has no Image column; it has text \(Value\), label \(Value\)"):
+    with pytest.raises(
+        UserError, match="has no column of images; name one with --image_column. Its columns: text, label"
+    ):
         open_named(str(tmp_path / "words"))
 
 
@@ -239,7 +444,7 @@ def test_a_rank_that_runs_dry_starts_over(tmp_path, loaders):
         def read(self, rank, world_size, seed):
             yield from list(split.read(rank, world_size, seed))[:3]
 
-    plan = named_dataset.StreamedTrainingPlan(36, 4, 0, 1, 2, 1, split=Short())
+    plan = stream.StreamedTrainingPlan(36, 4, 0, 1, 2, 1, split=Short())
     assert [len(request.indices) for request in plan.requests(0)] == [4] * 4
 
     class Empty(Short):
@@ -247,7 +452,7 @@ def test_a_rank_that_runs_dry_starts_over(tmp_path, loaders):
             return iter(())
 
     with pytest.raises(UserError, match="rank 1 of 2 gets no images from this stream"):
-        list(named_dataset.StreamedTrainingPlan(36, 4, 0, 1, 2, 1, split=Empty()).requests(0))
+        list(stream.StreamedTrainingPlan(36, 4, 0, 1, 2, 1, split=Empty()).requests(0))
 
 
 def test_a_bad_picture_of_a_stream_is_replaced_from_its_micro_batch(tmp_path, loaders):
@@ -277,7 +482,7 @@ def test_a_micro_batch_of_one_bad_picture_of_a_stream_is_replaced_by_a_neighbour
 
 def test_neighbours_are_those_of_an_uninterrupted_run(name):
     split = open_named(name, streaming=True).train
-    plan = named_dataset.StreamedTrainingPlan(36, 3, 0, 1, 2, 1, split=split)
+    plan = stream.StreamedTrainingPlan(36, 3, 0, 1, 2, 1, split=split)
     whole = list(plan.requests(0))
     for start in range(len(whole)):
         for resumed, request in zip(plan.requests(0, start), whole[start:], strict=True):
@@ -321,8 +526,8 @@ def test_reading_ahead_passes_errors_on_and_stops_with_its_reader():
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="has no alarm")
 def test_a_stream_that_never_answers_is_spoken_of_and_left_by_a_signal(monkeypatch, caplog):
-    monkeypatch.setattr(named_dataset, "_QUIET", 0.1)
-    monkeypatch.setattr(named_dataset, "_LEAVE", 0.2)
+    monkeypatch.setattr(stream, "_QUIET", 0.1)
+    monkeypatch.setattr(stream, "_LEAVE", 0.2)
     answer = threading.Event()
 
     def silent():

@@ -29,9 +29,7 @@ def test_a_given_label_order_is_kept(tmp_path):
 
 def test_classes_unknown_to_training_are_named(tmp_path):
     write(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "val/b/1.jpg", "val/x/1.jpg", "val/y/1.jpg")
-    with pytest.raises(
-        UserError, match=r"val has classes that training does not know: x and 1 more; it knows 2, e.g. a, b"
-    ):
+    with pytest.raises(UserError, match=r"val has classes that training does not know: x, y; it knows 2, e.g. a, b"):
         DataSource.from_folder(str(tmp_path))
 
 
@@ -43,7 +41,7 @@ def test_one_class_is_too_few(tmp_path):
 
 def test_without_validation_pictures_the_flag_is_named(tmp_path):
     write(tmp_path, "a/1.jpg", "b/1.jpg")
-    with pytest.raises(UserError, match=r"none of val/, validation/, test/; .*--val_fraction 0.1"):
+    with pytest.raises(UserError, match=r"none of val/, valid/, .*--val_fraction 0.1"):
         DataSource.from_folder(str(tmp_path))
 
 
@@ -74,7 +72,7 @@ def test_validation_only_takes_val_or_the_whole_folder(tmp_path):
     whole = DataSource.from_folder(str(tmp_path / "set/train"), train=False)
     assert len(whole.val) == 2 and whole.train is None
     (tmp_path / "set/val").rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="has a train/ but none of val/"):
+    with pytest.raises(UserError, match="has a train/ but none of val/, .*; validation needs one"):
         DataSource.from_folder(str(tmp_path / "set"), train=False)
 
 
@@ -84,24 +82,36 @@ def test_a_folder_of_nothing_but_val_is_one_to_validate_on(tmp_path):
     with pytest.raises(UserError, match="has a val/ but no train/; training needs one"):
         DataSource.from_folder(str(tmp_path))
     write(tmp_path, "cat/1.jpg")  # now val may be the name of a class
-    assert DataSource.from_folder(str(tmp_path), train=False).class_names == ["cat", "val"]
+    with pytest.raises(UserError, match="has val/ with folders in it beside cat/: splits or classes"):
+        DataSource.from_folder(str(tmp_path), train=False)
 
 
-def test_validation_takes_as_many_classes_of_other_names_in_their_order(tmp_path):
-    write(tmp_path, "train/n02/1.jpg", "train/n01/1.jpg", "val/n01/1.jpg", "val/n02/1.jpg")
-    write(tmp_path, "train/n02/2.jpg", "train/n01/2.jpg")
+def test_validation_takes_as_many_classes_of_other_names_in_their_order_when_told(tmp_path):
+    write(tmp_path, "train/y/1.jpg", "train/x/1.jpg", "val/x/1.jpg", "val/y/1.jpg")
+    write(tmp_path, "train/y/2.jpg", "train/x/2.jpg")
+    known = {"train": False, "class_names": ["tench", "goldfish"]}
     for fraction, folder in ((0.0, tmp_path), (0.0, tmp_path / "train"), (0.5, tmp_path / "train")):
-        source = DataSource.from_folder(str(folder), fraction, train=False, class_names=["tench", "goldfish"])
-        assert source.class_names == ["tench", "goldfish"]
+        with pytest.raises(UserError, match=r"does not know: x, y; .* say --classes_by_position true"):
+            DataSource.from_folder(str(folder), fraction, **known)
+        source = DataSource.from_folder(str(folder), fraction, **known, classes_by_position=True)
+        assert source.class_names == ["tench", "goldfish"] and source.present.tolist() == [0, 1]
+        assert any("in order, as --classes_by_position true says, e.g. x is tench" in note for note in source.notes)
         for index in range(len(source.val)):
-            assert source.val.label(index) == ["n01", "n02"].index(source.val.name(index).split("/")[-2])
-    for names in (["tench", "goldfish", "shark"], ["n01", "goldfish"]):
-        with pytest.raises(UserError, match="has classes that training does not know"):
-            DataSource.from_folder(str(tmp_path), train=False, class_names=names)
-    (tmp_path / "val/n01").rename(tmp_path / "val/a")
-    (tmp_path / "val/n02").rename(tmp_path / "val/b")
-    with pytest.raises(UserError, match="val has classes that training does not know"):
-        DataSource.from_folder(str(tmp_path))
+            assert source.val.label(index) == ["x", "y"].index(source.val.name(index).split("/")[-2])
+    (tmp_path / "val/x").rename(tmp_path / "val/a")
+    (tmp_path / "val/y").rename(tmp_path / "val/b")
+    with pytest.raises(UserError, match="val has classes that training does not know: a, b"):
+        DataSource.from_folder(str(tmp_path), classes_by_position=True)
+
+
+def test_numbered_folders_are_the_numbers_that_a_checkpoint_names(tmp_path):
+    """Sorted, its words stand in another order: by position they would all be wrong."""
+    write(tmp_path, *(f"val/{number}/1.jpg" for number in range(10)))
+    known = ["eight", "five", "four", "nine", "one", "seven", "six", "three", "two", "zero"]
+    source = DataSource.from_folder(str(tmp_path), train=False, class_names=known)
+    assert source.val.labels.tolist() == [9, 4, 8, 7, 2, 1, 6, 5, 0, 3]
+    (note,) = source.notes
+    assert note.startswith("classes are matched with the checkpoint's by the numbers that they name, e.g. 0 is zero")
 
 
 def test_an_ignored_val_fraction_is_noted(tmp_path):

@@ -1,0 +1,93 @@
+"""From a recipe to its images: the one way to a `DataSource`, for training, validation, export and calibration."""
+
+import os
+from pathlib import Path
+
+from ..errors import UserError
+from ..recipes import Recipe
+from .labels import MULTI, Columns
+from .named_dataset import is_saved, open_named
+from .names import is_junk, role_of
+from .source import DataSource, Split
+from .splits import existing_folder
+from .survey import images_per_class, notes_on_classes
+from .table import find_metadata, open_list, read_list, read_metadata
+
+
+_SHARDS = ".parquet", ".arrow", ".tar", ".tar.gz", ".tgz"
+
+
+def open_data(recipe: Recipe, train: bool = True, class_names: list[str] | None = None) -> DataSource:
+    """The images that a recipe's data options name.
+
+    Args:
+        train: False opens the validation images only.
+        class_names: label order to keep, for weights that already have one.
+
+    Raises:
+        UserError: no data, or unusable data, in one sentence.
+    """
+    source = _open(recipe, Columns.of(recipe), train, class_names)
+    if recipe.num_labels is not None and recipe.num_labels != len(source.class_names):
+        raise UserError(f"--num_labels is {recipe.num_labels}, but the data has {len(source.class_names)} classes.")
+    if isinstance(source.train, Split) and isinstance(source.val, Split):
+        own = len(source.class_names), source.label_sets
+        counts = [images_per_class(split.labels, *own) for split in (source.train, source.val)]
+        source.notes += notes_on_classes(source.class_names, *counts)
+    return source
+
+
+def _open(recipe: Recipe, columns: Columns, train: bool, class_names: list[str] | None) -> DataSource:
+    share, val_split = recipe.val_fraction, recipe.val_split
+    if recipe.labels:
+        images = read_list(recipe.labels, recipe.data_dir, columns)
+        return open_list(images, columns, share, train, class_names, val_split)
+    if recipe.dataset_name:
+        name, config = recipe.dataset_name, recipe.dataset_config
+        return open_named(name, config, recipe.streaming, share, train, class_names, columns, val_split)
+    if not recipe.data_dir:
+        raise UserError(
+            "no data: give --data_dir DIR, --labels FILE.csv, --dataset_name user/name, or --loader synthetic."
+        )
+    root = existing_folder(recipe.data_dir)
+    if is_saved(recipe.data_dir) or _holds_shards(root):
+        flag = "--data_dir"
+        return open_named(
+            recipe.data_dir, recipe.dataset_config, False, share, train, class_names, columns, val_split, flag
+        )
+    if found := find_metadata(root):
+        listed = read_metadata(root, found, columns)
+        if listed is not None:
+            return open_list(listed, columns, share, train, class_names, val_split)
+    for flag in ("image_column", "label_column", "label_separator"):
+        if getattr(recipe, flag):
+            raise UserError(
+                f"--{flag}: --data_dir {root} holds class folders, which have no columns; name a list of images with"
+                " --labels FILE.csv."
+            )
+    by_position, several = recipe.classes_by_position, recipe.problem_type == MULTI
+    return DataSource.from_folder(recipe.data_dir, share, train, class_names, by_position, several, val_split)
+
+
+def _holds_shards(root: Path) -> bool:
+    """Whether a folder is one that `datasets` reads: WebDataset's or Parquet files, and no folder that could be a
+    class."""
+    files, folders = _content(root)
+    for folder in folders:
+        if not role_of(folder) and folder != "data":
+            return False
+        below, deeper = _content(root / folder)
+        if deeper:
+            return False
+        files += below
+    return any(name.lower().endswith(_SHARDS) for name in files)
+
+
+def _content(folder: Path) -> tuple[list[str], list[str]]:
+    try:
+        with os.scandir(folder) as found:
+            entries = [entry for entry in found if not is_junk(entry.name)]
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}.") from None
+    folders = {entry.name for entry in entries if entry.is_dir()}
+    return [entry.name for entry in entries if entry.name not in folders], sorted(folders)
