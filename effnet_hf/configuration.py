@@ -126,6 +126,8 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         padding (`str`): `"symmetric"` pads `(k - 1) // 2` on both sides (NVIDIA, timm `efficientnet_*`, torchvision);
             `"same"` pads like TensorFlow (timm `tf_efficientnet_*`, Lite).
         quantization (`dict`, *optional*): the quantizers it carries, with the keys of `QUANTIZATION`; `None` if float.
+        thresholds (`list[float]`, *optional*): where `problem_type` is `"multi_label_classification"`, the least
+            probability (sigmoid) of every class, in label order, at which an image has it; `None` is 0.5 for each.
         variant (`str`, *optional*): the name this configuration was made from; a label, nothing is derived from it.
         out_features, out_indices (`list`, *optional*): stages that [`EfficientNetNVBackbone`] returns.
 
@@ -164,6 +166,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         hidden_act: str = "silu",
         padding: str = "symmetric",
         quantization: dict | None = None,
+        thresholds: Sequence[float] | None = None,
         variant: str | None = None,
         out_features: list[str] | None = None,
         out_indices: list[int] | None = None,
@@ -171,30 +174,22 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
     ):
         _check_choice("problem_type", kwargs.get("problem_type"), _CHOICES["problem_type"])  # transformers 5 does later
         super().__init__(**_complete_labels(kwargs))
-        self.image_size = image_size
-        self.num_channels = num_channels
-        self.width_coefficient = width_coefficient
-        self.depth_coefficient = depth_coefficient
+        self.image_size, self.num_channels = image_size, num_channels
+        self.width_coefficient, self.depth_coefficient = width_coefficient, depth_coefficient
         self.depth_divisor = depth_divisor
         self.kernel_sizes = _as_list(kernel_sizes)
         self.strides = _as_list(strides)
         self.num_block_repeats = _as_list(num_block_repeats)
         self.expand_ratios = _as_list(expand_ratios)
         self.out_channels = _as_list(out_channels)
-        self.stem_channels = stem_channels
-        self.head_channels = head_channels
+        self.stem_channels, self.head_channels = stem_channels, head_channels
         self.scale_stem_and_head = scale_stem_and_head
-        self.se_ratio = se_ratio
-        self.se_base = se_base
-        self.dropout_rate = dropout_rate
-        self.survival_prob = survival_prob
+        self.se_ratio, self.se_base = se_ratio, se_base
+        self.dropout_rate, self.survival_prob = dropout_rate, survival_prob
         self.stochastic_depth_mode = stochastic_depth_mode
-        self.batch_norm_eps = batch_norm_eps
-        self.batch_norm_momentum = batch_norm_momentum
-        self.conv_init = conv_init
-        self.hidden_act = hidden_act
-        self.padding = padding
-        self.quantization = _completed(quantization)
+        self.batch_norm_eps, self.batch_norm_momentum = batch_norm_eps, batch_norm_momentum
+        self.conv_init, self.hidden_act, self.padding = conv_init, hidden_act, padding
+        self.quantization, self.thresholds = _completed(quantization), _as_list(thresholds)
         self.variant = variant
         self.check()
         self.stage_names = ["stem", *(f"stage{i + 1}" for i in range(len(self.out_channels)))]
@@ -249,6 +244,8 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         replaced, names = set(overrides), config_dict.get("id2label") or ()
         if {"id2label", "label2id"} & replaced or overrides.get("num_labels", len(names)) != len(names):
             replaced |= labels
+        if {*labels, "problem_type"} & replaced:
+            replaced |= {"thresholds"}
         if outputs & replaced:
             replaced |= outputs
         config_dict = {field: value for field, value in config_dict.items() if field not in replaced} | overrides
@@ -269,6 +266,8 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
             raise ValueError(f"variant must be a name or None, got {_short(self.variant)}.")
         if self.quantization is not None:
             _check_quantization(self.quantization)
+        if self.thresholds is not None:
+            _check_thresholds(self.thresholds, self.problem_type, self.num_labels)
         for field in _TABLE:
             _check_integers(field, getattr(self, field), listed=True)
         lengths = {field: len(getattr(self, field)) for field in _TABLE}
@@ -328,17 +327,10 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
     def stages(self) -> list[StageSpec]:
         """The scaled block table."""
         sizes, depths, probs = self.hidden_sizes, self.depths, self.survival_probs
+        rows = zip(self.kernel_sizes, self.strides, self.expand_ratios, sizes, sizes[1:])
         return [
-            StageSpec(
-                f"stage{i + 1}",
-                self.kernel_sizes[i],
-                self.strides[i],
-                self.expand_ratios[i],
-                sizes[i],
-                sizes[i + 1],
-                survival_probs=tuple(probs[sum(depths[:i]) : sum(depths[: i + 1])]),
-            )  # fmt: skip
-            for i in range(len(depths))
+            StageSpec(f"stage{i + 1}", *row, survival_probs=tuple(probs[sum(depths[:i]) : sum(depths[: i + 1])]))
+            for i, row in enumerate(rows)
         ]
 
     def squeeze_width(self, in_channels: int, hidden_channels: int) -> int:
@@ -397,6 +389,15 @@ def _check_quantization(section) -> None:
     layers = section["float_layers"]
     if not isinstance(layers, list) or not all(isinstance(layer, str) for layer in layers):
         raise ValueError(f"quantization: float_layers must be a list of names, got {_short(layers)}.")
+
+
+def _check_thresholds(thresholds, problem_type: str | None, num_labels: int) -> None:
+    if problem_type != "multi_label_classification":
+        raise ValueError(f"thresholds need problem_type 'multi_label_classification', and it is {problem_type!r}.")
+    if not isinstance(thresholds, list) or len(thresholds) != num_labels:
+        raise ValueError(f"thresholds must be a list of {num_labels} numbers, one a class, got {_short(thresholds)}.")
+    for threshold in thresholds:
+        _check_interval("thresholds", threshold, "[0, 1]")
 
 
 def _complete_labels(kwargs: dict) -> dict:

@@ -118,6 +118,7 @@ def test_widths_never_shrink_by_more_than_a_tenth():
         ("quantization", {"float_layers": "head"}, "float_layers must be a list of names, got 'head'"),
         ("quantization", {"bits": 4}, "quantization must have the keys engine"),
         ("quantization", True, "quantization must have the keys engine"),
+        ("thresholds", [0.5] * 2, "thresholds need problem_type 'multi_label_classification', and it is None"),
         ("image_size", 224.0, "image_size must be a whole number"),
         ("image_size", [224, 224], r"image_size must be a whole number from 1 to 16384, got \[224, 224\]"),
         ("num_channels", True, "num_channels must be a whole number"),
@@ -316,3 +317,20 @@ def test_config_json_holds_no_derived_numbers(tmp_path):
     derived = {"hidden_sizes", "depths", "survival_probs", "stages", "stem_width", "hidden_dim", "num_hidden_layers"}
     assert not derived & saved.keys()
     assert saved["model_type"] == "efficientnet_nv"
+
+
+@pytest.mark.parametrize("wrong", [[0.5], [0.5] * 3, "0.5", [0.5, "0.5"], [0.5, float("nan")], [0.5, 1.5], [True, 0.5]])
+def test_thresholds_are_one_probability_per_class(wrong):
+    with pytest.raises(ValueError, match="thresholds must be a"):
+        EfficientNetNVConfig(num_labels=2, problem_type="multi_label_classification", thresholds=wrong)
+
+
+def test_thresholds_go_with_their_classes(tmp_path):
+    EfficientNetNVConfig(num_labels=2, problem_type="multi_label_classification", thresholds=(0, 0.25)).save_pretrained(
+        tmp_path
+    )
+    assert EfficientNetNVConfig.from_pretrained(tmp_path).thresholds == [0, 0.25]
+    changes = {"num_labels": 3}, {"id2label": {0: "a", 1: "b"}}, {"problem_type": "single_label_classification"}
+    for change in changes:
+        assert EfficientNetNVConfig.from_pretrained(tmp_path, **change).thresholds is None
+    assert EfficientNetNVConfig.from_pretrained(tmp_path, thresholds=[0.5, 1.0]).thresholds == [0.5, 1.0]

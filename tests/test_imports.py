@@ -27,7 +27,7 @@ FLOORS = [
     {"commands", "__main__"},
     {"conversion", "export", "hub", "inference", "quantization", "training"},
     {"data", "recipes"},
-    {"checkpoint", "tuning"},
+    {"checkpoint", "multi_label", "tuning"},
     MODEL_FILES,
     SHARED,
 ]

@@ -143,8 +143,9 @@ def test_digits_are_counted_where_they_were_written(tmp_path, monkeypatch, capsy
 
 
 def test_a_list_of_bad_files_takes_the_place_of_no_picture(tmp_path):
-    (tmp_path / "data/a").mkdir(parents=True)
-    for path in (tmp_path / "data/a/1.png", tmp_path / "cat.png"):
+    for name in "ab":
+        (tmp_path / "data" / name).mkdir(parents=True)
+    for path in (tmp_path / "data/a/1.png", tmp_path / "data/b/1.png", tmp_path / "cat.png"):
         Image.new("RGB", (24, 24)).save(path)
     before = (tmp_path / "cat.png").read_bytes()
     words = [str(tmp_path / "data"), "--num_workers", "0", "--output"]

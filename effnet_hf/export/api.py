@@ -8,24 +8,28 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..cli import invocation
-from ..data import DataSource
+from ..cli import invocation, say
+from ..data.opening import open_data
+from ..data.pictures import Reading
 from ..errors import UserError
 from ..files import atomic_folder, refuse_to_remove
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..multi_label import require_same_task
+from ..recipes import Recipe
 from .check import (
     CheckImages,
     Feed,
     FolderImages,
     GeneratedImages,
     MirroredPairs,
+    accuracies,
     arrays_of,
     compare,
+    deciding,
     pixels_of,
     require_equal,
     run_all,
     size_of,
-    top1,
 )
 from .describe import Exported, properties, write_card, write_configuration
 from .network import ExportedNetwork, write_pt2
@@ -40,8 +44,6 @@ def export_model(
     model: str | Path | Checkpoint,
     output_dir: str | Path,
     *,
-    data_dir: str | None = None,
-    val_fraction: float = 0.0,
     num_images: int | None = None,
     overwrite: bool = False,
     command: str | None = None,
@@ -54,23 +56,28 @@ def export_model(
         model: folder, Hub id, or a [`Checkpoint`] that is open already.
         output_dir: the folder: `model.onnx` (or another format's file), config.json, preprocessor_config.json,
             README.md.
-        data_dir: images to check on, `DIR/val/<class>/…`; generated ones without it.
-        val_fraction: the share that training held out of a `data_dir` without `val/`.
-        num_images: how many; 64 of a folder (all of it for INT8), or 16 generated ones.
+        num_images: how many images to check on; 64 of the user's (all of them for INT8), or 16 generated ones.
         overwrite: replace an existing folder.
         command, model_id: for the model card.
-        settings: fields of [`ExportOptions`].
+        settings: fields of [`ExportOptions`]; and data options of a recipe, such as `data_dir`, for the images to check
+            on (those to validate on) and to calibrate with (those to train on). Without them images are generated.
 
     Raises:
         UserError: the options or the checkpoint cannot be used, the file does not compute what the checkpoint does,
             or the folder cannot be written. Nothing is left behind.
     """
-    options = ExportOptions(**settings)
+    own = ExportOptions.__dataclass_fields__.keys() & settings.keys()
+    options = ExportOptions(**{name: settings.pop(name) for name in own})
+    recipe = Recipe(**settings)
+    data = recipe if recipe.data_dir or recipe.dataset_name or recipe.labels else None
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(str(model))
-    _refuse(checkpoint, options, data_dir)
+    _refuse(checkpoint, options, data)
     if overwrite:
-        refuse_to_remove(output_dir, {"--model": checkpoint.name, "--data_dir": data_dir})
-    images = check_images(checkpoint, data_dir, val_fraction, num_images, options)
+        sources = {f"--{name}": getattr(recipe, name) for name in ("data_dir", "dataset_name", "labels")}
+        refuse_to_remove(output_dir, {"--model": checkpoint.name, **sources})
+    images = check_images(checkpoint, data, num_images, options)
+    for note in images.notes:
+        say(note)
     network = checkpoint.load().float().eval()
     with atomic_folder(output_dir, overwrite) as folder:
         file = folder / options.file_name
@@ -78,8 +85,8 @@ def export_model(
             from .int8 import write_int8
 
             calibration = None
-            if options.int8 == "ort-cpu" and data_dir is not None:
-                calibration = DataSource.from_folder(data_dir, val_fraction).train
+            if options.int8 == "ort-cpu" and data is not None:
+                calibration = open_data(data).train
             exported = write_int8(checkpoint, network, file, options, images, calibration)
         else:
             write_float(checkpoint, network, file, options)
@@ -89,7 +96,7 @@ def export_model(
     return replace(exported, folder=Path(output_dir), file=Path(output_dir) / file.name)
 
 
-def _refuse(checkpoint: Checkpoint, options: ExportOptions, data_dir: str | None) -> None:
+def _refuse(checkpoint: Checkpoint, options: ExportOptions, data: Recipe | None) -> None:
     name = f"{checkpoint.flag} {checkpoint.name}"
     if not checkpoint.config.num_labels:
         raise UserError(f"{name} has no classes; export needs a classifier.")
@@ -99,25 +106,28 @@ def _refuse(checkpoint: Checkpoint, options: ExportOptions, data_dir: str | None
         )
     if checkpoint.quantized and not options.int8:
         raise UserError(f"{name} is a quantized checkpoint; add --int8 {' or --int8 '.join(INT8_TARGETS)}.")
-    if options.int8 == "ort-cpu" and data_dir is None:
-        raise UserError("--int8 ort-cpu needs --data_dir DIR: it takes ranges of activations from DIR/train.")
+    if options.int8 == "ort-cpu" and data is None:
+        raise UserError(
+            "--int8 ort-cpu needs --data_dir DIR, --labels FILE or --dataset_name NAME: it takes ranges of activations"
+            " from the training images."
+        )
     if options.dynamic_image_size and checkpoint.config.padding == "same":
         raise UserError("--dynamic_image_size: this network pads by the image's size (padding: same); leave it out.")
 
 
-def check_images(
-    checkpoint: Checkpoint, data_dir: str | None, val_fraction: float, count: int | None, options: ExportOptions
-) -> CheckImages:
+def check_images(checkpoint: Checkpoint, data: Recipe | None, count: int | None, options: ExportOptions) -> CheckImages:
     if count is not None and count < 2:
         raise UserError(f"--num_images {count}: at least two, for a batch of one and another.")
-    if data_dir is None:
+    if data is None:
         processor = checkpoint.processor
         edge = processor.size["shortest_edge"] if processor.do_resize else 0
         side = max(edge, *size_of(processor)) + 16  # larger, so that resizing is part of the proof
         return GeneratedImages(count or GENERATED, side)
-    return FolderImages(
-        data_dir, checkpoint.class_names, count or (None if options.int8 else FROM_FOLDER), val_fraction
-    )
+    reading = Reading.of(data, checkpoint.processor)
+    images = FolderImages(data, checkpoint.class_names, count or (None if options.int8 else FROM_FOLDER), reading)
+    if images.labels is not None:
+        require_same_task(checkpoint.config, images.labels.ndim == 2, f"{checkpoint.flag} {checkpoint.name}")
+    return images
 
 
 def write_float(
@@ -160,23 +170,24 @@ def verify_float(
 
         check_structure(file, options, model.config.num_channels, (height, width), model.config.num_labels)
     runtime, run = runner_for(file, options)
-    reference, pixels = torch_runner(model, options.softmax), pixels_of(checkpoint.processor)
+    reference, pixels = torch_runner(model, options.probabilities), pixels_of(checkpoint.processor)
+    least = deciding(model.config, options)
     runners: dict[str, tuple[Runner, Feed]] = {"file": (run, pixels), "torch": (reference, pixels)}
     if options.with_preprocessing:
         runners["file"] = run, arrays_of
         outputs = run_all(runners, MirroredPairs(images), (1, 2))
     else:
         outputs = run_all(runners, images)
-    comparison = compare(outputs["torch"], outputs["file"])
+    comparison = compare(outputs["torch"], outputs["file"], least)
     require_equal(comparison, options, runtime)
     if options.dynamic_image_size:
         larger = {"height": height + 32, "width": width + 32}
         edge = checkpoint.processor.size["shortest_edge"] + 32
         array = pixels_of(checkpoint.processor, size=edge, crop_size=larger)([images.open(0), images.open(1)])
         where = f"{runtime} at {height + 32} x {width + 32} pixels"
-        require_equal(compare(reference(array), run(array)), options, where)
-    accuracy = None
-    if images.labels is not None and not options.with_preprocessing:
-        accuracy = top1(outputs["file"], images.labels), top1(outputs["torch"], images.labels)
+        require_equal(compare(reference(array), run(array), least), options, where)
+    measured = None
+    if not options.with_preprocessing:
+        measured = accuracies(outputs, ("file", "torch"), images.labels)
     size = sum(path.stat().st_size for path in file.parent.iterdir())
-    return Exported(file.parent, file, size, options, runtime, images.description, comparison, accuracy)
+    return Exported(file.parent, file, size, options, runtime, images.description, comparison, measured)

@@ -1,19 +1,22 @@
 """Proof before anything is put in place: on which images a file is checked, and that its answers are PyTorch's."""
 
-import contextlib
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..data import BadFile, BadFiles, BadPicture, DataSource, Picture, Split, map_labels
+from ..configuration import EfficientNetNVConfig
+from ..data import BadFile, BadFiles, BadPicture, Picture, Reading, Split, match_classes
+from ..data.opening import open_data
 from ..errors import UserError
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..multi_label import is_multi_label, mean_average_precision, thresholds_of
+from ..recipes import Recipe
 from .options import ExportOptions
 from .runners import Runner
 
@@ -33,7 +36,10 @@ Feed = Callable[[list[Image.Image]], np.ndarray]
 
 
 class CheckImages:
-    """Upright RGB images, opened one at a time."""
+    """Upright RGB images, opened one at a time; files as `reading` says. A user should read `notes`."""
+
+    reading = Reading()
+    notes: Sequence[str] = ()
 
     @property
     def description(self) -> str:
@@ -42,7 +48,8 @@ class CheckImages:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """Class indices of what `batches` has given, or None where they are not known."""
+        """Class indices (N,) of what `batches` has given, or 0 and 1 (N, classes) where an image has several;
+        None where they are not known."""
         return None
 
     def __len__(self) -> int:
@@ -64,30 +71,51 @@ class CheckImages:
 
 
 class FolderImages(CheckImages):
-    """Of `DIR/val/<class>/…`, or of the `val_fraction` that training held out of `DIR/<class>/…`.
+    """The images that a recipe's data options give a validation.
 
     Every n-th, so that `count` of them cover all classes; all with `count=None`. One in a hundred, at least one, may be
     unreadable; it is passed over, as in validation.
 
-    `labels` is None when the folders are other classes than the model's.
+    `labels` is None when they are of other classes than the model's, and `notes` say why.
 
     Raises:
-        UserError: no such folder; later, too many unreadable images.
+        UserError: there are none, or `classes_by_position` cannot be done; later, too many unreadable images.
     """
 
     _labels: np.ndarray | None
+    notes: list[str]
 
-    def __init__(self, data_dir: str, class_names: list[str], count: int | None = None, val_fraction: float = 0.0):
-        source = DataSource.from_folder(data_dir, val_fraction, train=False)
-        assert source.val is not None  # a folder without validation images is refused
-        self._take(_thinned(source.val, count), f" of {Path(data_dir).resolve().name}")
-        with contextlib.suppress(UserError):  # other classes than the model's
-            self._labels = map_labels(source.class_names, class_names, data_dir, by_position=True)[self._split.labels]
+    def __init__(
+        self, data: Recipe, class_names: list[str], count: int | None = None, reading: Reading = CheckImages.reading
+    ):
+        self.reading = reading
+        source = open_data(data, train=False)
+        assert isinstance(source.val, Split)  # what has no validation images is refused; a stream is not
+        name = data.labels or data.data_dir or data.dataset_name
+        assert name is not None
+        self._take(_thinned(source.val, count), f" of {os.path.basename(os.path.realpath(name))}")
+        self.notes = [*source.notes, *reading.notes]
+        sets, rows = source.label_sets, np.unique(source.val.labels)
+        used = rows if sets is None else np.flatnonzero(sets[rows].any(axis=0))
+        try:
+            match = match_classes(source.class_names, class_names, name, data.classes_by_position, used)
+        except UserError as reason:
+            if data.classes_by_position:
+                raise
+            self.notes.append(f"accuracy is not measured: {reason}")
+        else:
+            self.notes += [match.note] if match.note else []
+            if sets is None:
+                self._labels = match.numbers[self._split.labels]
+            else:
+                self._labels = np.zeros((len(self._split), len(class_names)), np.uint8)
+                self._labels[:, match.numbers[used]] = sets[self._split.labels][:, used]
 
     @classmethod
-    def of(cls, split: Split, count: int | None = None) -> "FolderImages":
+    def of(cls, split: Split, count: int | None = None, reading: Reading = CheckImages.reading) -> "FolderImages":
         """Of a split that is open already, labels unknown."""
         found = cls.__new__(cls)
+        found.reading = reading
         found._take(_thinned(split, count), "")
         return found
 
@@ -103,7 +131,7 @@ class FolderImages(CheckImages):
 
     @property
     def labels(self) -> np.ndarray | None:
-        return None if self._labels is None else np.delete(self._labels, sorted(self._unreadable))
+        return None if self._labels is None else np.delete(self._labels, sorted(self._unreadable), 0)
 
     def __len__(self) -> int:
         return len(self._split)
@@ -122,7 +150,7 @@ class FolderImages(CheckImages):
 
     def _read(self, index: int) -> Image.Image | None:
         try:
-            return Picture(self._split.read(index)).rgb()
+            return Picture(self._split.read(index), self.reading).rgb()
         except BadPicture as error:
             self._unreadable.add(index)
             for file in self._bad_files.report([BadFile(self._split.name(index), str(error))]):
@@ -212,11 +240,12 @@ class Comparison:
 
     Attributes:
         difference: largest absolute difference of any output.
-        agreement: share of images with the same best class, percent.
+        agreement: share of images with the same best class, or the same labels where there may be several, percent.
         certain_agreement: the same among images whose two best outputs lie further apart than twice `difference`
-            in the reference: where they do not, rounding may decide.
+            in the reference, or further than it from what decides on a label: where they do not, rounding may decide.
         snr: signal to noise, decibels: power of the reference's outputs over power of the differences.
         scale: largest absolute output of the reference.
+        several: whether an image may have several labels.
     """
 
     difference: float
@@ -224,15 +253,35 @@ class Comparison:
     certain_agreement: float
     snr: float
     scale: float
+    several: bool = False
+
+    @property
+    def agreed(self) -> str:
+        """For a sentence."""
+        kind = "agreement on all labels" if self.several else "top-1 agreement"
+        return f"{kind} {self.agreement:.2f} %"
 
 
-def compare(reference: np.ndarray, outputs: np.ndarray) -> Comparison:
-    """Both (images, classes)."""
+def deciding(config: EfficientNetNVConfig, options: ExportOptions) -> np.ndarray | None:
+    """The least output of every class at which an image has it; None where an image has one label, the best."""
+    if not is_multi_label(config):
+        return None
+    least = thresholds_of(config)
+    with np.errstate(divide="ignore"):
+        return least if options.probabilities else np.log(least) - np.log(1 - least)
+
+
+def compare(reference: np.ndarray, outputs: np.ndarray, least: np.ndarray | None = None) -> Comparison:
+    """Both (images, classes); `least` as [`deciding`] gives it."""
     reference, outputs = reference.astype(np.float64), outputs.astype(np.float64)
     difference = np.abs(reference - outputs).max()
-    same = reference.argmax(1) == outputs.argmax(1)
-    ordered = np.sort(reference, axis=1)
-    certain = ordered[:, -1] - ordered[:, -2] > 2 * difference if ordered.shape[1] > 1 else np.ones(len(same), bool)
+    if least is not None:
+        same = ((reference >= least) == (outputs >= least)).all(1)
+        certain = (np.abs(reference - least) > difference).all(1)
+    else:
+        same = reference.argmax(1) == outputs.argmax(1)
+        ordered = np.sort(reference, axis=1)
+        certain = ordered[:, -1] - ordered[:, -2] > 2 * difference if ordered.shape[1] > 1 else np.ones(len(same), bool)
     noise = np.square(reference - outputs).mean()
     centred = np.square(reference - reference.mean(0)).mean()
     return Comparison(
@@ -241,11 +290,24 @@ def compare(reference: np.ndarray, outputs: np.ndarray) -> Comparison:
         certain_agreement=100 * float(same[certain].mean()) if certain.any() else 100.0,
         snr=(10 * math.log10(centred / noise) if centred else 0.0) if noise else math.inf,
         scale=float(np.abs(reference).max()),
+        several=least is not None,
     )
 
 
-def top1(outputs: np.ndarray, labels: np.ndarray) -> float:
-    """Percent of images whose best class is the label."""
+def accuracies(
+    outputs: Mapping[str, np.ndarray], names: tuple[str, str], labels: np.ndarray | None
+) -> tuple[float, float] | None:
+    """[`accuracy`] of two of the outputs."""
+    first, second = (accuracy(outputs[name], labels) for name in names)
+    return None if first is None or second is None else (first, second)
+
+
+def accuracy(outputs: np.ndarray, labels: np.ndarray | None) -> float | None:
+    """Percent of images whose best class is the label, or mAP where they may have several; None without labels."""
+    if labels is None:
+        return None
+    if labels.ndim == 2:
+        return mean_average_precision(outputs, labels) if labels.any() else None
     return 100 * float((outputs.argmax(1) == labels).mean())
 
 
@@ -271,6 +333,6 @@ def require_equal(comparison: Comparison, options: ExportOptions, runtime: str) 
     if not comparison.difference <= tolerance or comparison.certain_agreement < 100:
         raise UserError(
             f"the exported file does not compute what the checkpoint does: in {runtime} it differs by "
-            f"{comparison.difference:.2g} (allowed: {tolerance:.2g}), top-1 agreement {comparison.agreement:.2f} %; "
+            f"{comparison.difference:.2g} (allowed: {tolerance:.2g}), {comparison.agreed}; "
             "nothing was written."
         )

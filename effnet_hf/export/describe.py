@@ -11,12 +11,13 @@ from PIL import Image
 from ..checkpoint import Checkpoint
 from ..errors import printable
 from ..hub import CardFacts, describe_preprocessing, render_card, software_versions
+from ..multi_label import is_multi_label, thresholds_of
 from ..tables import text_table
 from .check import LEAST_SNR, Comparison, size_of
 from .options import ExportOptions
 
 
-TABLE_HEADER = ("", "top-1, %", "agreement, %", "MB", "ms at batch 1", "ms at batch 8", "times float")
+TABLE_HEADER = ("", "{}, %", "agreement, %", "MB", "ms at batch 1", "ms at batch 8", "times float")
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Row:
     """One file in one runtime, of the table that puts INT8 beside float.
 
     Attributes:
-        top1: percent; None without labelled images.
+        top1: percent, or mAP where an image may have several labels; None without labelled images.
         agreement: with the fake-quantized checkpoint in PyTorch, percent.
         latency: milliseconds per call at batch 1 and 8, one thread, median.
         times_float: speed relative to the float file in the same runtime, at batch 1 and 8.
@@ -64,7 +65,7 @@ class Exported:
         runtime: what ran it.
         images: how many of what, for a sentence.
         comparison: against PyTorch.
-        top1: of the file and of the checkpoint in PyTorch, percent; None without labelled images.
+        top1: of the file and of the checkpoint in PyTorch, percent, or mAP; None without labelled images.
         rows: an INT8 file beside float.
     """
 
@@ -78,6 +79,15 @@ class Exported:
     top1: tuple[float, float] | None = None
     rows: tuple[Row, ...] = ()
 
+    @property
+    def figure(self) -> str:
+        """What `top1` is."""
+        return "mAP" if self.comparison.several else "top-1"
+
+    @property
+    def table_header(self) -> tuple[str, ...]:
+        return tuple(title.format(self.figure) for title in TABLE_HEADER)
+
     def summary(self) -> str:
         """What the command prints."""
         options, checked = self.options, self.comparison
@@ -86,7 +96,7 @@ class Exported:
             f"wrote    {printable(self.file)}   {self.size / 1e6:.1f} MB, {graph}{options.int8 or options.dtype}",
             f"graph    {options.input_name} -> {options.output_name}",
             f"checked  {self.runtime} against PyTorch on {printable(self.images)}:"
-            f" largest difference {checked.difference:.2g}, top-1 agreement {checked.agreement:.2f} %",
+            f" largest difference {checked.difference:.2g}, {checked.agreed}",
         ]
         if options.int8:
             wanted = LEAST_SNR[options.int8]
@@ -94,9 +104,11 @@ class Exported:
                 f"         signal to noise {checked.snr:.1f} dB, {wanted:g} wanted: int8 differs by its rounding"
             )
         if self.top1:
-            lines.append(f"top1     {self.top1[0]:.2f} % on these, the checkpoint in PyTorch {self.top1[1]:.2f} %")
+            own, reference = self.top1
+            name = self.figure.replace("-", "").ljust(8)
+            lines.append(f"{name} {own:.2f} % on these, the checkpoint in PyTorch {reference:.2f} %")
         if self.rows:
-            lines += ["", text_table(TABLE_HEADER, [row.cells() for row in self.rows])]
+            lines += ["", text_table(self.table_header, [row.cells() for row in self.rows])]
             lines += [f"warning: {row.warning()}" for row in self.rows if row.warning()]
         return "\n".join(lines)
 
@@ -118,7 +130,10 @@ def properties(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, obje
         "image_mean": processor.image_mean,
         "image_std": processor.image_std,
         "dtype": options.dtype,
+        "problem_type": checkpoint.config.problem_type or "single_label_classification",
     }
+    if is_multi_label(checkpoint.config):
+        facts["thresholds"] = thresholds_of(checkpoint.config).tolist()
     if checkpoint.recipe:
         facts["recipe"] = checkpoint.recipe
     return facts
@@ -178,6 +193,24 @@ for i in probabilities[0].argsort()[::-1][:5]:
     print(labels[i], probabilities[0, i])
 ```
 """,
+    "image, several": """The graph takes the image as it is, of any size, and gives a probability for every label:
+
+```python
+import json
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+
+session = onnxruntime.InferenceSession("{model}/model.onnx")
+facts = session.get_modelmeta().custom_metadata_map
+image = np.asarray(ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB"))[None]
+(probabilities,) = session.run(None, {{"image": image}})
+for label, least, found in zip(json.loads(facts["labels"]), json.loads(facts["thresholds"]), probabilities[0]):
+    if found >= least:
+        print(label, found)
+```
+""",
     "openvino": """```python
 import openvino
 from PIL import Image
@@ -210,21 +243,27 @@ def write_card(checkpoint: Checkpoint, exported: Exported, command: str | None, 
 
 def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, model_id: str | None) -> CardFacts:
     options, config, checked = exported.options, checkpoint.config, exported.comparison
-    use = "image" if options.with_preprocessing else options.format
+    use = ("image, several" if checked.several else "image") if options.with_preprocessing else options.format
     kind = f"{options.int8} INT8" if options.int8 else options.dtype
     how = {"onnx": f"ONNX, opset {options.opset}", "openvino": "OpenVINO IR", "pt2": "torch.export program"}
     notes = [
         f"Exported as {how[options.format]}, {kind}. Checked on {exported.images} before it was written:"
         f" {exported.runtime} against PyTorch, largest difference {checked.difference:.2g},"
-        f" top-1 agreement {checked.agreement:.2f} %."
+        f" {checked.agreed}."
     ]
+    if checked.several:
+        notes.append(
+            "An image may have several labels: the sigmoid of a logit is the probability of its class, and"
+            " `thresholds` in config.json says from which on the image has it."
+        )
     tables: list[tuple] = []
     if exported.rows:
         title = f"INT8 beside float on {exported.images}, one thread of this machine"
-        tables.append((title, TABLE_HEADER, [row.cells() for row in exported.rows]))
+        tables.append((title, exported.table_header, [row.cells() for row in exported.rows]))
     elif exported.top1:
         header = ("this file", "the checkpoint in PyTorch")
-        tables.append((f"Top-1 on {exported.images}, %", header, [[f"{value:.2f}" for value in exported.top1]]))
+        title = f"{exported.figure.replace('top', 'Top')} on {exported.images}, %"
+        tables.append((title, header, [[f"{value:.2f}" for value in exported.top1]]))
     return CardFacts(
         name=f"EfficientNet {config.variant or 'of a custom shape'}, {kind}, for {exported.runtime.split()[0]}",
         model_id=model_id,
@@ -240,5 +279,6 @@ def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, mode
         versions=software_versions("onnx", "onnxruntime", "openvino", "effnet-hf"),
         notes=notes,
         tables=tables,
+        multi_label=checked.several,
         tags=[options.format, *(["int8"] if options.int8 else [])],
     )

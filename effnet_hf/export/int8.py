@@ -12,7 +12,18 @@ from ..checkpoint import Checkpoint
 from ..data import Split
 from ..errors import UserError
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
-from .check import LEAST_SNR, CheckImages, FolderImages, compare, pixels_of, run_all, size_of, top1
+from .check import (
+    LEAST_SNR,
+    CheckImages,
+    FolderImages,
+    accuracies,
+    accuracy,
+    compare,
+    deciding,
+    pixels_of,
+    run_all,
+    size_of,
+)
 from .describe import Exported, Row, properties
 from .graph import check_structure, draw_graph, write_properties
 from .network import ExportedNetwork
@@ -51,7 +62,7 @@ def write_int8(
     if calibration is None:
         fold_weights(graph)
     else:
-        found = FolderImages.of(calibration, CALIBRATION)
+        found = FolderImages.of(calibration, CALIBRATION, images.reading)
         graph = for_ort_cpu(plain, scales, map(pixels_of(checkpoint.processor), found.batches((8,))))
     write_properties(graph, properties(checkpoint, options))
     file.write_bytes(graph.SerializeToString())
@@ -74,7 +85,7 @@ def _measure(
 
     names = {"float": "the same without quantizers, ONNX Runtime", "int8": f"{options.int8} INT8, ONNX Runtime"}
     runners = {
-        PYTORCH: torch_runner(model, options.softmax),
+        PYTORCH: torch_runner(model, options.probabilities),
         names["float"]: onnxruntime_runner(float_file, threads=1),
         names["int8"]: onnxruntime_runner(file, threads=1),
     }
@@ -87,16 +98,14 @@ def _measure(
         floats[f"{options.int8} INT8, OpenVINO"] = "the same without quantizers, OpenVINO"
     feed = pixels_of(checkpoint.processor)
     outputs = run_all({name: (run, feed) for name, run in runners.items()}, images)
-    comparison = compare(outputs[PYTORCH], outputs[names["int8"]])
+    least = deciding(model.config, options)
+    comparison = compare(outputs[PYTORCH], outputs[names["int8"]], least)
     if not comparison.snr >= LEAST_SNR[options.int8]:
         raise UserError(
             f"the INT8 file does not compute what the checkpoint does: signal to noise {comparison.snr:.1f} "
             f"dB (wanted: {LEAST_SNR[options.int8]:g}), agreement {comparison.agreement:.2f} %; nothing was written."
         )
-    rows = make_rows(outputs, PYTORCH, images.labels, sizes, latencies(runners, feed([images.open(0)])), floats)
-    accuracy = None
-    if images.labels is not None:
-        accuracy = top1(outputs[names["int8"]], images.labels), top1(outputs[PYTORCH], images.labels)
+    rows = make_rows(outputs, PYTORCH, images.labels, sizes, latencies(runners, feed([images.open(0)])), floats, least)
     return Exported(
         folder=file.parent,
         file=file,
@@ -105,7 +114,7 @@ def _measure(
         runtime=f"ONNX Runtime {onnxruntime.__version__}",
         images=images.description,
         comparison=comparison,
-        top1=accuracy,
+        top1=accuracies(outputs, (names["int8"], PYTORCH), images.labels),
         rows=tuple(rows),
     )
 
@@ -131,6 +140,7 @@ def make_rows(
     sizes: Mapping[str, int],
     times: Mapping[str, tuple[float, float]],
     floats: Mapping[str, str],
+    least: np.ndarray | None = None,
 ) -> list[Row]:
     """One row per entry of `outputs`; `floats` names the float row that a row is compared with."""
     rows = []
@@ -141,8 +151,8 @@ def make_rows(
         rows.append(
             Row(
                 name=name,
-                top1=None if labels is None else top1(found, labels),
-                agreement=compare(outputs[reference], found).agreement,
+                top1=accuracy(found, labels),
+                agreement=compare(outputs[reference], found, least).agreement,
                 megabytes=sizes[name] / 1e6 if name in sizes else None,
                 latency=times[name],
                 times_float=ratio,

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from ..modeling_efficientnet_nv import ConvNormAct, EfficientNetNVForImageClassification
+from ..multi_label import probabilities
 from ..quantization_efficientnet_nv import fold_into_convolution
 from .options import DTYPES, ExportOptions
 
@@ -28,7 +29,7 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, model: EfficientNetNVForImageClassification, options: ExportOptions):
         super().__init__()
-        self.dtype, self.softmax = DTYPES[options.dtype], options.softmax
+        self.dtype, self.probabilities = DTYPES[options.dtype], options.probabilities
         self.model = fold_all(copy.deepcopy(model).eval()).to(self.dtype)
         self.requires_grad_(False)
         self.eval()
@@ -39,7 +40,7 @@ class ExportedNetwork(nn.Module):
         logits = self.model(pixel_values).logits
         if self.dtype != torch.float32:
             logits = logits.float()
-        return logits.softmax(-1) if self.softmax else logits
+        return probabilities(logits, self.model.config) if self.probabilities else logits
 
     def example(self, size: tuple[int, int]) -> torch.Tensor:
         """`pixel_values` to trace it with: two images of (height, width)."""

@@ -26,7 +26,7 @@ class ExportOptions:
         opset: ONNX operator set, 17 to 20 (`exporter="torchscript"`) or 18 to 23 (`"dynamo"`); by default 18, and for
             bf16 the first that knows such convolutions, 22.
         exporter: which of torch.onnx's two exporters draws the graph; by default the one that knows the opset.
-        with_softmax: `probabilities` (N, classes) instead of `logits`.
+        with_softmax: `probabilities` (N, classes) instead of `logits`; of several labels per image by a sigmoid.
         with_preprocessing: `image` uint8 (N, height, width, 3) of any size in, `probabilities` out; resizing,
             cropping and normalising are part of the graph.
         dynamic_image_size: height and width of `pixel_values` are free, too.
@@ -90,10 +90,10 @@ class ExportOptions:
 
     @property
     def output_name(self) -> str:
-        return "probabilities" if self.softmax else "logits"
+        return "probabilities" if self.probabilities else "logits"
 
     @property
-    def softmax(self) -> bool:
+    def probabilities(self) -> bool:
         return self.with_softmax or self.with_preprocessing
 
     @property

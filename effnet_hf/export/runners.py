@@ -8,20 +8,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..multi_label import probabilities
 from .options import ExportOptions
 
 
 Runner = Callable[[np.ndarray], np.ndarray]
 
 
-def torch_runner(model: torch.nn.Module, softmax: bool = False) -> Runner:
+def torch_runner(model: EfficientNetNVForImageClassification, as_probabilities: bool = False) -> Runner:
     """The checkpoint itself in PyTorch, float32."""
     model.eval()
 
     @torch.inference_mode()
     def run(pixel_values: np.ndarray) -> np.ndarray:
         logits = model(torch.from_numpy(pixel_values)).logits
-        return (logits.softmax(-1) if softmax else logits).numpy()
+        return (probabilities(logits, model.config) if as_probabilities else logits).numpy()
 
     return run
 

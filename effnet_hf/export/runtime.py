@@ -24,6 +24,7 @@ from ..configuration import EfficientNetNVConfig
 from ..errors import UserError, first_line, printable
 from ..hub import download
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor, to_rgb
+from ..multi_label import is_multi_label, probabilities
 from ..reading import short
 from .check import pixels_of, size_of
 from .foreign import require_plain_graph
@@ -99,25 +100,32 @@ class ONNXEfficientNet(torch.nn.Module):
     def forward(self, pixel_values, **_) -> ImageClassifierOutput:
         """`pixel_values` (N, 3, H, W), tensor or array; logits come back as a tensor on the same device.
 
-        Of a graph that ends in a softmax these are logarithms of the probabilities, whose softmax they are.
+        Of a graph that gives probabilities these are numbers whose softmax they are, or whose sigmoid where an image
+        may have several labels.
         """
         if self.input_name != "pixel_values":
             raise ValueError("This graph preprocesses by itself; call `classify(image)`.")
         array = pixel_values.detach().cpu().numpy() if isinstance(pixel_values, torch.Tensor) else pixel_values
         outputs = self._run(np.ascontiguousarray(array, np.float32))
         if self.output_name == "probabilities":
-            outputs = np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
+            least = np.finfo(np.float32).tiny
+            several, given = is_multi_label(self.config), outputs.astype(np.float64)
+            outputs = np.log(np.maximum(given, least)) - (np.log(np.maximum(1 - given, least)) if several else 0)
+            outputs = outputs.astype(np.float32)
         logits = torch.from_numpy(outputs).to(getattr(pixel_values, "device", "cpu"))
         return ImageClassifierOutput(logits=logits)  # type: ignore[arg-type]  # transformers says FloatTensor
 
     def classify(self, image: Image.Image, top_k: int = 5) -> list[dict]:
-        """`{"label", "score"}` of the best classes, whichever way the folder was exported; no tensors needed."""
-        image = to_rgb(image)
+        """`{"label", "score"}` of the best classes, whichever way the folder was exported; no tensors needed.
+
+        Scores are probabilities: they add up to 1, or are one of its own for every class (`config.problem_type`
+        `"multi_label_classification"`), to be compared with `config.thresholds`.
+        """
+        image = to_rgb(image, self.processor.bit_depth)
         fed = np.asarray(image)[None] if self.input_name == "image" else pixels_of(self.processor)([image])
         scores = self._run(fed)[0].astype(np.float64)
         if self.output_name == "logits":
-            scores = np.exp(scores - scores.max())
-            scores /= scores.sum()
+            scores = probabilities(torch.from_numpy(scores), self.config).numpy()
         best = np.argsort(-scores, kind="stable")[:top_k]
         return [{"label": self.config.id2label[int(i)], "score": float(scores[i])} for i in best]
 

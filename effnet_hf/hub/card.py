@@ -29,6 +29,8 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 _METRICS = {
     "top1": ("Top-1 accuracy (%)", "accuracy"),
     "top5": ("Top-5 accuracy (%)", "accuracy"),
+    "map": ("Mean average precision (%)", "map"),
+    "f1": ("F1, mean of the classes (%)", "f1"),
     "loss": ("Cross-entropy loss", "loss"),
 }
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -49,7 +51,9 @@ class CardFacts:
         license: a Hub licence id; `None` leaves it unstated.
         dataset: the data's name, as it should be read; `dataset_id`: its Hub id, for the metadata.
         n_eval: number of images behind `metrics`.
-        metrics: measured values, `top1` and `top5` in percent, `loss`; other keys are printed by their own name.
+        multi_label: whether an image may have several labels.
+        metrics: measured values, `top1` and `top5`, or `map` and `f1`, in percent, `loss`; other keys are printed by
+            their own name.
         recipe: every setting of the run.
         command: the command that made this folder.
         hardware: e.g. `"1 x NVIDIA H200, 16 CPU cores"`.
@@ -73,6 +77,7 @@ class CardFacts:
     dataset: str | None = None
     dataset_id: str | None = None
     n_eval: int | None = None
+    multi_label: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     command: str | None = None
@@ -106,7 +111,7 @@ def render_card(facts: CardFacts) -> str:
         template_path=str(TEMPLATE),
         facts=facts,
         model=facts.model_id or "path/to/this/folder",
-        metrics=[(_METRICS.get(key, (key, key))[0], _number(value)) for key, value in facts.metrics.items()],
+        metrics=[(_metric_name(key, facts), _number(value)) for key, value in facts.metrics.items()],
         metrics_table=_table,
         pixels="{} x {}".format(*((facts.image_size,) * 2 if isinstance(facts.image_size, int) else facts.image_size)),
         recipe=yaml.safe_dump(_plain(facts.recipe), sort_keys=False, allow_unicode=True, width=math.inf).strip(),
@@ -155,7 +160,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
             dataset_name=str(facts.dataset),
             dataset_split="validation",
             metric_type=_METRICS.get(key, (key, key))[1],
-            metric_name=_METRICS.get(key, (key, key))[0],
+            metric_name=_metric_name(key, facts),
             metric_value=round(float(value), 4),
         )
         for key, value in facts.metrics.items()
@@ -167,11 +172,17 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         pipeline_tag="image-classification",
         tags=list(dict.fromkeys(["image-classification", "efficientnet", facts.variant, *facts.tags])),
         datasets=[facts.dataset_id] if facts.dataset_id else None,
-        metrics=["accuracy"] if results else None,
+        metrics=["map" if facts.multi_label else "accuracy"] if results else None,
         base_model=base,
         model_name=facts.name if results else None,
         eval_results=results or None,
     )
+
+
+def _metric_name(key: str, facts: CardFacts) -> str:
+    if key == "loss" and facts.multi_label:
+        return "Binary cross-entropy loss"
+    return _METRICS.get(key, (key, key))[0]
 
 
 def _inert(value: Any) -> Any:

@@ -8,6 +8,7 @@ from itertools import islice
 import torch
 
 from ..errors import UserError
+from ..multi_label import figure_names, shown
 from ..recipes import Recipe
 from ..run_folder import RunFolder
 from ..tables import text_table
@@ -48,19 +49,20 @@ class Quantization:
         already = model.config.quantization is not None
         if already:
             set_quantizers(model, False)
-        results = validate(model, loaders.val, accelerator, recipe.top_k)
+        results = validate(model, loaders.val, accelerator, recipe.top_k, choose_thresholds=True)
         self.figures["float"] = figures_of(results, model_bytes(model, quantized=False))
-        report.line(f"float    top1 {results['top1']:.2f} %, loss {results['loss']:.4f}")
+        self.names = figure_names(model.config, recipe.top_k)
+        report.line(f"float    {shown(self.names[0])} {results[self.names[0]]:.2f} %, loss {results['loss']:.4f}")
         if already:
             set_quantizers(model, True)
         else:
             quantize(model, **self.settings())
         if not recipe.skip_calibration:
             self.calibrate(model, loaders.train, accelerator, report)
-        results = validate(model, loaders.val, accelerator, recipe.top_k)
+        results = validate(model, loaders.val, accelerator, recipe.top_k, choose_thresholds=True)
         self.figures["ptq"] = figures_of(results, model_bytes(model))
         title = "as is  " if recipe.skip_calibration else "PTQ    "
-        report.line(f"{title}  top1 {results['top1']:.2f} %, loss {results['loss']:.4f}")
+        report.line(f"{title}  {shown(self.names[0])} {results[self.names[0]]:.2f} %, loss {results['loss']:.4f}")
         if accelerator.is_main_process:
             save_figures(RunFolder(recipe.output_dir), self.figures)
         if recipe.sensitivity != "none":
@@ -124,7 +126,7 @@ class Quantization:
         if not accelerator.is_main_process:
             return
         paths = write_report(found, measure, RunFolder(self.recipe.output_dir))
-        unit = "dB" if measure == "sqnr" else "% top-1"
+        unit = "dB" if measure == "sqnr" else "% of labels" if self.names[0] == "map" else "% top-1"
         report.line(f"cost     of one layer's quantizers alone, on {found[0]['n']:,} images, the worst first:")
         for row in found[:10]:
             report.line(f"         {row[measure]:7.2f} {unit}  {short_name(row['layer'])}")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from ..errors import UserError
 from ..files import atomic_write
+from ..multi_label import shown
 from ..quantization_efficientnet_nv import quantizers
 from ..reading import read_json
 from ..run_folder import RunFolder
@@ -31,10 +32,9 @@ def model_bytes(model, quantized: bool = True) -> int:
 
 
 def figures_of(results: Mapping, size: int) -> dict:
-    """What the table shows of a validation: `top1`, top-k, `loss`, `n`; and `bytes`."""
-    return {name: value for name, value in results.items() if name[:3] == "top" or name in ("loss", "n")} | {
-        "bytes": size
-    }
+    """What the table shows of a validation: `top1` and top-k, or `map` and `f1`, `loss`, `n`; and `bytes`."""
+    wanted = ("loss", "n", "map", "f1")
+    return {name: value for name, value in results.items() if name[:3] == "top" or name in wanted} | {"bytes": size}
 
 
 def save_figures(folder: RunFolder, figures: Mapping) -> None:
@@ -59,22 +59,28 @@ def load_figures(folder: RunFolder, top_k: int) -> dict:
 
 
 def _are_figures(entry: object, top_k: int) -> bool:
-    names = ("top1", f"top{top_k}", "loss", "n", "bytes")
     return isinstance(entry, dict) and all(
-        isinstance(entry.get(name), (int, float)) and 0 <= entry[name] < 2**53 for name in names
+        isinstance(entry.get(name), (int, float)) and 0 <= entry[name] < 2**53
+        for name in (*_names(entry, top_k), "loss", "n", "bytes")
     )
+
+
+def _names(entry: Mapping, top_k: int) -> tuple[str, str]:
+    """Of the two figures beside the loss."""
+    return ("map", "f1") if "map" in entry else ("top1", f"top{top_k}")
 
 
 def rows(figures: Mapping, top_k: int) -> tuple[list[str], list[list[str]]]:
     """Header and rows: one per stage that was measured."""
     known = [(title, figures[stage]) for stage, title in STAGES.items() if stage in figures]
+    names = _names(known[0][1] if known else {}, top_k)
     n = next((entry["n"] for _, entry in known), 0)
-    header = ["", f"top-1, % (n = {n:,})", f"top-{top_k}, %", "loss", "MB"]
+    first, second = (shown(name).replace("top", "top-") for name in names)
+    header = ["", f"{first}, % (n = {n:,})", f"{second}, %", "loss", "MB"]
     lines = [
         [
             title,
-            f"{entry['top1']:.2f}",
-            f"{entry[f'top{top_k}']:.2f}",
+            *(f"{entry[name]:.2f}" for name in names),
             f"{entry['loss']:.4f}",
             f"{entry['bytes'] / 1e6:.2f}",
         ]

@@ -20,7 +20,8 @@ def sensitivity(model, batches, measure: str, reduce=lambda sums: sums) -> list[
     Args:
         batches: called for every pass; yields `{"pixel_values", "labels"}`.
         measure: `"sqnr"`, signal to quantization noise of the logits in decibels (lower is worse), or `"accuracy"`,
-            top-1 in percent; a row also has the `drop` from float then.
+            top-1 in percent, or with several labels per image the share of labels that 0.5 tells right; a row also has
+            the `drop` from float then.
         reduce: adds a tensor of sums over processes.
 
     Returns:
@@ -52,7 +53,9 @@ def sensitivity(model, batches, measure: str, reduce=lambda sums: sums) -> list[
 def _measure(found: list, reference: list, batches, reduce) -> dict:
     sums = torch.zeros(4, dtype=torch.float64)  # signal, noise, right, images
     for logits, wanted, batch in zip(found, reference, batches):
-        right = (logits.argmax(-1) == batch["labels"]).sum()
+        labels = batch["labels"]
+        several = ((logits > 0) == (labels > 0)).double().mean(-1) if labels.is_floating_point() else None
+        right = (logits.argmax(-1) == labels if several is None else several).sum()
         sums += torch.stack([wanted.double().square().sum(), (logits - wanted).double().square().sum(),
                              right.double(), torch.tensor(float(len(logits)), device=right.device)]).cpu()  # fmt: skip
     signal, noise, right, n = reduce(sums).tolist()
@@ -81,7 +84,7 @@ def write_report(rows: list[dict], measure: str, folder: RunFolder) -> list[Path
     colours = ["#444444" if row["layer"] == "all" else "#76b900" for row in shown]
     axis.barh([short_name(row["layer"]) for row in shown], [row[measure] for row in shown], color=colours)
     axis.tick_params(axis="y", labelsize=7)
-    unit = "signal to noise of the logits, dB (less is worse)" if measure == "sqnr" else "top-1, %"
+    unit = "signal to noise of the logits, dB (less is worse)" if measure == "sqnr" else "right, %"
     axis.set_xlabel(f"{unit}; only this layer quantized; {rows[0]['n']:,} images")
     if measure == "accuracy" and shown:
         values = [row[measure] for row in shown]

@@ -1,12 +1,18 @@
 """A checkpoint on a folder of labelled images, through the loaders and arithmetic of training."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
 from ..checkpoint import Checkpoint, open_checkpoint
+from ..cli import say
 from ..data import BatchPlan, build_loaders
+from ..errors import UserError
+from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..multi_label import is_multi_label, require_same_task
 from ..recipes import Recipe
 from .launcher import with_others
 from .loop import validate
@@ -26,13 +32,23 @@ def validate_checkpoint(
     val_fraction: float = 0.0,
     max_bad_files: float = 0.01,
     strict: bool = False,
+    restrict_classes: bool = False,
+    tell: Callable[[str], None] = say,
+    **data: Any,
 ) -> dict[str, float] | None:
-    """Top-1, top-k, loss and speed of a checkpoint on a folder or a `datasets` source; see [`validate`].
+    """Top-1, top-k (or, with several labels per image, mAP and F1), loss and speed of a checkpoint on a folder or a
+    `datasets` source; see [`validate`].
 
-    None on all processes but the first. `bad_files` of them is the number of images that could not be read.
+    None on all processes but the first. `bad_files` of them is the number of images that could not be read, `classes`
+    how many the answer was one of, beside `classes_of_the_data` and `classes_of_the_checkpoint`.
 
-    Folder names are matched with the checkpoint's class names; if none match but their number does, both are taken in
-    sorted order, as ImageNet's wnid folders are.
+    The data's classes are matched with the checkpoint's as [`effnet_hf.data.match_classes`] says; they may be a part of
+    them.
+
+    Args:
+        restrict_classes: the answer is one of the classes that the data has, instead of all that the checkpoint knows.
+        tell: gets the sentences about the data that a user should read; on the console by default.
+        data: any other data option of a recipe, e.g. `labels` or `classes_by_position`.
 
     Raises:
         UserError: no such checkpoint or folder, or the classes cannot be matched, or more than a share of
@@ -52,13 +68,20 @@ def validate_checkpoint(
         top_k=top_k,
         max_bad_files=max_bad_files,
         strict=strict,
+        **data,
     )
     with with_others():
         recipe, accelerator, _ = start_accelerator(recipe, default="fp32")
-        return _validate(checkpoint, recipe, accelerator)
+        return _validate(checkpoint, recipe, accelerator, restrict_classes, tell)
 
 
-def _validate(checkpoint: Checkpoint, recipe: Recipe, accelerator: Accelerator) -> dict[str, float] | None:
+def _validate(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    accelerator: Accelerator,
+    restrict_classes: bool,
+    tell: Callable[[str], None],
+) -> dict[str, float] | None:
     assert recipe.per_device_batch_size is not None
     loaders = build_loaders(
         recipe,
@@ -70,10 +93,34 @@ def _validate(checkpoint: Checkpoint, recipe: Recipe, accelerator: Accelerator) 
         channels_last=wants_channels_last(recipe, accelerator),
     )
     try:
-        network = checkpoint.load().to(accelerator.device)
+        require_same_task(checkpoint.config, loaders.label_sets is not None, f"--model {checkpoint.name}")
+        if accelerator.is_main_process:
+            for note in loaders.notes:
+                tell(note)
+        network, known = checkpoint.load(), len(checkpoint.class_names)
+        present = np.arange(known) if loaders.present is None else loaders.present
+        if restrict_classes:
+            rule_out_classes(network, present)
+        network.to(accelerator.device)
         figures = validate(network, loaders.val, accelerator, recipe.top_k)
+        figures |= {"classes": len(present) if restrict_classes else known}
+        figures |= {"classes_of_the_data": len(present), "classes_of_the_checkpoint": known}
         bad = torch.tensor(loaders.val.bad_files.count, device=accelerator.device)
         figures["bad_files"] = int(accelerator.reduce(bad, reduction="sum"))
     finally:
         loaders.close()
     return figures if accelerator.is_main_process else None
+
+
+@torch.no_grad()
+def rule_out_classes(network: EfficientNetNVForImageClassification, present: np.ndarray) -> None:
+    """Takes from a network, in place, every answer but the classes of these numbers.
+
+    Raises:
+        UserError: it has a sigmoid per class, so that no class keeps another from being the answer.
+    """
+    if is_multi_label(network.config):
+        raise UserError("--restrict_classes is for one label per image; of several each is decided by itself.")
+    others = torch.ones(network.config.num_labels, dtype=torch.bool)
+    others[torch.as_tensor(present)] = False
+    network.classifier.bias[others] = -torch.inf  # no logit is less, and softmax makes it 0

@@ -11,10 +11,11 @@ import torch
 from accelerate import Accelerator
 
 from ..errors import OneProcessError, UserError, sentence_of
+from ..multi_label import is_multi_label
 from ..recipes import Recipe
 from ..run_folder import RunFolder
 from .launcher import with_others
-from .metrics import LatencyMeter, LossMeter, Speed, percentiles, topk_correct
+from .metrics import Accuracy, LatencyMeter, LossMeter, SeveralLabels, Speed, percentiles
 from .optim import distillation_loss, learning_rate, set_learning_rate, training_loss
 from .owner import only_run
 from .precision import start_accelerator
@@ -208,12 +209,14 @@ def train_step(run: Run, batch: dict) -> torch.Tensor:
         torch.compiler.cudagraph_mark_step_begin()
     with accelerator.accumulate(run.model):
         logits = _answers(run, batch)
-        loss = training_loss(logits, batch["labels"], recipe.label_smoothing)
+        several = is_multi_label(run.bare_model.config)
+        loss = training_loss(logits, batch["labels"], recipe.label_smoothing, several)
         if run.teacher is not None:
             with torch.no_grad(), accelerator.autocast():
                 taught = run.teacher(pixel_values=batch["pixel_values"]).logits
             share = recipe.distillation_weight
-            loss = (1 - share) * loss + share * distillation_loss(logits, taught, recipe.distillation_temperature)
+            distilled = distillation_loss(logits, taught, recipe.distillation_temperature, several)
+            loss = (1 - share) * loss + share * distilled
         accelerator.backward(loss)
         if recipe.gradient_clip and accelerator.sync_gradients:
             accelerator.clip_grad_norm_(run.model.parameters(), recipe.gradient_clip)
@@ -255,7 +258,10 @@ def end_epoch(run: Run, last_epoch: int) -> bool:
     results = {}
     try:
         for kind, network in networks.items():
-            results[kind] = validate(network, run.loaders.val, run.accelerator, recipe.top_k, run.interruption)
+            choose_thresholds = True
+            results[kind] = validate(
+                network, run.loaders.val, run.accelerator, recipe.top_k, run.interruption, choose_thresholds
+            )
     except Diverged as error:
         refuse_divergence(error.loss, run, f"{kind}.loss")
     except Stopped as reason:
@@ -263,13 +269,12 @@ def end_epoch(run: Run, last_epoch: int) -> bool:
         save(run)
         return False
 
-    kind, figures = max(results.items(), key=lambda item: (item[1]["top1"], -item[1]["loss"]))
+    first, second = run.figure_names
+    kind, figures = max(results.items(), key=lambda item: (item[1][first], -item[1]["loss"]))
     progress.epochs_since_best += 1
     # Small validation sets often tie on top-1; the loss then says which model is surer of it.
-    if (figures["top1"], -figures["loss"]) > (progress.best_top1, -progress.best_loss):
-        progress.best_top1, progress.best_loss, progress.best_topk = (
-            figures[name] for name in ("top1", "loss", f"top{recipe.top_k}")
-        )
+    if (figures[first], -figures["loss"]) > (progress.best_top1, -progress.best_loss):
+        progress.best_top1, progress.best_loss, progress.best_topk = (figures[name] for name in (first, "loss", second))
         progress.best_epoch, progress.best_is_ema, progress.epochs_since_best = progress.epoch, kind == "val_ema", 0
         progress.num_validated = int(figures["n"])
         run.checkpoints.save_best(run.ema.model if run.ema is not None and progress.best_is_ema else run.bare_model)
@@ -287,8 +292,18 @@ class Diverged(UserError):
 
 
 @torch.inference_mode()
-def validate(model, loader, accelerator, top_k: int = 5, interruption: Interruption | None = None) -> dict[str, float]:
+def validate(
+    model,
+    loader,
+    accelerator,
+    top_k: int = 5,
+    interruption: Interruption | None = None,
+    choose_thresholds: bool = False,
+) -> dict[str, float]:
     """Top-1, top-k (percent) and cross entropy over every image exactly once, on any number of processes.
+
+    Of a network for several labels per image: `map` and `f1` at `config.thresholds` (percent, see
+    [`effnet_hf.multi_label`]) and binary cross entropy.
 
     Also `total_ips` and `compute_ips` (images per second of all processes together, with and without waiting for
     data), `data_time` (seconds per batch) and `compute_latency_*` (milliseconds per batch on this process); the first
@@ -296,41 +311,43 @@ def validate(model, loader, accelerator, top_k: int = 5, interruption: Interrupt
 
     Args:
         interruption: ends it between two batches.
+        choose_thresholds: put the best thresholds for these images into `config.thresholds` first.
 
     Raises:
         Stopped: it did, on all processes.
-        UserError: there is no image, or the loss is no number.
+        UserError: there is no image, or none with a label, or the loss is no number.
     """
     was_training = model.training
     model.eval()
-    sums = torch.zeros(5, dtype=torch.float64, device=accelerator.device)  # top-1, top-k, loss, images, stopped
+    config, device = getattr(model, "config", None), accelerator.device  # any module will do for one label per image
+    answers: SeveralLabels | Accuracy = Accuracy(top_k, device)
+    if config is not None and is_multi_label(config):
+        answers = SeveralLabels(config, device)
+    sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, images, stopped
     meter, sizes, started = LatencyMeter(accelerator.device), [], []
     batches = loader.epoch(0)
     for batch in batches if interruption is None else interruption.watch(batches):
         if interruption is not None and interruption.pending():
-            sums[4] = 1
+            sums[2] = 1
             break
         started.append(time.perf_counter())
         with meter, accelerator.autocast():
             logits = model(pixel_values=batch["pixel_values"]).logits.float()
         labels = batch["labels"]
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        sums[:2] += topk_correct(logits, labels, (1, top_k))
-        sums[2] += loss
-        sums[3] += len(labels)
+        sums[0] += answers.add(logits, labels)
+        sums[1] += len(labels)
         sizes.append(len(labels))
     sums = accelerator.reduce(sums, reduction="sum").tolist()
     model.train(was_training)
-    if sums[4]:
+    if sums[2]:
         raise Stopped
-    if not sums[3]:
+    if not sums[1]:
         if loader.num_samples:
             raise UserError("no validation image can be read; `effnet-hf scan` names what is wrong with them.")
         raise UserError("there is no image to validate on: give a val/ folder or --val_fraction.")
-    if not math.isfinite(sums[2]):
-        raise Diverged(sums[2] / sums[3], int(sums[3]))
-    figures = {"top1": 100 * sums[0] / sums[3], f"top{top_k}": 100 * sums[1] / sums[3], "loss": sums[2] / sums[3]}
-    figures["n"] = int(sums[3])
+    if not math.isfinite(sums[0]):
+        raise Diverged(sums[0] / sums[1], int(sums[1]))
+    figures = answers.figures(accelerator, choose_thresholds) | {"loss": sums[0] / sums[1], "n": int(sums[1])}
     warmup = min(3, len(sizes) // 3)
     latencies = meter.milliseconds(warmup)
     timed = sum(sizes[warmup:]) * accelerator.num_processes

@@ -6,6 +6,10 @@ import datasets
 import evaluate
 import numpy as np
 import torch
+from torch.nn import functional
+
+from ..configuration import EfficientNetNVConfig
+from ..multi_label import choose_thresholds, macro_f1, mean_average_precision, thresholds_of
 
 
 def topk_correct(logits: torch.Tensor, labels: torch.Tensor, ks: tuple[int, ...]) -> torch.Tensor:
@@ -13,6 +17,60 @@ def topk_correct(logits: torch.Tensor, labels: torch.Tensor, ks: tuple[int, ...]
     best = logits.topk(min(max(ks), logits.shape[-1]), dim=-1).indices
     hits = best == labels[:, None]
     return torch.stack([hits[:, :k].any(-1).sum() for k in ks])
+
+
+class Accuracy:
+    """Top-1 and top-k of a validation, percent, summed on the device."""
+
+    def __init__(self, top_k: int, device: torch.device):
+        self.top_k = top_k
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # top-1, top-k, images
+
+    def add(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Counts a batch, (N, classes) and (N,), and returns the sum of its losses."""
+        self.sums[:2] += topk_correct(logits, labels, (1, self.top_k))
+        self.sums[2] += len(labels)
+        return functional.cross_entropy(logits, labels, reduction="sum")
+
+    def figures(self, accelerator, choose: bool) -> dict[str, float]:
+        """Of all processes; a collective call."""
+        right, among, images = accelerator.reduce(self.sums, reduction="sum").tolist()
+        return {"top1": 100 * right / images, f"top{self.top_k}": 100 * among / images}
+
+
+class SeveralLabels:
+    """mAP and F1 of a validation, percent. They are no sums: the answers to all images are kept, 8 bytes a class.
+
+    Args:
+        config: its `thresholds` are used, and changed by `figures(choose=True)`.
+    """
+
+    def __init__(self, config: EfficientNetNVConfig, device: torch.device):
+        self.config = config
+        self.rows = [torch.empty((0, 2 * config.num_labels), device=device)]  # logits and targets, on the device
+
+    def add(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Keeps a batch, both float (N, classes), and returns the sum of its images' losses."""
+        self.rows.append(torch.cat([logits, targets], 1))
+        return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1).sum()
+
+    def figures(self, accelerator, choose: bool) -> dict[str, float]:
+        """Of all processes; a collective call.
+
+        Args:
+            choose: the thresholds that are best for these images, instead of the network's own.
+
+        Raises:
+            UserError: no image has a label.
+        """
+        rows = accelerator.pad_across_processes(torch.cat(self.rows), pad_index=float("nan"))
+        rows = accelerator.gather(rows)
+        logits, targets = rows[~rows[:, 0].isnan()].double().cpu().chunk(2, dim=1)
+        scores, found = logits.sigmoid().numpy(), targets.numpy().astype(np.int64)
+        precision = mean_average_precision(logits.numpy(), found)
+        if choose:
+            self.config.thresholds = choose_thresholds(scores, found)
+        return {"map": precision, "f1": macro_f1(scores, found, thresholds_of(self.config))}
 
 
 class TopKAccuracy(evaluate.Metric):

@@ -1,20 +1,22 @@
 """The networks and the image processor that a recipe asks for, fresh or from checkpoints."""
 
 import copy
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..cli import invocation
 from ..configuration import EfficientNetNVConfig
+from ..data.classes import is_nameless, match_classes
 from ..errors import UserError
 from ..image_processing_efficientnet_nv import RESIZE_MARGIN, EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..multi_label import MULTI_LABEL, is_multi_label, require_same_task
 from ..recipes import Recipe
 from ..tuning import tune_for_cpu_training
 from .precision import refuse_unwritten_gradients
@@ -66,6 +68,10 @@ def open_start(recipe: Recipe, resumed: Path | None = None) -> Start:
             teacher = open_checkpoint(recipe.teacher, "--teacher")
         if teacher is None:
             raise UserError("--distillation_weight needs a --teacher, or a --model to start from.")
+    if recipe.classes_by_position and checkpoint is None and teacher is None:
+        raise UserError(
+            "--classes_by_position is about the classes of a checkpoint; give one with --model, or leave it out."
+        )
     config = checkpoint.config if checkpoint is not None else recipe.model_config()
     before = Checkpoint(str(resumed), "--resume", config) if resumed is not None else None
     if before is not None and before.has_processor:
@@ -93,7 +99,7 @@ def build_processor(
 ) -> EfficientNetNVImageProcessor:
     """How images are prepared: as the checkpoint does, or by the published evaluation.
 
-    The recipe's `image_size`, `resize_margin` and `interpolation` change that where they say something.
+    The recipe's `image_size`, `resize_margin`, `interpolation` and `bit_depth` change that where they say something.
 
     Raises:
         UserError: the checkpoint does not say how, in a way that can be done.
@@ -102,7 +108,7 @@ def build_processor(
         margin = RESIZE_MARGIN if recipe.resize_margin is None else recipe.resize_margin
         resample = FILTERS[recipe.interpolation or "bicubic"]
         size = recipe.image_size or config.image_size
-        return EfficientNetNVImageProcessor.for_image_size(size, margin, resample=resample)
+        return EfficientNetNVImageProcessor.for_image_size(size, margin, resample=resample, bit_depth=recipe.bit_depth)
     settings = checkpoint.processor.to_dict()
     height, width = checkpoint.processor.crop_size["height"], checkpoint.processor.crop_size["width"]
     margin = checkpoint.processor.size["shortest_edge"] - min(height, width)
@@ -112,6 +118,8 @@ def build_processor(
         height = width = recipe.image_size
     if recipe.interpolation is not None:
         settings["resample"] = FILTERS[recipe.interpolation]
+    if recipe.bit_depth is not None:
+        settings["bit_depth"] = recipe.bit_depth
     if min(height, width) + margin < 1:
         raise UserError(
             f"--image_size {min(height, width)} with the margin {margin} leaves no image; give --resize_margin 0."
@@ -145,18 +153,30 @@ def _in_words(name: str, value: Any) -> str:
 
 
 def build_networks(
-    recipe: Recipe, start: Start, class_names: list[str], device: torch.device, channels_last: bool
+    recipe: Recipe,
+    start: Start,
+    class_names: list[str],
+    device: torch.device,
+    channels_last: bool,
+    several: bool = False,
 ) -> tuple[EfficientNetNVForImageClassification, EfficientNetNVForImageClassification | None]:
     """The network to train and, if there is one, its teacher in evaluation mode: on the device, and tuned for it.
 
+    Args:
+        several: whether the data has several labels per image.
+
     Raises:
-        UserError: see [`build_model`], or the teacher's classes are not the data's.
+        UserError: see [`build_model`], or the teacher's classes are not the data's, or of the other kind.
     """
-    networks, teacher = [build_model(recipe, start, class_names)], start.teacher
+    networks, teacher = [build_model(recipe, start, class_names, several)], start.teacher
     if teacher is not None:
-        if not has_classes(teacher.config, class_names, by_position=recipe.placement != "none"):
-            raise UserError(f"{teacher.flag} {teacher.name} knows other classes than the data.")
-        networks.append(teacher.load().eval().requires_grad_(False))
+        require_same_task(teacher.config, several, f"{teacher.flag} {teacher.name}")
+        head = Head.of(teacher, class_names, recipe.classes_by_position, some=True)
+        if head.rows is None:
+            raise UserError(f"{teacher.flag} {teacher.name} knows other classes than the data: {head.note}")
+        network = teacher.load()
+        take_classes(network, head.rows, head.names)
+        networks.append(network.eval().requires_grad_(False))
     for network in networks:
         network.to(device, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
         if device.type == "cpu":
@@ -171,8 +191,15 @@ def build_networks(
     return model, networks[1] if teacher is not None else None
 
 
-def build_model(recipe: Recipe, start: Start, class_names: list[str]) -> EfficientNetNVForImageClassification:
-    """A fresh network, or a checkpoint's weights with a new classifier if its classes are not these.
+def build_model(
+    recipe: Recipe, start: Start, class_names: list[str], several: bool = False
+) -> EfficientNetNVForImageClassification:
+    """A fresh network, or a checkpoint's weights: with its classifier, in the order of these classes, or with a new one
+    if its classes are not these.
+
+    Args:
+        several: whether the data has several labels per image. A classifier of one label per image is kept for it, too:
+            its classes are the same, another loss goes on from there.
 
     Raises:
         UserError: `num_labels` insists on another number, or the checkpoint cannot be used.
@@ -183,35 +210,84 @@ def build_model(recipe: Recipe, start: Start, class_names: list[str]) -> Efficie
     labels: dict[str, Any] = {"id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
     settings = recipe.architecture_overrides() | {"image_size": start.image_size}
     checkpoint = start.checkpoint
+    task = MULTI_LABEL if several else "single_label_classification"
     if checkpoint is None:
         config = copy.deepcopy(start.config)
+        config.problem_type = task if several else config.problem_type
         config.id2label, config.label2id = labels["id2label"], labels["label2id"]
         return EfficientNetNVForImageClassification(config)
     quantizes = recipe.placement != "none" or checkpoint.quantized
-    if has_classes(checkpoint.config, class_names, by_position=quantizes):
-        if "LABEL_0" not in (checkpoint.config.label2id or {}):
-            labels = {}  # it keeps the names that it has
-        return checkpoint.load(**labels, **settings)
+    if quantizes:
+        require_same_task(checkpoint.config, several, f"--model {checkpoint.name}")
+    if several != is_multi_label(checkpoint.config):
+        settings["problem_type"] = task
+    head = Head.of(checkpoint, class_names, recipe.classes_by_position)
+    if head.rows is not None:
+        model = checkpoint.load(**settings)
+        take_classes(model, head.rows, head.names)
+        return model
     if quantizes:
         raise UserError(
             f"--model {checkpoint.name} knows other classes than the data, and quantizing keeps the classifier;"
-            f" fine-tune the float model on these first, with {invocation('train')}."
+            f" fine-tune the float model on these first, with {invocation('train')}: {head.note.removesuffix('.')}."
         )
     model = checkpoint.load(new_classifier=True, **labels, **settings)
     model._init_weights(model.classifier)  # perhaps as many classes, but other ones: the old head means nothing
     return model
 
 
-def has_classes(config: EfficientNetNVConfig, class_names: list[str], by_position: bool = False) -> bool:
-    """Whether a checkpoint's classifier is for these classes.
+@dataclass(frozen=True)
+class Head:
+    """What becomes of a checkpoint's classifier where the data has these classes.
 
-    One that names none is, if their number fits; and so is one of ImageNet's thousand in words for its wnid folders.
+    Attributes:
+        rows: int64, for each class of the data its number among the checkpoint's; None where it needs a new classifier.
+        names: the classes of the network, in the data's order.
+        note: how they were matched, or why they were not, in a sentence; empty where both are the same list.
+    """
+
+    rows: np.ndarray | None
+    names: list[str]
+    note: str
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, class_names: list[str], by_position: bool, some: bool = False) -> "Head":
+        """Of a checkpoint for data of these classes.
+
+        Args:
+            some: whether a checkpoint that knows more classes will do.
+        """
+        known = checkpoint.class_names
+        if not known:
+            return cls(None, class_names, f"{checkpoint.name} has no classifier")
+        try:
+            match = match_classes(class_names, known, "the data", by_position)
+        except UserError as reason:
+            return cls(None, class_names, str(reason))
+        if not some and not match.is_one_to_one(known):
+            have, all_of_them = len(class_names), len(known)
+            return cls(
+                None, class_names, f"{checkpoint.name} knows {all_of_them:,} classes, the data has {have:,} of them"
+            )
+        named = class_names if is_nameless(known) else [known[number] for number in match.numbers]
+        return cls(match.numbers, named, match.note)
+
+
+@torch.no_grad()
+def take_classes(network: EfficientNetNVForImageClassification, rows: np.ndarray, names: list[str]) -> None:
+    """Makes a classifier answer for these of its classes in this order, in place; a quantized one keeps its ranges.
 
     Args:
-        by_position: take any classes for the same whose names are all others and whose number fits, as validation does.
+        rows: (classes,), the numbers that they have now.
+        names: what they are called.
     """
-    known = [config.id2label[i] for i in sorted(config.id2label)]
-    if known in (class_names, [f"LABEL_{i}" for i in range(len(class_names))]):
-        return True
-    imagenet = len(class_names) == 1000 and all(re.fullmatch(r"n\d{8}", name) for name in class_names)
-    return (by_position or imagenet) and len(known) == len(class_names) and not set(known) & set(class_names)
+    layer, config, own = network.classifier, network.config, torch.as_tensor(rows)
+    for name, parameter in list(layer.named_parameters(recurse=False)):
+        setattr(layer, name, torch.nn.Parameter(parameter[own], requires_grad=parameter.requires_grad))
+    quantizer = getattr(layer, "weight_quantizer", None)
+    if quantizer is not None:
+        quantizer._amax = quantizer._amax[own]  # one range per class
+    layer.out_features = network.num_labels = len(own)
+    if config.thresholds is not None:
+        config.thresholds = [config.thresholds[row] for row in own.tolist()]
+    config.id2label, config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}

@@ -95,15 +95,35 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
-def training_loss(logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+def training_loss(
+    logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float, multi_label: bool = False
+) -> torch.Tensor:
     """Cross entropy in fp32 against class indices (N,) or mixed-up probabilities (N, classes).
 
     `(1 - eps) * -sum(t log p) + eps * mean(-log p)`, which is torch's own definition for both kinds of target.
+
+    Args:
+        multi_label: binary cross entropy against (N, classes), the mean over images and classes, as transformers'; a
+            target t becomes `t (1 - eps) + eps / 2`.
     """
+    if multi_label:
+        targets = targets * (1 - label_smoothing) + label_smoothing / 2
+        return nn.functional.binary_cross_entropy_with_logits(logits.float(), targets)
     return nn.functional.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
 
 
-def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Kullback-Leibler divergence from the teacher's softened probabilities, times T^2 (arXiv:1503.02531)."""
+def distillation_loss(
+    logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float, multi_label: bool = False
+) -> torch.Tensor:
+    """Kullback-Leibler divergence from the teacher's softened probabilities, times T^2 (arXiv:1503.02531).
+
+    Args:
+        multi_label: each class is a question of its own, answered by a sigmoid; the mean over images and classes.
+    """
+    if multi_label:
+        student, teacher = (torch.stack([x, -x]).float() / temperature for x in (logits, teacher_logits))
+        log_probs, targets = nn.functional.logsigmoid(student), nn.functional.logsigmoid(teacher)
+        divergence = nn.functional.kl_div(log_probs, targets, reduction="sum", log_target=True) / logits.numel()
+        return divergence * temperature**2
     log_probs, targets = (nn.functional.log_softmax(x.float() / temperature, -1) for x in (logits, teacher_logits))
     return nn.functional.kl_div(log_probs, targets, reduction="batchmean", log_target=True) * temperature**2

@@ -12,6 +12,7 @@ import torch
 from ..checkpoint import read_config, read_weights
 from ..configuration import EfficientNetNVConfig
 from ..conversion import TRAINER_FILE, TrainerState, read_trainer_state
+from ..data.classes import match_classes
 from ..errors import UserError
 from ..manifest import MANIFEST, problem
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
@@ -92,6 +93,20 @@ class OriginalRun:
                 )
         model.load_state_dict(self.weights, strict=True)
 
+    def _check_classes(self, class_names: list[str]) -> None:
+        """Raises `UserError` where the data has its classes in another order: a run goes on with what it has."""
+        known = [self.config.id2label[i] for i in sorted(self.config.id2label)]
+        if len(known) != len(class_names):
+            return  # shapes differ, which is said with their numbers
+        where, mend = f"--resume {self.folder}", f"start from its weights with --model {self.folder}"
+        try:
+            # It was trained on sorted folders, whatever it calls them now.
+            match = match_classes(class_names, known, "the data", by_position=True)
+        except UserError as reason:
+            raise UserError(f"{where} was trained on other classes; {mend}: {reason}") from None
+        if match.numbers.tolist() != list(range(len(known))):
+            raise UserError(f"{where} was trained on these classes in another order; {mend}.")
+
     def restore(self, run) -> Progress:
         """Puts weights, optimizer state and moving average into the run's; returns the first step of the next epoch.
 
@@ -99,6 +114,7 @@ class OriginalRun:
         """
         assert self.state.epoch is not None  # see open
         model, optimizer, train = run.bare_model, run.optimizer, run.train_loader
+        self._check_classes(run.loaders.class_names)
         self.load_weights(model)
         updates = self.state.epoch * train.updates_per_epoch
         if self.state.optimizer_state:

@@ -1,4 +1,4 @@
-"""Curves of one or several runs from their metrics.jsonl: loss, top-1, top-5, learning rate, throughput.
+"""Curves of one or several runs from their metrics.jsonl: loss, accuracy, learning rate, throughput.
 
 effnet-hf plots runs/a runs/b --output_dir plots
 """
@@ -22,9 +22,12 @@ PANELS = (  # (title, y label, [(row type, metric, legend)])
     ("Loss", "cross entropy", [("epoch", "train.loss", "train"), ("val", "val.loss", "val")]),
     ("Top-1", "%", [("val", "val.top1", "val"), ("val_ema", "val_ema.top1", "moving average")]),
     ("Top-5", "%", [("val", "val.top5", "val"), ("val_ema", "val_ema.top5", "moving average")]),
+    ("mAP", "%", [("val", "val.map", "val"), ("val_ema", "val_ema.map", "moving average")]),
+    ("F1", "%", [("val", "val.f1", "val"), ("val_ema", "val_ema.f1", "moving average")]),
     ("Learning rate", "", [("train", "train.lr", "")]),
     ("Training throughput", "images/s", [("train", "train.total_ips", "")]),
 )
+_ONE_LABEL, _SEVERAL = ("Top-1", "Top-5"), ("mAP", "F1")
 STYLES = ("-", "--", ":")
 SOFTWARE = "effnet_hf"  # by which a drawing of ours is known
 _MOST = 10**15  # of a figure that is drawn: an axis needs room to both sides of it
@@ -69,8 +72,9 @@ def _has_a_place(row: dict) -> bool:
 def draw(runs: dict[str, Path], folder: Path) -> list[Path]:
     """Draws `curves.png` over the given runs (label -> output_dir), one colour a run; returns the files written."""
     rows = {printable(label): read_rows(path) for label, path in runs.items()}
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(4.2 * len(PANELS), 3.4), layout="constrained")
-    for axis, (title, unit, series) in zip(axes, PANELS):
+    panels = _panels(rows)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), layout="constrained", squeeze=False)
+    for axis, (title, unit, series) in zip(axes[0], panels):
         for color, (label, entries) in zip(plt.rcParams["axes.prop_cycle"].by_key()["color"] * 9, rows.items()):
             for style, (kind, metric, legend) in zip(STYLES, series):
                 points = _points(entries, kind, metric)
@@ -89,6 +93,14 @@ def draw(runs: dict[str, Path], folder: Path) -> list[Path]:
     finally:
         plt.close(figure)
     return [path]
+
+
+def _panels(runs: dict[str, list[dict]]) -> list[tuple]:
+    """Those for one label per image, for several, or for both, by what was validated."""
+    rows = [row for entries in runs.values() for row in entries]
+    several = any("val.map" in row for row in rows)
+    left_out = () if several and any("val.top1" in row for row in rows) else _ONE_LABEL if several else _SEVERAL
+    return [panel for panel in PANELS if panel[0] not in left_out]
 
 
 def _points(rows: list[dict], kind: str, metric: str) -> list[tuple[float, float]]:

@@ -29,7 +29,7 @@ class Progress:
     loss_count: int = _bounded(0)
     logged: tuple[float, int] = (0.0, 0)  # loss_sum and loss_count of the last line of metrics
     is_trained: bool = False  # all steps of `epoch` are done, its validation is still to come
-    best_top1: float = _bounded(-1.0, -1, 100)
+    best_top1: float = _bounded(-1.0, -1, 100)  # of several labels per image: mAP, and below F1
     best_topk: float = _bounded(0.0, 0, 100)
     best_loss: float = 0.0
     best_epoch: int = _bounded(-1, -1)

@@ -8,7 +8,9 @@ from pathlib import Path
 from ..cli import command_line, invocation
 from ..files import atomic_folder, atomic_write
 from ..hub import CardFacts, describe_preprocessing, push_folder, render_card, software_versions
+from ..multi_label import is_multi_label, shown
 from ..quiet import no_progress_bars
+from ..recipes import data_words
 from ..run_folder import RunFolder
 from .plots import draw
 from .run import Run
@@ -26,6 +28,7 @@ def finish(run: Run) -> None:
         with atomic_folder(folder.ema, overwrite=True, ours=True) as average, no_progress_bars():
             run.ema.model.save_pretrained(average)
             run.processor.save_pretrained(average)
+    first, second = run.figure_names
     seconds = progress.seconds + time.monotonic() - run.started
     summary = {
         "recipe": recipe.name,
@@ -34,8 +37,8 @@ def finish(run: Run) -> None:
         "seconds": round(seconds, 1),
         "best_epoch": progress.best_epoch + 1,
         "best_is_ema": progress.best_is_ema,
-        "top1": progress.best_top1,
-        f"top{recipe.top_k}": progress.best_topk,
+        first: progress.best_top1,
+        second: progress.best_topk,
         "loss": progress.best_loss,
         "n": progress.num_validated,
         "bad_files": run.train_loader.bad_files.count + run.loaders.val.bad_files.count,
@@ -65,15 +68,19 @@ def push(run: Run) -> None:
 
 def _facts(run: Run, summary: dict, tables) -> CardFacts:
     recipe, config = run.recipe, run.bare_model.config
-    source = recipe.dataset_name or (Path(recipe.data_dir).resolve().name if recipe.data_dir else "synthetic images")
-    topk = f"top{recipe.top_k}"
-    measured = {"top1": summary["top1"], topk: summary[topk], "loss": summary["loss"]} if summary["n"] else {}
+    local = recipe.labels or recipe.data_dir
+    source = recipe.dataset_name or (Path(local).resolve().name if local else "synthetic images")
+    names = run.figure_names
+    measured = {name: summary[name] for name in (*names, "loss")} if summary["n"] else {}
     notes = []
     if measured:
         which = ", the moving average of the weights" if summary["best_is_ema"] else ""
-        notes.append(f"Best of {summary['epochs']} epochs by top-1 on the images reported below{which}.")
+        notes.append(
+            f"Best of {summary['epochs']} epochs by {'top-1' if names[0] == 'top1' else shown(names[0])} on the images"
+            f" reported below{which}."
+        )
     settings = {name: value for name, value in vars(recipe).items() if value not in (None, [], False)}
-    for place in ("data_dir", "output_dir", "resume"):
+    for place in ("data_dir", "labels", "output_dir", "resume"):
         settings.pop(place, None)
     return CardFacts(
         name=f"EfficientNet {config.variant or ''} on {source}".replace("  ", " "),
@@ -82,6 +89,7 @@ def _facts(run: Run, summary: dict, tables) -> CardFacts:
         num_labels=config.num_labels,
         image_size=(run.processor.crop_size["height"], run.processor.crop_size["width"]),
         preprocessing=describe_preprocessing(run.processor),
+        multi_label=is_multi_label(config),
         dataset=source,
         dataset_id=recipe.dataset_name,
         n_eval=summary["n"] or None,
@@ -99,15 +107,18 @@ def _facts(run: Run, summary: dict, tables) -> CardFacts:
 
 
 def _say(run: Run, summary: dict, plots: list[Path]) -> None:
-    report, folder, topk = run.report, RunFolder(run.recipe.output_dir), f"top{run.recipe.top_k}"
+    report, folder = run.report, RunFolder(run.recipe.output_dir)
     minutes = summary["seconds"] / 60
     report.line()
     if summary["n"]:
         which = " (moving average)" if summary["best_is_ema"] else ""
+        figures = ", ".join(f"{shown(name)} {summary[name]:.2f} %" for name in run.figure_names)
         report.line(
-            f"best     epoch {summary['best_epoch']}{which}: top1 {summary['top1']:.2f} %,"
-            f" {topk} {summary[topk]:.2f} %, loss {summary['loss']:.4f} on {summary['n']:,} images"
+            f"best     epoch {summary['best_epoch']}{which}: {figures}, loss {summary['loss']:.4f} on"
+            f" {summary['n']:,} images"
         )
+        if is_multi_label(run.bare_model.config):
+            report.line("         F1 at one threshold per class, the best on these images: `thresholds` in config.json")
     report.line(f"time     {minutes:.1f} minutes, {summary['updates']:,} optimizer steps")
     if summary["bad_files"]:
         report.line(f"bad      {summary['bad_files']} unreadable images were replaced or left out: {folder.bad_files}")
@@ -119,4 +130,5 @@ def _say(run: Run, summary: dict, plots: list[Path]) -> None:
         report.line(f"profile  {folder.profile}/trace.json, top_operators.txt")
     model = shlex.quote(str(folder.path))
     report.line(f"next     {invocation('classify')} --model {model} IMAGE")
-    report.line(f"         {invocation('validate')} --model {model} --data_dir DIR")
+    images = shlex.join(data_words(run.recipe)) or "--data_dir DIR"  # of synthetic ones there are none to measure
+    report.line(f"         {invocation('validate')} --model {model} {images}")

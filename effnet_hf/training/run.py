@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from ..data import BatchPlan, Loader, Loaders
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
+from ..multi_label import figure_names
 from ..recipes import Recipe
 from .ema import ModelEMA
 from .metrics import LossMeter, Speed
@@ -69,6 +70,11 @@ class Run:
     def train_loader(self) -> Loader:
         assert self.loaders.train is not None  # a run is built with both
         return self.loaders.train
+
+    @property
+    def figure_names(self) -> tuple[str, str]:
+        """Of a validation, beside its loss; the first decides which model is best."""
+        return figure_names(self.bare_model.config, self.recipe.top_k)
 
     @property
     def patience_is_over(self) -> bool:
@@ -203,12 +209,12 @@ class Run:
             self.limit_told = verdict
 
     def log_epoch(self, train_loss: float, results: dict[str, dict]) -> None:
-        progress, topk = self.progress, f"top{self.recipe.top_k}"
+        progress = self.progress
         text = f"epoch {progress.epoch + 1:>3}/{self.recipe.epochs}  train.loss {train_loss:.4f}"
         for kind, figures in results.items():
             values = {f"{kind}.{name}": value for name, value in figures.items()}
             self.report.log(kind, progress.total_updates, values, epoch=progress.epoch)
-            text += f"  {kind}.top1 {figures['top1']:6.2f}  {kind}.{topk} {figures[topk]:6.2f}"
+            text += "".join(f"  {kind}.{name} {figures[name]:6.2f}" for name in self.figure_names)
             text += f"  {kind}.loss {figures['loss']:.4f}"
         self.report.log("epoch", progress.total_updates, {"train.loss": train_loss}, epoch=progress.epoch)
         self.report.line(text + ("  best" if progress.epochs_since_best == 0 else ""))

@@ -10,12 +10,13 @@ from ..cli import command_line
 from ..data import build_loaders
 from ..files import atomic_write
 from ..hub import software_versions
+from ..multi_label import is_multi_label
 from ..recipes import Recipe
 from ..run_folder import RunFolder
 from .batches import plan_for
 from .compilation import compile_model
 from .ema import ModelEMA
-from .model import build_networks, has_classes, open_start, preparation
+from .model import Head, build_networks, open_start, preparation
 from .optim import build_optimizer, peak_learning_rate
 from .original_run import OriginalRun
 from .precision import wants_channels_last
@@ -50,7 +51,8 @@ def build_run(recipe: Recipe, accelerator: Accelerator, quantization: Quantizing
     loaders = build_loaders(recipe, start.processor, plan, accelerator.device, channels_last=channels_last)
     assert loaders.train is not None
     set_seed(recipe.seed)  # the same fresh weights on every process …
-    model, teacher = build_networks(recipe, start, loaders.class_names, accelerator.device, channels_last)
+    several = loaders.label_sets is not None
+    model, teacher = build_networks(recipe, start, loaders.class_names, accelerator.device, channels_last, several)
     if not resuming:
         if quantization is not None:
             quantization.check(model)
@@ -81,6 +83,7 @@ def restore_run(run: Run) -> None:
     set_seed(recipe.seed, device_specific=True)  # … and other dropout draws on each
     if run.accelerator.is_main_process:
         run.checkpoints.listing = run.loaders.listing()
+        run.loaders.notes += run.loaders.notes_on_copies(run.checkpoints.listing)
     if run.resumed is not None:
         run.progress = run.resumed.restore(run)
     if run.accelerator.is_main_process:
@@ -109,7 +112,7 @@ def introduce(run: Run, chosen: str = "") -> None:
     report.line(f"model    {config.variant or 'custom'}, {parameters:,} parameters, {side}, {_start(run)}")
     report.line(
         f"data     {train.num_samples:,} training and {run.loaders.val.num_samples:,} validation images,"
-        f" {len(run.loaders.class_names)} classes, {recipe.loader}"
+        f" {len(run.loaders.class_names)} classes{', several per image' * is_multi_label(config)}, {recipe.loader}"
     )
     epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
     report.line(f"batch    {run.plan}; {train.updates_per_epoch} steps per epoch, {epochs}")
@@ -118,11 +121,16 @@ def introduce(run: Run, chosen: str = "") -> None:
         steps = f"{train.updates_per_epoch} step{'s' * (train.updates_per_epoch != 1)}"
         flags = "--global_batch_size" + " and --per_device_batch_size" * (recipe.per_device_batch_size is not None)
         notes.append(f"only {steps} per epoch; lower {flags} for more")
+    by_position, names = recipe.classes_by_position, run.loaders.class_names
     if run.start.checkpoint is not None and not isinstance(run.resumed, SavedRun):
         notes.append(preparation(run.processor, run.start.checkpoint))
-    if run.start.teacher is not None and run.start.teacher is not run.start.checkpoint:
-        notes.append(preparation(run.processor, run.start.teacher))
-    for note in notes:
+        notes.append(Head.of(run.start.checkpoint, names, by_position).note)
+    if run.start.teacher is not None:
+        if run.start.teacher is not run.start.checkpoint:
+            notes.append(preparation(run.processor, run.start.teacher))
+        if taught := Head.of(run.start.teacher, names, by_position, some=True).note:
+            notes.append(f"teacher: {taught}")
+    for note in filter(None, notes):
         report.line(f"         {note}")
     report.line(f"optimize {recipe.optimizer}, learning rate {peak:.4g}{scaled}, {recipe.lr_schedule}")
     report.line(f"device   {accelerator.num_processes} x {describe_device(accelerator.device)}, {recipe.precision}")
@@ -173,10 +181,10 @@ def _start(run: Run) -> str:
         return "fresh weights" if run.resumed is None else "weights of the checkpoint"
     config, names = run.bare_model.config, run.loaders.class_names
     start = f"weights of {checkpoint.name}"
-    if not has_classes(checkpoint.config, names, by_position=run.recipe.placement != "none"):
+    if Head.of(checkpoint, names, run.recipe.classes_by_position).rows is None:
         return f"{start}, a new classifier for {config.num_labels} classes"
-    if [config.id2label[i] for i in sorted(config.id2label)] != names:
-        return f"{start}, whose {config.num_labels} classes are the folders in this order"
+    if is_multi_label(config) != is_multi_label(checkpoint.config):
+        start += f", its classifier to learn {'several labels' if is_multi_label(config) else 'one label'} per image"
     return start
 
 

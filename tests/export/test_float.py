@@ -20,6 +20,7 @@ from effnet_hf.export import ExportOptions, check, export_model, graph
 from effnet_hf.export.api import check_images
 from effnet_hf.export.graph import shape_of
 from effnet_hf.export.network import ExportedNetwork
+from effnet_hf.recipes import Recipe
 
 from ..data.torture import photo
 from .conftest import NAMES, as_arrays, make_checkpoint
@@ -134,19 +135,19 @@ def test_folding_keeps_the_function_and_the_original(checkpoint):
 def test_images_of_a_folder_give_accuracy_and_cover_all_classes(checkpoint, photos, tmp_path):
     found = export_model(str(checkpoint), tmp_path / "out", data_dir=str(photos), num_images=9)
     assert found.images == f"9 images of {photos.name}" and found.top1[0] == found.top1[1]
-    images = check_images(open_checkpoint(str(checkpoint)), str(photos), 0.0, 9, ExportOptions())
+    images = check_images(open_checkpoint(str(checkpoint)), Recipe(data_dir=str(photos)), 9, ExportOptions())
     assert sorted(set(images.labels)) == [0, 1, 2]
     assert "generated" in export_model(str(checkpoint), tmp_path / "generated").images
 
 
 def test_images_that_training_held_out_of_a_flat_folder(checkpoint, photos, tmp_path):
     opened, flat = open_checkpoint(str(checkpoint)), str(photos / "train")
-    held_out = check_images(opened, flat, 0.25, None, ExportOptions())
+    held_out = check_images(opened, Recipe(data_dir=flat, val_fraction=0.25), None, ExportOptions())
     assert len(held_out) == 6 and sorted(held_out.labels) == [0, 0, 1, 1, 2, 2]
     (tmp_path / "zebra").symlink_to(photos / "val/dog")
     for name in ("bird", "cat"):
         (tmp_path / name).symlink_to(photos / "val" / name)
-    assert check_images(opened, str(tmp_path), 0.0, None, ExportOptions()).labels is None  # no dog
+    assert check_images(opened, Recipe(data_dir=str(tmp_path)), None, ExportOptions()).labels is None  # no dog
 
 
 def test_wrong_weights_are_caught_and_leave_nothing(checkpoint, tmp_path, monkeypatch):

@@ -23,11 +23,13 @@ def make_quantized(tmp_path_factory, photos, placement):
 
     from effnet_hf.export.check import FolderImages
     from effnet_hf.quantization import calibrate, quantize
+    from effnet_hf.recipes import Recipe
 
     folder = make_checkpoint(tmp_path_factory.mktemp("float") / "model")
     model = EfficientNetNVForImageClassification.from_pretrained(folder)
     quantize(model, placement=placement)
-    images = [FolderImages(str(photos), ["bird", "cat", "dog"]).open(i) for i in range(24)]
+    images = FolderImages(Recipe(data_dir=str(photos)), ["bird", "cat", "dog"])
+    images = [images.open(i) for i in range(24)]
     calibrate(model, [torch.from_numpy(as_arrays(folder, images))])
     target = tmp_path_factory.mktemp("quantized") / "model"
     model.save_pretrained(target)

@@ -106,13 +106,13 @@ def flip(path, place=None):
     path.write_bytes(data)
 
 
-def test_a_changed_model_is_refused_where_a_manifest_lies_beside_it(folder, image):
+def test_a_changed_model_is_refused_where_a_manifest_lies_beside_it(folder):
     ONNXEfficientNet.from_pretrained(folder)
     flip(folder / "model.onnx")
     with pytest.raises(UserError, match="model.onnx is not what was written.*where you changed it yourself, remove"):
         ONNXEfficientNet.from_pretrained(folder)
     (folder / "manifest.json").unlink()
-    ONNXEfficientNet.from_pretrained(folder).classify(image)
+    ONNXEfficientNet.from_pretrained(folder)  # what it answers depends on the bit
 
 
 def test_a_model_that_the_manifest_does_not_know_is_refused(folder):

@@ -136,3 +136,11 @@ def test_words_of_others_stay_words():
     text = card.split("## How it was made")[0].split("---", 2)[2] + card.split("## Limits")[1]
     assert "](http" not in text.replace(r"\]", "") and "<img" not in text.replace(r"\<", "")
     assert ModelCard(card).data.tags == ModelCard(plain).data.tags
+
+
+def test_several_labels_are_told_by_their_own_figures_and_a_sigmoid():
+    facts = {"name": "x", "variant": "b0", "num_labels": 3, "image_size": 32, "preprocessing": "none", "dataset": "d"}
+    card = render_card(CardFacts(**facts, multi_label=True, metrics={"map": 81.5, "f1": 70.25, "loss": 0.125}))
+    for words in ("logits.sigmoid()", "| Mean average precision (%) | 81.5 |", "| Binary cross-entropy loss | 0.125 |"):
+        assert words in card
+    assert "softmax" not in card and "metrics:\n- map" in card

@@ -142,22 +142,34 @@ def test_what_cannot_work_is_one_sentence(changes, named, squares, float_model, 
 def test_quantized_model_of_other_settings_or_classes_is_refused(squares, whole_run, tmp_path):
     with pytest.raises(UserError, match="is quantized with placement 'nvidia', not 'cpu'"):
         run(quantized_recipe(squares, tmp_path / "run", whole_run, placement="cpu"))
-    for classes in (["a", "b"], ["blue", "b", "c"]):
-        with pytest.raises(UserError, match="knows other classes than the data, and quantizing keeps the classifier"):
-            built(small_recipe(squares, tmp_path, model=str(whole_run)), classes)
+    recipe = small_recipe(squares, tmp_path, model=str(whole_run))
+    for classes, reason in (
+        (["a", "b"], "does not know: a, b; it knows 3, e.g. blue, green, red.$"),
+        (["blue", "b", "c"], "does not know: b, c; .* Name them as it does"),
+        (["blue", "red"], "knows 3 classes, the data has 2 of them.$"),
+        (["a", "b", "c"], "say --classes_by_position true.$"),
+    ):
+        with pytest.raises(UserError, match=f"knows other classes than the data, and quantizing keeps .*: .*{reason}"):
+            built(recipe, classes)
+    assert list(built(recipe.replace(classes_by_position=True), ["a", "b", "c"]).config.label2id) == [
+        "blue",
+        "green",
+        "red",
+    ]
 
 
-def test_classes_under_other_names_keep_the_classifier_and_its_names(squares, float_model, tmp_path):
-    """As ImageNet's folders, which are wnids, and the words that converted checkpoints know."""
+def test_classes_under_other_names_keep_the_classifier_and_its_names(squares, float_model, tmp_path, capsys):
+    """As numbers, in the order of the checkpoint's words; other names do so where it is said."""
     for split in ("train", "val"):
-        (tmp_path / "wnids" / split).mkdir(parents=True)
+        (tmp_path / "numbers" / split).mkdir(parents=True)
         for number, name in enumerate(("blue", "green", "red")):
-            (tmp_path / "wnids" / split / f"n0000000{number}").symlink_to(squares / split / name)
-    for data, name in ((squares, "words"), (tmp_path / "wnids", "numbers")):
+            (tmp_path / "numbers" / split / f"0{number}").symlink_to(squares / split / name)
+    for data, name in ((squares, "words"), (tmp_path / "numbers", "numbered")):
         assert run(quantized_recipe(data, tmp_path / name, float_model, epochs=0)) == 0
-    words, numbers = (json.loads((tmp_path / name / "quantization.json").read_text()) for name in ("words", "numbers"))
+    assert "classes are matched with the checkpoint's by index, e.g. 00 is blue" in capsys.readouterr().out
+    words, numbers = (json.loads((tmp_path / name / "quantization.json").read_text()) for name in ("words", "numbered"))
     assert words == numbers
-    assert set(AutoConfig.from_pretrained(tmp_path / "numbers").label2id) == {"blue", "green", "red"}
+    assert set(AutoConfig.from_pretrained(tmp_path / "numbered").label2id) == {"blue", "green", "red"}
 
 
 def test_sensitivity_finds_the_layer_that_was_spoilt(whole_run, tmp_path):

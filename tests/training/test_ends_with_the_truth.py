@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from effnet_hf import cli
 from effnet_hf.errors import UserError
-from effnet_hf.training import loop, publish, signals, train, validate_checkpoint
+from effnet_hf.training import loop, metrics, publish, signals, train, validate_checkpoint
 from effnet_hf.training.progress import Progress
 from effnet_hf.training.report import Report
 from effnet_hf.training.resume import Checkpoints
@@ -125,7 +125,7 @@ def test_every_signal_saves(number, squares, tiny, whole_run, tmp_path, monkeypa
 def test_a_signal_in_validation_is_obeyed_at_once_and_loses_nothing(
     call, squares, tiny, whole_run, tmp_path, monkeypatch
 ):
-    calls = send_at(monkeypatch, loop, "topk_correct", call)  # 3 batches a validation
+    calls = send_at(monkeypatch, metrics, "topk_correct", call)  # 3 batches a validation
     recipe = recipe_of(squares, tiny, tmp_path / "run", resume="auto", checkpoint_every_epochs=call % 2)
     assert train(recipe) == EXIT_INTERRUPTED and len(calls) == call
     epoch = 0 if call < 7 else 1

@@ -14,10 +14,8 @@ from accelerate.utils import set_seed
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification
 
-from effnet_hf import EfficientNetNVConfig
 from effnet_hf.errors import UserError
 from effnet_hf.training import Run, loop, precision, train, validate, validate_checkpoint
-from effnet_hf.training.model import has_classes
 from effnet_hf.training.signals import EXIT_INTERRUPTED, Interruption
 
 from . import compare_layouts, kill_and_resume
@@ -202,17 +200,6 @@ def test_head_of_the_same_size_but_other_classes_is_new(squares, whole_run, tmp_
     base = AutoModelForImageClassification.from_pretrained(whole_run)
     assert torch.equal(built(recipe, ["blue", "green", "red"]).classifier.weight, base.classifier.weight)
     assert not torch.equal(built(recipe, ["a", "b", "c"]).classifier.weight, base.classifier.weight)
-
-
-def test_imagenets_folders_are_its_classes_in_words():
-    words = EfficientNetNVConfig(id2label={i: f"word {i}" for i in range(1000)})
-    wnids = [f"n{i:08d}" for i in range(1000)]
-    assert (
-        has_classes(words, wnids) and not has_classes(words, wnids[:-1]) and not has_classes(words, wnids[1:] + ["x"])
-    )
-    few = EfficientNetNVConfig(id2label={0: "a", 1: "b"})
-    assert not has_classes(few, ["n00000000", "n00000001"]) and has_classes(few, ["x", "y"], by_position=True)
-    assert not has_classes(few, ["b", "a"], by_position=True)
 
 
 REFUSALS = [

@@ -1,13 +1,16 @@
 """Accuracy, speed and latency figures mean what their names say."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import average_precision_score, f1_score
 
+from effnet_hf import EfficientNetNVConfig
 from effnet_hf.training import TopKAccuracy
-from effnet_hf.training.metrics import LatencyMeter, Speed, percentiles, topk_correct
+from effnet_hf.training.metrics import LatencyMeter, SeveralLabels, Speed, percentiles, topk_correct
 
 
 def test_topk_counts_by_hand():
@@ -98,3 +101,27 @@ def test_on_cuda_the_wait_for_data_is_the_devices(monkeypatch):
             clock["device"] += 4.0
             speed.count_update()
         assert speed.figures()["train.data_time"] == pytest.approx(expected)
+
+
+def test_answers_of_several_processes_are_counted_once_each():
+    config = EfficientNetNVConfig(num_labels=2, problem_type="multi_label_classification", thresholds=[0.4, 0.6])
+    generator = torch.Generator().manual_seed(0)
+    logits, targets = torch.randn(7, 2, generator=generator), torch.tensor([[1, 0], [0, 1], [1, 1], *[[0, 0]] * 4])
+    alone = SeveralLabels(config, torch.device("cpu"))
+    parts = [SeveralLabels(config, torch.device("cpu")) for _ in range(3)]  # of 4, 3 and no images
+    for start, stop, part in ((0, 4, 0), (4, 7, 1)):
+        for meter in (alone, parts[part]):
+            meter.add(logits[start:stop], targets[start:stop].float())
+    rows = [torch.cat(part.rows) for part in parts]
+    padded = [torch.nn.functional.pad(each, (0, 0, 0, 4 - len(each)), value=float("nan")) for each in rows]
+    three = SimpleNamespace(
+        pad_across_processes=lambda rows, pad_index: padded[0], gather=lambda rows: torch.cat(padded)
+    )
+    one = SimpleNamespace(pad_across_processes=lambda rows, pad_index: rows, gather=lambda rows: rows)
+    figures = alone.figures(one, choose=False)
+    assert parts[0].figures(three, choose=False) == figures
+    assert figures["map"] == pytest.approx(100 * average_precision_score(targets, logits))
+    found = logits.sigmoid() >= torch.tensor([0.4, 0.6])
+    assert figures["f1"] == pytest.approx(100 * f1_score(targets, found, average="macro"))
+    alone.figures(one, choose=True)
+    assert config.thresholds == [0.5, 0.5]  # too few images

@@ -5,12 +5,13 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
 
-from effnet_hf import EfficientNetNVForImageClassification
+from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification
 from effnet_hf.conversion import TRAINER_FILE, load_foreign, to_foreign, write_folder
 from effnet_hf.conversion.nvidia import NVIDIA
 from effnet_hf.errors import UserError
 from effnet_hf.recipes import Recipe
 from effnet_hf.training import build_optimizer, train
+from effnet_hf.training.original_run import OriginalRun
 from effnet_hf.training.progress import Progress
 from effnet_hf.training.state import TrainingState
 
@@ -123,3 +124,16 @@ def test_what_cannot_go_on_says_why_and_writes_nothing(changes, message, squares
     with pytest.raises(UserError, match=message):
         train(small_recipe(squares, tmp_path / "run", **{**SETTINGS, **changes}))
     assert not (tmp_path / "run" / "metrics.jsonl").exists() and not (tmp_path / "run" / "recipe.yaml").exists()
+
+
+def test_its_classes_are_the_datas_in_this_order(tmp_path):
+    def check(known, data):
+        config = EfficientNetNVConfig(id2label=dict(enumerate(known)))
+        OriginalRun(tmp_path, config, state=None, weights={})._check_classes(data)
+
+    for known in (["cat", "dog"], ["LABEL_0", "LABEL_1"], ["x", "y"]):  # the last: words of what wnids name
+        check(known, ["cat", "dog"])
+    with pytest.raises(UserError, match="was trained on these classes in another order; start from its weights with"):
+        check(["dog", "cat"], ["cat", "dog"])
+    with pytest.raises(UserError, match="was trained on other classes; start from its weights with --model .*: dog;"):
+        check(["cat", "elk"], ["cat", "dog"])

@@ -96,3 +96,18 @@ def test_what_no_axis_has_room_for_is_left_out(value, tmp_path, drawn):
     plots.draw({"a": run}, tmp_path / "out")
     before, after = ([list(line.get_ydata()) for axis in figure.axes for line in axis.lines] for figure in drawn)
     assert before == after and any(before)
+
+
+@pytest.mark.parametrize(
+    ("validated", "kinds"),
+    [
+        (["top1"], ["Top-1", "Top-5"]),
+        (["map"], ["mAP", "F1"]),
+        (["top1", "map"], ["Top-1", "Top-5", "mAP", "F1"]),
+        ([], ["Top-1", "Top-5"]),
+    ],
+    ids=str,
+)
+def test_panels_are_those_of_what_was_validated(validated, kinds):
+    runs = {name: [{"type": "val", "epoch": 0, f"val.{name}": 50.0}] for name in validated}
+    assert [title for title, _, _ in plots._panels(runs)][1:-2] == kinds
