@@ -14,7 +14,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -23,7 +25,7 @@ from effnet_hf import EfficientNetNVImageProcessor
 from effnet_hf.cli import ArgumentParser, at_least, run
 from effnet_hf.data.pictures import Picture, Reading, read_file
 from effnet_hf.data.transforms import EvaluationTransform, TrainTransform
-from effnet_hf.recipes.options import DataOptions
+from effnet_hf.recipes import Recipe
 
 
 MB = 10**6
@@ -42,7 +44,7 @@ def colour(side: int) -> Image.Image:
 
 TURNED = Image.Exif()
 TURNED[0x0112] = 6
-KINDS = {
+KINDS: dict[str, Callable[[int], tuple[Image.Image, dict[str, Any]]]] = {
     "JPEG": lambda side: (colour(side), {"format": "JPEG"}),
     "JPEG, progressive": lambda side: (colour(side), {"format": "JPEG", "progressive": True}),
     "JPEG, turned by EXIF": lambda side: (colour(side), {"format": "JPEG", "exif": TURNED}),
@@ -82,7 +84,7 @@ def open_one(file: str, step: str) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pixels", type=at_least(1000), default=DataOptions.max_pixels, help="of each file")
+    parser.add_argument("--pixels", type=at_least(1000), default=Recipe.max_pixels, help="of each file")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS, metavar="KIND", help="of files")
     arguments = parser.parse_args(argv)
     side = math.isqrt(arguments.pixels)
