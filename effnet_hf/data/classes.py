@@ -151,9 +151,10 @@ def _composed(name: str) -> str:
 
 
 def _loose(name: str) -> str | None:
-    """What is left without case, space, underscore and dash; a sign or a separator between digits means something."""
-    key = re.sub(r"(?<=\d)[\s_-]+(?=\d)|^-(?=\d)", "|", _composed(name).casefold().strip())
-    return re.sub(r"[\s_-]+", "", key) or None
+    """What is left without case, space, underscore, and a dash within a word; `HER2-`, `-1` and `1-2` keep theirs, and
+    so do digits what separates them."""
+    key = re.sub(r"(?<=\d)[\s_-]+(?=\d)", "|", _composed(name).casefold())
+    return re.sub(r"(?<=\w)-+(?=\w)|[\s_]+", "", key) or None
 
 
 def _whole_number(name: str) -> int | None:

@@ -91,7 +91,6 @@ class DataListing:
             return "an image had {}, has {} now".format(*ways)
         known, found = set(before), set(after)
         gone, new = [name for name in before if name not in found], [name for name in after if name not in known]
-        more = f" (and {len(gone) + len(new) - 1} more)" if len(gone) + len(new) > 1 else ""
         if not gone and not new:
             first = next(i for i, pair in enumerate(zip(before, after)) if pair[0] != pair[1])
             return f"the classes have another order: number {first} was {before[first]}, is {after[first]} now"
@@ -99,10 +98,9 @@ class DataListing:
             images = self._sizes_of(gone[0])
             renamed = next((name for name in new if np.array_equal(images, now._sizes_of(name))), None)
             if renamed is not None:
-                more = f" (and {len(gone) + len(new) - 2} more)" if len(gone) + len(new) > 2 else ""
-                return f"class {gone[0]} is called {renamed} now{more}"
-            return f"class {gone[0]} is gone{more}"
-        return f"class {new[0]} is new{more}"
+                return f"class {gone[0]} is called {renamed} now{_and_more(max(len(gone), len(new)))}"
+            return f"class {gone[0]} is gone{_and_more(len(gone) + len(new))}"
+        return f"class {new[0]} is new{_and_more(len(new))}"
 
     def difference(self, now: "DataListing") -> str | None:
         """The first image that is another one, as part of a sentence, and how many more are; None if none is."""
@@ -119,8 +117,7 @@ class DataListing:
             return None if len(before) < 2 else "the images have another order"
         place = pc.coalesce(changed["row"], changed["row_now"])
         row = changed.slice(int(np.argmin(place.to_numpy())), 1).to_pylist()[0]
-        more = f" (and {len(changed) - 1:,} more)" if len(changed) > 1 else ""
-        return f"{_what_happened(row, changed, places)}{more}"
+        return f"{_what_happened(row, changed, places)}{_and_more(len(changed))}"
 
     def _with_one_numbering(self, now: "DataListing") -> tuple[list[str], pa.Table, pa.Table]:
         """What to say of an image that had each label, and both tables: a label is the same number in both."""
@@ -153,6 +150,10 @@ def _read_sets(text: bytes, classes: int) -> np.ndarray:
     for numbers, row in zip(listed, sets):
         row[numbers] = 1
     return sets
+
+
+def _and_more(count: int) -> str:
+    return f" (and {count - 1:,} more)" if count > 1 else ""
 
 
 def _what_happened(row: dict, changed: pa.Table, places: list[str]) -> str:

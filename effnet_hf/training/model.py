@@ -68,6 +68,8 @@ def open_start(recipe: Recipe, resumed: Path | None = None) -> Start:
             teacher = open_checkpoint(recipe.teacher, "--teacher")
         if teacher is None:
             raise UserError("--distillation_weight needs a --teacher, or a --model to start from.")
+    elif recipe.teacher is not None:
+        raise UserError(f"--teacher {recipe.teacher} teaches nothing with --distillation_weight 0; give it a weight.")
     if recipe.classes_by_position and checkpoint is None and teacher is None:
         raise UserError(
             "--classes_by_position is about the classes of a checkpoint; give one with --model, or leave it out."

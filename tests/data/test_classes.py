@@ -36,6 +36,7 @@ MATCHES = {
         ["Great_Dane", "hot-dog"], ["hotdog", "great dane"], [1, 0],
         "without regard to case, space, underscore and dash, e.g. Great_Dane is great dane",
     ),
+    "a dash at the end": (["A-", "A", "E. coli -", "E._coli"], ["a", "a-", "e. coli", "e. coli -"], [1, 0, 3, 2], "by"),
     "names that differ in case alone": (["A", "a"], ["a", "A"], [1, 0], "by name"),
     "padded numbers": (["01", "02"], ["1", "2", "3"], [0, 1], "by the numbers that they name, e.g. 01 is 1"),
     "numbers for number words": (numbers(10), DIGITS, [9, 4, 8, 7, 2, 1, 6, 5, 0, 3], "e.g. 0 is zero"),

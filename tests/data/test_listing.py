@@ -114,6 +114,8 @@ def test_classes_that_change_are_told_apart(data):
     now = listing(data)
     assert before.class_difference(now) == "class dog is called apple now"
     assert now.class_difference(before) == "class apple is called dog now"
+    names = DataListing(["Bird", "Cat", "Dog"], before.table)
+    assert before.class_difference(names) == "class bird is called Bird now (and 2 more)"
     other = DataListing(["bird", "dog", "cat"], before.table)
     assert before.class_difference(other) == "the classes have another order: number 1 was cat, is dog now"
     for split in ("train", "val"):

@@ -28,6 +28,8 @@ CASES = {
         ("--benchmark trian", "--benchmark: invalid choice: 'trian'"),
         ("--steps 1.5", "--steps"),
         (SMALL + "--benchmark train --steps 0", "--steps: must be a whole number of at least 1"),
+        (SMALL + "--classes_by_position true", "--classes_by_position is about the classes of a checkpoint; give one"),
+        (SMALL + "--teacher {data}", "teaches nothing with --distillation_weight 0; give it a weight"),
         # values
         ("--epochs 1.5", "--epochs"),
         ("--epochs -1", "--epochs must be at least 0"),
