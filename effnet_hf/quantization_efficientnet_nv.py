@@ -249,6 +249,14 @@ _torch = torch._C
 _IN_PLACE = {nn.SiLU: nn.functional.silu, nn.ReLU: nn.functional.relu, nn.ReLU6: nn.functional.relu6}
 
 
+def _doors() -> tuple:
+    """Where a tool may stand that watches every layer of a kind: functions of torch's, which it has replaced then."""
+    return nn.BatchNorm2d.forward, nn.Conv2d.forward, nn.Module.__call__, nn.functional.batch_norm
+
+
+_DOORS = _doors()
+
+
 def activate(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`block.act(x)` of `x = block.bn(block.conv(…))`, written over `x` where gradients are off and nobody else can
     have kept it: that saves memory traffic, and hooks see the same values with and without gradients."""
@@ -280,6 +288,7 @@ def _is_watched(modules: dict, x: torch.Tensor) -> bool:
         or "forward" in conv  # of this one instance
         or "forward" in bn
         or "forward" in act
+        or _doors() != _DOORS
         or _torch._is_tracing()
         or _torch._len_torch_function_stack()  # modes, which see every operation
         or _torch._len_torch_dispatch_stack()

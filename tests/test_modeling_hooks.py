@@ -154,6 +154,26 @@ def test_a_forward_put_on_one_module_keeps_what_it_made(network):
     assert torch.equal(*kept)
 
 
+@pytest.mark.parametrize(
+    "place, name", [(nn.BatchNorm2d, "forward"), (nn.functional, "batch_norm"), (nn.Module, "__call__")]
+)
+def test_a_tool_in_the_place_of_a_function_of_torch_keeps_what_it_saw(place, name, network, monkeypatch):
+    model, original, kept = network(), getattr(place, name), []
+
+    def wrapped(*given, **named):
+        got = original(*given, **named)
+        if isinstance(got, torch.Tensor):
+            kept.append(got)
+        return got
+
+    monkeypatch.setattr(place, name, wrapped)
+    for gradients in (False, True):
+        with torch.set_grad_enabled(gradients):
+            model(PIXELS)
+    half = len(kept) // 2
+    assert half and all(torch.equal(a, b) for a, b in zip(kept[:half], kept[half:]))
+
+
 @pytest.mark.parametrize("base", [TorchFunctionMode, TorchDispatchMode])
 def test_a_mode_sees_what_was_computed(base, network):
     class Recorder(base):

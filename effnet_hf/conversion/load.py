@@ -144,7 +144,7 @@ def find_variant(tensors: Mapping[str, torch.Tensor], dialect: Dialect, where: s
     if best > _TOO_DIFFERENT * weights:
         raise UserError(
             f"{where} has {dialect.title} names but not the shapes of an EfficientNet we know; nearest is {found[0]}, "
-            f"where {best} of {weights} layers differ. Known: {', '.join(VARIANTS)}."
+            f"where {best} layers differ. Known: {', '.join(VARIANTS)}."
         )
     if len(found) > 1:
         raise UserError(f"{where} fits {' and '.join(found)} equally badly ({best} layers differ).")
@@ -207,7 +207,14 @@ def load_foreign(
         raise UserError(f"{opened.name}: what lies beside its weights describes no EfficientNet: {what}") from error
     if config.quantization and config.quantization["batch_norm"] == "folded":
         raise UserError(f"{where}: its batch norm is folded into the convolutions, which no other EfficientNet has.")
-    state = spoken.read(tensors, config, where)
+    try:
+        state = spoken.read(tensors, config, where)
+    except UserError as error:  # a loss or a metric that was saved beside it
+        beside = next((key for key in opened.tensors if not key.startswith(network.prefix)), None)
+        if prefix is not None or beside is None:
+            raise
+        under = printable(network.prefix.rstrip("."))
+        raise UserError(f"{error} If {printable(beside)} is no part of it: --prefix {under} leaves it out.") from None
     quantizer_amax = spoken.read_quantizers(amax, config, where)
     trainer_state = None
     if opened.extras and spoken not in (NVIDIA, OURS) or config.num_channels != 3:  # of runs that `train` cannot go on

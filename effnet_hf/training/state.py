@@ -143,7 +143,10 @@ class TrainingState:
             parameter = parameters.get(name)
             shape = () if key == "step" else getattr(parameter, "shape", None)
             if name not in numbers or parameter is None or (tensor.shape, tensor.dtype) != (shape, parameter.dtype):
-                raise UserError(f"{folder / _OPTIMIZER} is of another network: {printable(entry)} does not fit.")
+                raise UserError(
+                    f"{folder / _OPTIMIZER} is of another network: {printable(entry)} does not fit; resume with"
+                    " the run's own recipe, its --model included."
+                )
             if fault := wrong_numbers(key, tensor):
                 raise UserError(f"{folder / _OPTIMIZER} is damaged: {entry} {fault}.")
             if key != "step":
