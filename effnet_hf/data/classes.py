@@ -28,6 +28,14 @@ _AGREEMENT = (
 )
 
 
+class UnknownClasses(UserError):
+    """The data has classes that a checkpoint lacks; `shortly` says it of one that may get a new classifier."""
+
+    def __init__(self, sentence: str, shortly: str):
+        super().__init__(sentence)
+        self.shortly = shortly
+
+
 @dataclass(frozen=True)
 class Match:
     """What [`match_classes`] found.
@@ -113,6 +121,12 @@ def match_split(found: Sequence[str], known: Sequence[str], where: object, used:
 # ---------------------------------------------------------------------------------------------------------------- names
 
 
+def known_by_name(found: Sequence[str], known: Sequence[str]) -> np.ndarray:
+    """The indices of the classes of the data that a checkpoint, or training, knows by name."""
+    matched, _ = _by_names(list(found), list(known))
+    return np.array([row for row, number in enumerate(matched) if number is not None], np.int64)
+
+
 def _by_names(names: list[str], known: list[str]) -> tuple[list[int | None], str]:
     """Their numbers, None where there is none or more than one, and in words what was compared."""
     matched: list[int | None] = [None] * len(names)
@@ -177,17 +191,22 @@ def _require_all(
     unknown = [name for name, number in zip(names, matched) if number is None]
     if not unknown:
         return
-    shown = ", ".join(printable(name) for name in unknown[:3])
-    more = f" and {len(unknown) - 3:,} more" if len(unknown) > 3 else ""
-    mend = ""
-    if same_number:
-        mend = f" If they are the same classes in the same order, say {POSITION}."
-    elif who == "the checkpoint" and len(unknown) < len(names):
+    in_order = f" If they are the same classes in the same order, say {POSITION}." if same_number else ""
+    mend = in_order
+    if not same_number and who == "the checkpoint" and len(unknown) < len(names):
         mend = " Name them as it does, or leave them out."
-    raise UserError(
-        f"{where} has classes that {who} does not know: {shown}{more}; it knows {len(known):,}, e.g."
-        f" {', '.join(printable(name) for name in known[:3])}.{mend}"
+    raise UnknownClasses(
+        f"{where} has classes that {who} does not know: {_listed(unknown)}; it knows {len(known):,}, e.g."
+        f" {_listed(known, more=False)}.{mend}",
+        f"the checkpoint does not know {len(unknown):,} of the data's {len(names):,} classes: {_listed(unknown)}.{in_order}",
     )
+
+
+def _listed(names: list[str], more: bool = True) -> str:
+    """The first three; in quotes where one has a comma in it."""
+    quote = "'" if any("," in name for name in names[:3]) else ""
+    rest = f" and {len(names) - 3:,} more" if more and len(names) > 3 else ""
+    return ", ".join(f"{quote}{printable(name)}{quote}" for name in names[:3]) + rest
 
 
 # -------------------------------------------------------------------------------------------------------------- numbers

@@ -1,22 +1,33 @@
 """`--dataset_name`: images of any `datasets` source, from the Hub or a local folder, downloaded first or streamed."""
 
+import contextlib
+import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
+import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError
 from datasets.packaged_modules.webdataset import webdataset
 
 from ..errors import UserError, first_line, printable
+from .classes import known_by_name
 from .labels import ANY, MULTI, PREFERRED_LABELS, Columns, choose, preferred_first, read_labels
 from .names import role_of
 from .source import DataSource, Labeller, split_by_name
 from .splits import Chosen, choose_splits
 from .stream import StreamedSplit
+
+
+_KEPT = 7 * 86400  # seconds that the copy of a folder which has changed since is kept: a run may be reading it
 
 
 def open_named(
@@ -41,8 +52,8 @@ def open_named(
         UserError: it cannot be loaded, or lacks a split, images or labels.
     """
     where = f"{flag} {name}"
-    splits, whole = _load(name, config, streaming, where)
-    source = _Source(name, config, columns, where, Labeller(class_names, columns.classes_by_position))
+    splits, files, whole = _load(name, config, streaming, where)
+    source = _Source(name, config, columns, where, Labeller(class_names, columns.classes_by_position), files)
     if whole and not train and not val_fraction:
         chosen = Chosen(None, next(iter(splits)), [])
     else:
@@ -63,22 +74,71 @@ def open_named(
     return source.labeller.source(training if train else None, held_out)
 
 
-def _load(name: str, config: str | None, streaming: bool, where: str) -> tuple[dict, bool]:
-    """The splits by name, and whether they are a single one that nobody called a split."""
+def _load(name: str, config: str | None, streaming: bool, where: str) -> tuple[dict, Mapping[str, list[str]], bool]:
+    """The splits and their files by name, and whether they are a single one that nobody called a split."""
     webdataset.WebDataset.DECODERS = _DECODERS  # a stream's too, which this process reads
     saved = is_saved(name)
     if saved and (streaming or config):
         option = "--streaming" if streaming else f"--dataset_config {config}"
         raise UserError(f"{where} is a folder that save_to_disk wrote, which has no use for {option}; leave it out.")
     try:
-        splits = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, config, streaming=streaming)
-    except Exception as error:  # load_dataset raises nearly every kind; the first line is the useful one
+        splits, files = (datasets.load_from_disk(name), {}) if saved else _read(name, config, streaming)
+    except Exception as error:  # `datasets` raises nearly every kind; the first line is the useful one
         reason = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         raise UserError(f"{where} cannot be loaded: {printable(first_line(reason))}") from error
     if isinstance(splits, datasets.Dataset):
         own = str(splits.split)
-        return {own if role_of(own) else "train": splits}, True
-    return splits, False
+        return {own if role_of(own) else "train": splits}, files, True
+    return splits, files, False
+
+
+def _read(name: str, config: str | None, streaming: bool) -> tuple[Any, Mapping[str, list[str]]]:
+    """What `load_dataset` does, and the files.
+
+    `datasets` keeps what it has read of a folder and knows it again by the paths and times of the files. Files may have
+    been overwritten under both, so our copies stand elsewhere, by all that the system says of the files.
+    """
+    local = os.path.isdir(name)
+    place = hashlib.blake2b(os.path.abspath(name).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    home = os.path.join(datasets.config.HF_DATASETS_CACHE, "effnet_hf", place)
+    builder = datasets.load_dataset_builder(name, config, cache_dir=home if local else None)
+    files = builder.config.data_files or {}
+    if streaming:
+        return builder.as_streaming_dataset(), files
+    if not local:
+        builder.download_and_prepare()
+        return builder.as_dataset(), files
+    copy = os.path.join(home, _state(builder.cache_dir, files))
+    unpacked = datasets.DownloadConfig(cache_dir=os.path.join(copy, "downloads"))
+    builder.download_and_prepare(output_dir=os.path.join(copy, "rows"), download_config=unpacked)
+    os.utime(copy)
+    _remove_old(home)
+    return builder.as_dataset(), files
+
+
+def _state(key: str, files: Mapping[str, list[str]]) -> str:
+    """What changes with any of the files, as hexadecimal digits. `os.utime` sets no st_ctime.
+
+    Args:
+        key: what `datasets` knows them by, which has the content of README.md in it.
+    """
+    state = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16)
+    for split, paths in files.items():
+        for path in paths:
+            facts: tuple = ()
+            with contextlib.suppress(OSError, ValueError):  # a URL, of which the key has the ETag
+                found = os.stat(path)
+                facts = found.st_size, found.st_mtime_ns, found.st_ctime_ns
+            state.update(repr((str(split), path, facts)).encode("utf-8", "surrogateescape"))
+    return state.hexdigest()
+
+
+def _remove_old(home: str) -> None:
+    with os.scandir(home) as copies:
+        for copy in copies:
+            with contextlib.suppress(OSError):  # another process removes it
+                if copy.is_dir() and time.time() - copy.stat().st_mtime > _KEPT:
+                    shutil.rmtree(copy.path, ignore_errors=True)
 
 
 def is_saved(folder: str) -> bool:
@@ -104,6 +164,7 @@ class _Source:
     columns: Columns
     where: str
     labeller: Labeller
+    files: Mapping[str, list[str]]
 
     def split(self, dataset, split: str):
         where = f"split {split} of {self.name}"
@@ -111,6 +172,8 @@ class _Source:
         flat = _flat(features)
         image = self._image_column(features, where)
         labels = self._label_columns(features, flat, image, where)
+        for name in labels:
+            flat[name] = self._own_feature(flat[name], split, name, where)
         if not isinstance(features[image], datasets.Image):
             dataset = dataset.cast_column(image, datasets.Image(decode=False))
         if isinstance(dataset, datasets.IterableDataset):
@@ -128,12 +191,48 @@ class _Source:
                 f"--streaming needs a ClassLabel column; {labels[0]!r} of {self.name} is {feature}. Leave --streaming"
                 " out, or name the classes under `dataset_info` in the data set's README.md."
             )
-        mapping = self.labeller.mapping(feature.names, where)
-        streamed = StreamedSplit(
-            dataset, image, labels[0], mapping, self._size(dataset, split), (self.name, self.config, split)
-        )
+        # A class that is not known may have no image: the stream is refused where it comes to one.
+        used = known_by_name(feature.names, self.labeller.class_names)
+        mapping = self.labeller.mapping(feature.names, where, used if len(used) else None)
+        origin = self.name, self.config, split
+        size = self._size(dataset, split)
+        streamed = StreamedSplit(dataset, image, labels[0], mapping, feature.names, size, origin)
         streamed.require_labels()
         return streamed
+
+    def _own_feature(self, feature, split: str, column: str, where: str):
+        """The column as the split's own files describe it.
+
+        `datasets` gives all files the names that README.md or the first file has, whatever the numbers in another one
+        stand for by its own names.
+        """
+        first: tuple[str, list[str]] | None = None
+        own = feature
+        for file in _files_with_names(self.files.get(split) or []):
+            found = _features_of(file).get(column)
+            names = _names_of(found)
+            if names is None:
+                continue
+            if first is not None and names != first[1]:
+                raise UserError(
+                    f"{where}: its files {_base(first[0])} and {_base(file)} have different names, or the same in"
+                    f" another order, in the column {printable(column)}; write both with one ClassLabel."
+                )
+            first, own = first or (file, names), found
+        given = _names_of(feature)
+        if first is None or first[1] == given:
+            return feature
+        if given is None or not set(given) & set(first[1]):
+            raise UserError(
+                f"{where}: its file {_base(first[0])} has the labels {_some(first[1])}, README.md or the first file of"
+                f" all has {_some(given) if given else feature}; correct `dataset_info` there, or write all files with"
+                " one ClassLabel."
+            )
+        self.labeller.notes.append(
+            f"the labels of {where} are read by the names in its own files, {_some(first[1])}; README.md or the first"
+            f" file of all has {_some(given)}."
+        )
+        return own
 
     def _image_column(self, features: dict, where: str) -> str:
         wanted = self.columns.image_column
@@ -188,6 +287,42 @@ def _flat(features: dict, prefix: str = "") -> dict:
         else:
             flat[prefix + name] = feature
     return flat
+
+
+def _files_with_names(files: list[str]) -> list[str]:
+    """Those whose schema may name classes; of a remote data set the first alone, since each is a question or three."""
+    found = [file for file in files if file.lower().endswith((".parquet", ".arrow"))]
+    return found[:1] if found and "://" in found[0] else found
+
+
+def _features_of(file: str) -> dict:
+    """The columns of a Parquet or an Arrow file by its own schema, as those of `_flat`; none if nobody can say."""
+    try:
+        with fsspec.open(file) as opened:
+            if file.lower().endswith(".parquet"):
+                schema = pq.read_schema(opened)
+            else:
+                try:
+                    schema = pa.ipc.open_stream(opened).schema
+                except pa.ArrowInvalid:
+                    schema = pa.ipc.open_file(opened).schema
+        return _flat(datasets.Features.from_arrow_schema(schema))
+    except Exception as error:  # as `datasets`, which has opened it before
+        if "://" in file:  # of which there may be a copy
+            return {}
+        raise UserError(f"{file} cannot be read: {printable(first_line(error))}") from error
+
+
+def _names_of(feature) -> list[str] | None:
+    return getattr(getattr(feature, "feature", feature), "names", None)
+
+
+def _base(file: str) -> str:
+    return printable(os.path.basename(file))
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(printable(name) for name in names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _values(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:

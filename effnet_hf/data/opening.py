@@ -5,9 +5,10 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..recipes import Recipe
+from ..run_folder import made_by_a_run
 from .labels import MULTI, Columns
 from .named_dataset import is_saved, open_named
-from .names import is_junk, role_of
+from .names import is_image, is_junk, role_of
 from .source import DataSource, Split
 from .splits import existing_folder
 from .survey import images_per_class, notes_on_classes
@@ -15,6 +16,7 @@ from .table import find_metadata, open_list, read_list, read_metadata
 
 
 _SHARDS = ".parquet", ".arrow", ".tar", ".tar.gz", ".tgz"
+_DEPTH = 4  # folders below each other that `datasets` may read, as DIR/config/data/train/; links may make them endless
 
 
 def open_data(recipe: Recipe, train: bool = True, class_names: list[str] | None = None) -> DataSource:
@@ -50,11 +52,9 @@ def _open(recipe: Recipe, columns: Columns, train: bool, class_names: list[str] 
             "no data: give --data_dir DIR, --labels FILE.csv, --dataset_name user/name, or --loader synthetic."
         )
     root = existing_folder(recipe.data_dir)
-    if is_saved(recipe.data_dir) or _holds_shards(root):
+    if is_saved(str(root)) or _is_for_datasets(root):
         flag = "--data_dir"
-        return open_named(
-            recipe.data_dir, recipe.dataset_config, False, share, train, class_names, columns, val_split, flag
-        )
+        return open_named(str(root), recipe.dataset_config, False, share, train, class_names, columns, val_split, flag)
     if found := find_metadata(root):
         listed = read_metadata(root, found, columns)
         if listed is not None:
@@ -66,21 +66,36 @@ def _open(recipe: Recipe, columns: Columns, train: bool, class_names: list[str] 
                 " --labels FILE.csv."
             )
     by_position, several = recipe.classes_by_position, recipe.problem_type == MULTI
-    return DataSource.from_folder(recipe.data_dir, share, train, class_names, by_position, several, val_split)
+    try:
+        return DataSource.from_folder(recipe.data_dir, share, train, class_names, by_position, several, val_split)
+    except UserError as error:
+        if any(_is_shard(name) for _, _, names in os.walk(root) for name in names):
+            raise UserError(f"{error} The Parquet or .tar files in it are read with --dataset_name {root}.") from None
+        raise
 
 
-def _holds_shards(root: Path) -> bool:
-    """Whether a folder is one that `datasets` reads: WebDataset's or Parquet files, and no folder that could be a
-    class."""
-    files, folders = _content(root)
-    for folder in folders:
-        if not role_of(folder) and folder != "data":
+def _is_for_datasets(root: Path) -> bool:
+    """Whether a folder is one that `datasets` reads: WebDataset's or Parquet files, and no image in a folder that could
+    be a class."""
+    found, ahead = False, [(root, False)]
+    while ahead:
+        folder, may_be_class = ahead.pop()
+        if folder != root and made_by_a_run(folder):
+            continue
+        files, folders = _content(folder)
+        if may_be_class and any(map(is_image, files)) or len(folder.parts) - len(root.parts) > _DEPTH:
             return False
-        below, deeper = _content(root / folder)
-        if deeper:
-            return False
-        files += below
-    return any(name.lower().endswith(_SHARDS) for name in files)
+        found = found or any(map(_is_shard, files))
+        ahead += [(folder / name, may_be_class or folder != root or not _is_split(name)) for name in folders]
+    return found
+
+
+def _is_shard(name: str) -> bool:
+    return name.lower().endswith(_SHARDS)
+
+
+def _is_split(name: str) -> bool:
+    return name == "data" or role_of(name) is not None
 
 
 def _content(folder: Path) -> tuple[list[str], list[str]]:

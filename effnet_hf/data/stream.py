@@ -39,7 +39,8 @@ class StreamedSplit:
     """Images that can only be read in order.
 
     Args:
-        mapping: of a row's label to ours.
+        mapping: of a row's label to ours; -1 for a class that is not known.
+        names: of the classes in a row's numbering.
         size: images in it.
         origin: what `--dataset_name` and `--dataset_config` were, and the split's name.
     """
@@ -50,6 +51,7 @@ class StreamedSplit:
         image_column: str,
         label_column: str,
         mapping: np.ndarray,
+        names: list[str],
         size: int,
         origin: tuple[str, str | None, str],
     ):
@@ -58,6 +60,7 @@ class StreamedSplit:
         self._image_column = image_column
         self._label_column = label_column
         self._mapping = mapping
+        self._names = names
         self._size = size
         self._origin = origin
         self._has_gaps = False
@@ -82,6 +85,13 @@ class StreamedSplit:
                 continue
             if not 0 <= label < len(self._mapping):
                 raise UserError(f"--dataset_name {name} has an image whose label is {label}, which is no class of it.")
+            if self._mapping[label] < 0:
+                known = [name for name, number in zip(self._names, self._mapping) if number >= 0]
+                raise UserError(
+                    f"split {split} of {printable(name)} has an image of the class {printable(self._names[label])},"
+                    f" which is not known; known are {len(known):,} of its classes, e.g."
+                    f" {', '.join(printable(each) for each in known[:3])}. Leave such images out."
+                )
             yield row[self._image_column] or NO_IMAGE, int(self._mapping[label])
 
     def require_labels(self) -> None:

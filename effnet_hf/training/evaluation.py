@@ -1,5 +1,6 @@
 """A checkpoint on a folder of labelled images, through the loaders and arithmetic of training."""
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ from ..data import BatchPlan, build_loaders
 from ..errors import UserError
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..multi_label import is_multi_label, require_same_task
-from ..recipes import Recipe
+from ..recipes import Recipe, load_recipe
+from ..run_folder import RunFolder
 from .launcher import with_others
 from .loop import validate
 from .precision import start_accelerator, wants_channels_last
@@ -95,7 +97,7 @@ def _validate(
     try:
         require_same_task(checkpoint.config, loaders.label_sets is not None, f"--model {checkpoint.name}")
         if accelerator.is_main_process:
-            for note in loaders.notes:
+            for note in filter(None, [*loaders.notes, _note_on_training(checkpoint, recipe)]):
                 tell(note)
         network, known = checkpoint.load(), len(checkpoint.class_names)
         present = np.arange(known) if loaders.present is None else loaders.present
@@ -110,6 +112,27 @@ def _validate(
     finally:
         loaders.close()
     return figures if accelerator.is_main_process else None
+
+
+def _note_on_training(checkpoint: Checkpoint, recipe: Recipe) -> str:
+    """A sentence where the checkpoint was trained on most of what is measured; "" where it was not, or nobody knows."""
+    written = RunFolder(checkpoint.name).recipe
+    try:
+        trained = load_recipe(str(written)) if written.is_file() else None
+    except UserError:  # of another version
+        return ""
+    if trained is None or not trained.val_fraction or recipe.val_fraction or recipe.val_split:
+        return ""
+    sources = [
+        {os.path.realpath(place) for place in (each.data_dir, each.dataset_name, each.labels) if place}
+        for each in (trained, recipe)
+    ]
+    if not sources[0] & sources[1]:
+        return ""
+    return (
+        f"{checkpoint.name} was trained on a part of these images: --val_fraction {trained.val_fraction:g}, as then,"
+        " measures on those that were held out."
+    )
 
 
 @torch.no_grad()

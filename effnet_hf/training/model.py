@@ -87,7 +87,8 @@ def open_start(recipe: Recipe, resumed: Path | None = None) -> Start:
         processor = build_processor(recipe, config, checkpoint)
     if teacher is not None and teacher.has_processor:
         here, there = processor.to_dict(), teacher.processor.to_dict()
-        for name in ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"):
+        both = ("bit_depth",) if None not in (here["bit_depth"], there["bit_depth"]) else ()
+        for name in ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", *both):
             if here[name] != there[name]:
                 raise UserError(
                     f"{teacher.flag} {teacher.name} was trained with {name} {there[name]} and would see images prepared"
@@ -265,7 +266,7 @@ class Head:
         try:
             match = match_classes(class_names, known, "the data", by_position)
         except UserError as reason:
-            return cls(None, class_names, str(reason))
+            return cls(None, class_names, getattr(reason, "shortly", str(reason)))
         if not some and not match.is_one_to_one(known):
             have, all_of_them = len(class_names), len(known)
             return cls(

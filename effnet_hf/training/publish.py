@@ -11,6 +11,7 @@ from ..hub import CardFacts, describe_preprocessing, push_folder, render_card, s
 from ..multi_label import is_multi_label, shown
 from ..quiet import no_progress_bars
 from ..recipes import data_words
+from ..recipes.options import QuantizationOptions
 from ..run_folder import RunFolder
 from .plots import draw
 from .run import Run
@@ -66,22 +67,32 @@ def push(run: Run) -> None:
         run.report.line(f"pushed   {url}")
 
 
+def _telling(run: Run) -> tuple[str, ...]:
+    """The names of the figures but for one that is always 100 %: top-5 where there are five classes or fewer."""
+    config, names = run.bare_model.config, run.figure_names
+    return names if is_multi_label(config) or config.num_labels > run.recipe.top_k else names[:1]
+
+
 def _facts(run: Run, summary: dict, tables) -> CardFacts:
     recipe, config = run.recipe, run.bare_model.config
     local = recipe.labels or recipe.data_dir
     source = recipe.dataset_name or (Path(local).resolve().name if local else "synthetic images")
-    names = run.figure_names
+    names = _telling(run)
     measured = {name: summary[name] for name in (*names, "loss")} if summary["n"] else {}
     notes = []
     if measured:
         which = ", the moving average of the weights" if summary["best_is_ema"] else ""
-        notes.append(
-            f"Best of {summary['epochs']} epochs by {'top-1' if names[0] == 'top1' else shown(names[0])} on the images"
-            f" reported below{which}."
+        first = "top-1" if names[0] == "top1" else shown(names[0])
+        best = (
+            f"Best of {summary['epochs']} epochs by {first}" if summary["epochs"] > 1 else "After one epoch, measured"
         )
-    settings = {name: value for name, value in vars(recipe).items() if value not in (None, [], False)}
-    for place in ("data_dir", "labels", "output_dir", "resume"):
-        settings.pop(place, None)
+        notes.append(f"{best} on the images reported below{which}.")
+    unsaid = {"data_dir", "labels", "output_dir", "resume"}  # where things were
+    if recipe.placement == "none":
+        unsaid |= QuantizationOptions.__dataclass_fields__.keys()
+    settings = {
+        name: value for name, value in vars(recipe).items() if value not in (None, [], False) and name not in unsaid
+    }
     return CardFacts(
         name=f"EfficientNet {config.variant or ''} on {source}".replace("  ", " "),
         model_id=recipe.hub_model_id,
@@ -90,6 +101,7 @@ def _facts(run: Run, summary: dict, tables) -> CardFacts:
         image_size=(run.processor.crop_size["height"], run.processor.crop_size["width"]),
         preprocessing=describe_preprocessing(run.processor),
         multi_label=is_multi_label(config),
+        bit_depth=run.processor.bit_depth,
         dataset=source,
         dataset_id=recipe.dataset_name,
         n_eval=summary["n"] or None,
@@ -112,7 +124,7 @@ def _say(run: Run, summary: dict, plots: list[Path]) -> None:
     report.line()
     if summary["n"]:
         which = " (moving average)" if summary["best_is_ema"] else ""
-        figures = ", ".join(f"{shown(name)} {summary[name]:.2f} %" for name in run.figure_names)
+        figures = ", ".join(f"{shown(name)} {summary[name]:.2f} %" for name in _telling(run))
         report.line(
             f"best     epoch {summary['best_epoch']}{which}: {figures}, loss {summary['loss']:.4f} on"
             f" {summary['n']:,} images"

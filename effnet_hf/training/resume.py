@@ -220,6 +220,13 @@ class Checkpoints:
             raise UserError(f"{flag}: no checkpoint is whole. {'. '.join(damaged)}.")
         return None
 
+    def _has_trained(self) -> bool:
+        """Whether a run got as far as its first step; one that its data stopped before leaves nothing to keep."""
+        if self.run.all_checkpoints() or self.run.summary.exists() or not self.run.metrics.is_file():
+            return True
+        with open(self.run.metrics, encoding="utf-8", errors="replace") as lines:
+            return any('"type": "run"' not in line for line in lines)
+
     def _check_output_dir(self) -> None:
         """Refuses to mix two runs in one folder, and to remove what nobody said may be removed."""
         recipe, folder = self.recipe, self.run.path
@@ -232,7 +239,7 @@ class Checkpoints:
                     f"--resume auto: {folder} holds a finished run without a checkpoint to go on from;"
                     " start afresh with --overwrite, or name another folder."
                 )
-        elif self.run.metrics.exists():
+        elif self.run.metrics.exists() and self._has_trained():
             raise UserError(
                 f"--output_dir {folder} already holds a run; continue it with --resume auto,"
                 " start afresh with --overwrite, or name another folder."

@@ -124,7 +124,8 @@ def introduce(run: Run, chosen: str = "") -> None:
     by_position, names = recipe.classes_by_position, run.loaders.class_names
     if run.start.checkpoint is not None and not isinstance(run.resumed, SavedRun):
         notes.append(preparation(run.processor, run.start.checkpoint))
-        notes.append(Head.of(run.start.checkpoint, names, by_position).note)
+        head = Head.of(run.start.checkpoint, names, by_position)
+        notes.append(head.note if head.rows is not None else f"the classifier is new: {head.note}")
     if run.start.teacher is not None:
         if run.start.teacher is not run.start.checkpoint:
             notes.append(preparation(run.processor, run.start.teacher))

@@ -1,20 +1,20 @@
 import io
+import os
 import pickle
-import signal
+import shutil
 import tarfile
-import threading
-import time
 
 import datasets
 import numpy as np
 import pytest
 import torch
 
-from effnet_hf.data import BatchPlan, stream
+from effnet_hf.data import BatchPlan
 from effnet_hf.data.labels import Columns
 from effnet_hf.data.named_dataset import open_named
-from effnet_hf.data.stream import read_ahead
+from effnet_hf.data.opening import open_data
 from effnet_hf.errors import UserError
+from effnet_hf.recipes import Recipe
 
 from .torture import encode, photo
 
@@ -72,14 +72,6 @@ def write_parquet(root, card=CARD, label=LABELS, validation=True, files=3):
 @pytest.fixture(scope="module")
 def name(tmp_path_factory):
     return write_parquet(tmp_path_factory.mktemp("named"))
-
-
-def pixels(batches):
-    return [(batch["index"].tolist(), batch["pixel_values"]) for batch in batches]
-
-
-def same(a, b):
-    return len(a) == len(b) and all(i == j and torch.equal(x, y) for (i, x), (j, y) in zip(a, b))
 
 
 def test_it_trains_from_a_data_set_by_name(loaders, name):
@@ -194,6 +186,162 @@ def test_what_a_column_of_labels_says(tmp_path, labels, kind, options, read):
 def test_labels_that_are_none_are_one_sentence(tmp_path, labels, kind, options, words):
     with pytest.raises(UserError, match=words):
         open_named(write_table(tmp_path / "set", [IMAGE] * len(labels), labels, kind), columns=Columns(**options))
+
+
+def described(*names):
+    return datasets.ClassLabel(names=list(names))
+
+
+def write_split(path, labels, label):
+    """A Parquet file of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    features = datasets.Features({"image": datasets.Image(), "label": label})
+    columns = {"image": [IMAGE] * len(labels), "label": labels}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
+
+
+SIZES = """---
+dataset_info:
+  splits:
+  - {name: train, num_examples: 3}
+  - {name: validation, num_examples: 3}
+---
+"""
+
+
+def read_by(root, streaming, split="train", **options):
+    """The classes of a split's images, in its order."""
+    source = open_named(str(root), streaming=streaming, **options)
+    images = getattr(source, split)
+    numbers = [number for _, number in images.read(0, 1)] if streaming else images.labels
+    return [source.class_names[number] for number in numbers], source.notes
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_file_that_is_overwritten_under_its_time_is_read_anew(tmp_path, streaming):
+    (tmp_path / "README.md").write_text(SIZES)
+    for split in ("train", "validation"):
+        write_split(tmp_path / f"{split}.parquet", [0, 1, 0], described("cat", "dog"))
+    for streamed in (False, streaming):  # the copy of the first would give its names to the second
+        assert read_by(tmp_path, streamed)[0] == ["cat", "dog", "cat"]
+    for split in ("train", "validation"):
+        before = os.stat(tmp_path / f"{split}.parquet")
+        write_split(tmp_path / f"{split}.parquet", [1, 0, 1], described("owl", "dog"))
+        os.utime(tmp_path / f"{split}.parquet", ns=(before.st_atime_ns, before.st_mtime_ns))
+    for split in ("train", "val"):
+        assert read_by(tmp_path, streaming, split)[0] == ["dog", "owl", "dog"]
+
+
+def test_shards_that_are_overwritten_under_their_time_are_read_anew(tmp_path):
+    root = tmp_path / "shards"
+    assert labels_of(open_named(write_shards(root, {"cls": b"1"}, {"cls": b"2"}))) == ["1", "2"]
+    before = {path: os.stat(path) for path in root.iterdir()}
+    shutil.move(root, tmp_path / "old")
+    write_shards(root, {"cls": b"2"}, {"cls": b"3"})
+    for path, found in before.items():
+        os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+        assert os.path.getsize(path) == found.st_size
+    assert labels_of(open_named(str(root))) == ["2", "3"]
+
+
+def test_an_unchanged_folder_is_copied_once_and_old_copies_go(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    root = tmp_path / "set"
+
+    def copies():
+        open_named(str(root), train=False)
+        return {path.parent for path in (tmp_path / "cache" / "effnet_hf").glob("*/*/rows")}
+
+    write_split(root / "validation.parquet", [0, 1], described("cat", "dog"))
+    (first,) = copies()
+    written = (first / "rows" / "dataset_info.json").stat().st_mtime_ns
+    assert copies() == {first} and (first / "rows" / "dataset_info.json").stat().st_mtime_ns == written
+    write_split(root / "validation.parquet", [0, 1, 1], described("cat", "dog"))
+    (second,) = copies() - {first}  # a run may still read the first
+    os.utime(first, (0, 0))
+    assert copies() == {second}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "files, card, read",
+    [
+        ({"train": "bird cat dog", "validation": "dog cat bird"}, SIZES, ["dog", "cat", "bird"]),
+        ({"train": "dog cat bird", "validation": "dog cat bird"}, CARD, ["dog", "cat", "bird"]),
+        ({"train": "bird cat dog", "validation": "cat dog"}, SIZES, ["cat", "dog"]),
+    ],
+)
+def test_the_names_of_labels_are_those_of_the_file_that_has_them(tmp_path, files, card, read, streaming):
+    counts = {split: len(names.split()) for split, names in files.items()}
+    counted = card.replace("36", str(counts["train"])).replace("11", str(counts["validation"]))
+    (tmp_path / "README.md").write_text(counted.replace("num_examples: 3}\n---", f"num_examples: {len(read)}}}\n---"))
+    for split, names in files.items():
+        write_split(tmp_path / f"{split}.parquet", list(range(counts[split])), described(*names.split()))
+    found, notes = read_by(tmp_path, streaming, "val")
+    assert found == read and read_by(tmp_path, streaming)[0] == files["train"].split()
+    said = [note for note in notes if "split validation" in note and f"its own files, {', '.join(read)};" in note]
+    assert len(said) == 1
+
+
+def test_lists_saved_folders_and_arrow_files_have_names_of_their_own_too(tmp_path):
+    for split, names in (("train", "ab"), ("validation", "ba")):
+        write_split(tmp_path / "lists" / f"{split}.parquet", [[0], [0, 1]], datasets.List(described(*names)))
+    assert labels_of(open_named(str(tmp_path / "lists")), "val") == [["b"], ["a", "b"]]
+    splits = datasets.DatasetDict()
+    for split, names in (("train", "ab"), ("validation", "ba")):
+        features = datasets.Features({"image": datasets.Image(), "label": described(*names)})
+        splits[split] = datasets.Dataset.from_dict({"image": [IMAGE] * 2, "label": [0, 1]}, features=features)
+    splits.save_to_disk(tmp_path / "saved")
+    assert labels_of(open_named(str(tmp_path / "saved")), "val") == ["b", "a"]
+    (tmp_path / "saved" / "dataset_dict.json").unlink()
+    for path in tmp_path.glob("saved/*/*.json"):
+        path.unlink()
+    assert labels_of(open_data(Recipe(data_dir=str(tmp_path / "saved"))), "val") == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    "files, card, words",
+    [
+        ({"train": described(*"012")}, CARD, "has the labels 0, 1, 2, README.md or .* has bird, cat, dog;"),
+        ({"train": WORDS, "validation": described(*"ab")}, None, r"the labels a, b, README.md .* Value\('string'\)"),
+        ({"train-0": described(*"ab"), "train-1": described(*"ba")}, None, "files train-0.parquet and train-1.parquet"),
+    ],
+)  # fmt: skip
+def test_names_of_labels_that_contradict_each_other_are_refused(tmp_path, files, card, words):
+    for name, label in {"validation": LABELS, **files}.items():
+        write_split(tmp_path / f"{name}.parquet", ["0", "1"] if label is WORDS else [0, 1], label)
+    if card:
+        (tmp_path / "README.md").write_text(card.replace("36", "2").replace("11", "2"))
+    with pytest.raises(UserError, match=words):
+        open_named(str(tmp_path))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_class_without_images_need_not_be_known(tmp_path, streaming):
+    (tmp_path / "README.md").write_text(SIZES)
+    for split in ("train", "validation"):
+        write_split(tmp_path / f"{split}.parquet", [2, 0, 2], described("cat", "eleven", "dog"))
+    options = {"train": False, "class_names": ["dog", "cat", "owl"]}
+    assert read_by(tmp_path, streaming, "val", **options)[0] == ["dog", "cat", "dog"]
+    write_split(tmp_path / "validation.parquet", [2, 1, 2], described("cat", "eleven", "dog"))
+    with pytest.raises(UserError, match="class eleven, which is not known" if streaming else "not know: eleven"):
+        read_by(tmp_path, streaming, "val", **options)
+
+
+@pytest.mark.parametrize("file", ["default/train-0.parquet", "default/train/0.parquet", "a/b/train-0.parquet"])
+def test_a_clone_of_a_data_set_is_read_below_its_configurations(tmp_path, file):
+    write_split(tmp_path / file, [0, 1, 0], described("cat", "dog"))
+    write_split(tmp_path / file.replace("train", "validation"), [1, 0, 0], described("cat", "dog"))
+    source = open_data(Recipe(data_dir=str(tmp_path)))
+    assert labels_of(source) == ["cat", "dog", "cat"] and labels_of(source, "val") == ["dog", "cat", "cat"]
+
+
+def test_files_beside_what_could_be_classes_are_named(tmp_path):
+    write_split(tmp_path / "default" / "train-0.parquet", [0, 1, 0], described("cat", "dog"))
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "1.jpg").write_bytes(IMAGE["bytes"])
+    with pytest.raises(UserError, match=r"\. The Parquet or .tar files in it are read with --dataset_name "):
+        open_data(Recipe(data_dir=str(tmp_path), val_fraction=0.5))
 
 
 def write_columns(root, **columns):
@@ -328,62 +476,11 @@ def test_a_null_image_is_a_bad_file(tmp_path, loaders, streaming):
     assert name == ("image 1 of the stream" if streaming else "row 1")
 
 
-@pytest.mark.parametrize("label", [None, -1])
-def test_a_stream_leaves_out_images_without_a_label_and_says_so_once(tmp_path, label, caplog):
-    root = write_table(tmp_path / "set", [IMAGE] * 3, [0, label, 1], LABELS, CARD)
-    split = open_named(root, streaming=True).train
-    for _ in range(2):
-        assert [number for _, number in split.read(0, 1)] == [0, 1]
-    assert caplog.text.count("split train of") == caplog.text.count("images without a label: they are left out") == 1
-
-
-@pytest.mark.parametrize("label", [None, -1])
-def test_a_stream_without_labels_is_refused_before_it_is_read(tmp_path, label):
-    root = write_table(tmp_path / "set", [IMAGE] * 3, [label] * 3, LABELS, CARD)
-    with pytest.raises(UserError, match="split validation of .* has no labels: none of its first 3 images has one"):
-        open_named(root, streaming=True, train=False)
-
-
-def test_a_label_of_no_class_ends_a_stream(tmp_path):
-    split = open_named(write_table(tmp_path / "set", [IMAGE] * 3, [0, 1, 2], LABELS, CARD), streaming=True).train
-    split._mapping = split._mapping[:2]
-    with pytest.raises(UserError, match="has an image whose label is 2, which is no class of it"):
-        list(split.read(0, 1))
-
-
-@pytest.mark.parametrize("options", [{"problem_type": MULTI}, {"label_separator": ";"}, {"label_column": ("a", "b")}])
-def test_a_stream_of_several_labels_is_refused(tmp_path, options):
-    columns = {"image": PICTURES, "label": ANIMALS, "a": ANIMALS, "b": ANIMALS}
-    with pytest.raises(UserError, match="--streaming reads one label per image"):
-        open_named(write_columns(tmp_path / "set", **columns), streaming=True, columns=Columns(**options))
-
-
-def test_a_stream_with_gaps_trains_as_long_and_validates_what_has_a_label(tmp_path, loaders):
-    root = write_table(tmp_path / "set", [IMAGE] * 6, [0, -1, 2, 0, 1, 2], LABELS, CARD)
-    ours = loaders({"data_dir": None, "dataset_name": root, "streaming": True}, plan=BatchPlan(2))
-    labels = [label for batch in ours.train.epoch(0) for label in batch["labels"].tolist()]
-    assert len(labels) == 6 and sorted(labels[:5]) == [0, 0, 1, 2, 2]
-    assert [label for batch in ours.val.epoch() for label in batch["labels"].tolist()] == [0, 2, 0, 1, 2]
-
-
-def test_a_stream_that_breaks_is_one_sentence(name, monkeypatch):
-    split = open_named(name, streaming=True).train
-
-    class Broken:
-        def __iter__(self):
-            yield {"image": IMAGE, "label": 0}
-            raise ConnectionResetError("the \x1b[31mpeer\nleft")
-
-    split._dataset = Broken()
-    with pytest.raises(UserError, match=r"the stream of --dataset_name .* broke: the \\x1b\[31mpeer\.$"):
-        list(split.read(0, 1))
-
-
 def test_an_error_without_words_is_named(monkeypatch):
     def fail(*_, **__):
         raise NotImplementedError
 
-    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
     with pytest.raises(UserError, match="--dataset_name x/y cannot be loaded: NotImplementedError"):
         open_named("x/y")
 
@@ -397,156 +494,3 @@ def test_columns_that_are_missing_are_named(tmp_path):
         UserError, match="has no column of images; name one with --image_column. Its columns: text, label"
     ):
         open_named(str(tmp_path / "words"))
-
-
-def test_streams_give_the_same_batches_with_any_number_of_workers(loaders, name):
-    options = {"data_dir": None, "dataset_name": name, "streaming": True, "augmentation": "autoaugment"}
-    runs = {}
-    for workers in (0, 1, 2):
-        ours = loaders({**options, "num_workers": workers}, plan=BatchPlan(4, accumulation_steps=2))
-        assert ours.train.updates_per_epoch == 4
-        runs[workers] = pixels(ours.train.epoch(3))
-        assert len(runs[workers]) == 8
-    assert same(runs[0], runs[1]) and same(runs[0], runs[2])
-
-
-def test_streams_resume_in_the_middle_and_shuffle_by_epoch(loaders, name):
-    ours = loaders({"data_dir": None, "dataset_name": name, "streaming": True})
-    whole = pixels(ours.train.epoch(1))
-    assert same(whole[5:], pixels(ours.train.epoch(1, start_update=5)))
-    assert not same(whole, pixels(ours.train.epoch(2)))
-    assert same(whole, pixels(ours.train.epoch(1)))
-
-
-def test_two_ranks_share_a_stream_and_validate_each_picture_once(loaders, name):
-    options = {"data_dir": None, "dataset_name": name, "streaming": True}
-    ranks = [loaders(options, plan=BatchPlan(4, world_size=2, rank=rank)) for rank in (0, 1)]
-    trained = [[i for b in rank.train.epoch(0) for i in b["index"].tolist()] for rank in ranks]
-    assert len(trained[0]) == len(trained[1]) == 16 and not set(trained[0]) & set(trained[1])
-    validated = [b["pixel_values"] for rank in ranks for b in rank.val.epoch()]
-    whole = torch.cat([b["pixel_values"] for b in loaders(options).val.epoch()])
-    assert sorted(map(hash_of, torch.cat(validated))) == sorted(map(hash_of, whole))
-
-
-def hash_of(picture):
-    return picture.numpy().tobytes()
-
-
-def test_a_rank_that_runs_dry_starts_over(tmp_path, loaders):
-    root = write_parquet(tmp_path / "set", files=3)  # two ranks, three files: one of them gets 24 pictures, one 12
-    ours = loaders({"data_dir": None, "dataset_name": root, "streaming": True}, plan=BatchPlan(4, world_size=2, rank=1))
-    split = ours.train._plan.split
-
-    class Short:
-        def __len__(self):
-            return 36
-
-        def read(self, rank, world_size, seed):
-            yield from list(split.read(rank, world_size, seed))[:3]
-
-    plan = stream.StreamedTrainingPlan(36, 4, 0, 1, 2, 1, split=Short())
-    assert [len(request.indices) for request in plan.requests(0)] == [4] * 4
-
-    class Empty(Short):
-        def read(self, *_):
-            return iter(())
-
-    with pytest.raises(UserError, match="rank 1 of 2 gets no images from this stream"):
-        list(stream.StreamedTrainingPlan(36, 4, 0, 1, 2, 1, split=Empty()).requests(0))
-
-
-def test_a_bad_picture_of_a_stream_is_replaced_from_its_micro_batch(tmp_path, loaders):
-    root = write_parquet(tmp_path / "set")
-    features = datasets.Features({"image": datasets.Image(), "label": LABELS})
-    table = [row for i, row in enumerate(rows(0, 36)) if i != 7]
-    table.append({"image": {"bytes": b"nonsense", "path": "seven.jpg"}, "label": 1})
-    for path in (tmp_path / "set" / "data").glob("train*"):
-        path.unlink()
-    datasets.Dataset.from_list(table, features=features).to_parquet(
-        tmp_path / "set" / "data" / "train-00000-of-00001.parquet"
-    )
-    ours = loaders({"data_dir": None, "dataset_name": root, "streaming": True, "max_bad_files": 1})
-    batches = list(ours.train.epoch(0))
-    assert ours.train.bad_files.names == ["seven.jpg"] and all(len(b["index"]) == 4 for b in batches)
-
-
-@pytest.mark.parametrize("bad", [0, 7, 35])
-def test_a_micro_batch_of_one_bad_picture_of_a_stream_is_replaced_by_a_neighbour(tmp_path, loaders, bad):
-    images = [{"bytes": b"nonsense" if i == bad else encode(photo(i, 30, 30), "JPEG"), "path": None} for i in range(36)]
-    root = write_table(tmp_path / "set", images, [i % 3 for i in range(36)], LABELS, CARD)
-    ours = loaders({"data_dir": None, "dataset_name": root, "streaming": True}, plan=BatchPlan(1))
-    batches = pixels(ours.train.epoch(0))
-    assert [index for index, _ in batches] == [[i] for i in range(36)] and ours.train.bad_files.count == 1
-    assert same(batches[20:], pixels(ours.train.epoch(0, start_update=20)))
-
-
-def test_neighbours_are_those_of_an_uninterrupted_run(name):
-    split = open_named(name, streaming=True).train
-    plan = stream.StreamedTrainingPlan(36, 3, 0, 1, 2, 1, split=split)
-    whole = list(plan.requests(0))
-    for start in range(len(whole)):
-        for resumed, request in zip(plan.requests(0, start), whole[start:], strict=True):
-            assert resumed.indices.tolist() == request.indices.tolist()
-            assert resumed.split._samples.keys() == request.split._samples.keys()
-    assert whole[0].indices.tolist() == [1, 3, 5] and len(whole[0].split._samples) == 11
-    assert whole[-1].indices.tolist() == [31, 33, 35] and max(whole[-1].split._samples) == 35
-
-
-def test_reading_ahead_keeps_order_and_runs_ahead():
-    done = []
-
-    def numbers():
-        for i in range(10):
-            done.append(i)
-            yield i
-
-    ahead = read_ahead(numbers(), depth=3)
-    assert next(ahead) == 0
-    deadline = time.monotonic() + 5
-    while len(done) < 4 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert 4 <= len(done) <= 6
-    assert list(ahead) == list(range(1, 10))
-
-
-def test_reading_ahead_passes_errors_on_and_stops_with_its_reader():
-    def failing():
-        yield 1
-        raise OSError("gone")
-
-    ahead = read_ahead(failing())
-    assert next(ahead) == 1
-    with pytest.raises(OSError, match="gone"):
-        next(ahead)
-    endless = read_ahead(iter(int, 1))
-    next(endless)
-    endless.close()
-    assert not any(thread.name == "read_ahead" for thread in threading.enumerate())
-
-
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="has no alarm")
-def test_a_stream_that_never_answers_is_spoken_of_and_left_by_a_signal(monkeypatch, caplog):
-    monkeypatch.setattr(stream, "_QUIET", 0.1)
-    monkeypatch.setattr(stream, "_LEAVE", 0.2)
-    answer = threading.Event()
-
-    def silent():
-        answer.wait(30)
-        yield 1
-
-    class Stopped(BaseException):
-        pass
-
-    def stop(*_):
-        raise Stopped
-
-    before = signal.signal(signal.SIGALRM, stop)
-    started = time.monotonic()
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.35)
-        with pytest.raises(Stopped):
-            next(read_ahead(silent()))
-    finally:
-        signal.signal(signal.SIGALRM, before)
-        answer.set()
-    assert time.monotonic() - started < 3 and "nothing has been read from the stream" in caplog.text

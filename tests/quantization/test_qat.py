@@ -144,8 +144,8 @@ def test_quantized_model_of_other_settings_or_classes_is_refused(squares, whole_
         run(quantized_recipe(squares, tmp_path / "run", whole_run, placement="cpu"))
     recipe = small_recipe(squares, tmp_path, model=str(whole_run))
     for classes, reason in (
-        (["a", "b"], "does not know: a, b; it knows 3, e.g. blue, green, red.$"),
-        (["blue", "b", "c"], "does not know: b, c; .* Name them as it does"),
+        (["a", "b"], "does not know 2 of the data.s 2 classes: a, b.$"),
+        (["blue", "b", "c"], "does not know 2 of the data.s 3 classes: b, c"),
         (["blue", "red"], "knows 3 classes, the data has 2 of them.$"),
         (["a", "b", "c"], "say --classes_by_position true.$"),
     ):

@@ -13,7 +13,7 @@ from effnet_hf.errors import UserError
 from effnet_hf.training import validate_checkpoint
 
 from .conftest import fresh_accelerator  # noqa: F401
-from .workbench import write_squares, write_tiny
+from .workbench import small_recipe, write_squares, write_tiny
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,17 @@ def test_what_cannot_be_matched_is_refused_and_by_position_is_said(model, named,
     assert "in order, as --classes_by_position true says, e.g. a is blue" in notes
     with pytest.raises(UserError, match="does not know: d; it knows 3, e.g. blue, green, red. Name them as it does"):
         measured(three, named("blue", "d", "red"), classes_by_position=True)
+
+
+def test_images_that_were_trained_on_are_spoken_of(tmp_path):
+    """The folder of a run says which share it held out."""
+    model, data = write_tiny(tmp_path / "model"), str(write_squares(tmp_path / "squares") / "train")
+    (model / "recipe.yaml").write_text(small_recipe(data, tmp_path, val_fraction=0.25).to_yaml())
+    assert "trained on a part of these images: --val_fraction 0.25, as then, measures" in measured(model, data)[1]
+    assert "trained on" not in measured(model, data, val_fraction=0.25)[1]
+    assert "trained on" not in measured(model, str(write_squares(tmp_path / "others") / "train"))[1]
+    (model / "recipe.yaml").write_text("of: another version")
+    assert "trained on" not in measured(model, data)[1]
 
 
 def test_the_command_says_over_which_classes(model, named, capsys):

@@ -239,6 +239,21 @@ def test_overwriting_removes_the_model_and_the_notes_of_the_earlier_run(squares,
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()]
 
 
+def test_a_run_that_its_data_stopped_before_the_first_step_begins_again(squares, tmp_path):
+    data = write_squares(tmp_path / "data")
+    for path in (data / "train").rglob("*.png"):
+        path.write_bytes(b"no image")
+    recipe = small_recipe(data, tmp_path / "run", epochs=1)
+    with pytest.raises(UserError, match="unreadable, more than"):
+        train(recipe)
+    assert (tmp_path / "run/metrics.jsonl").exists()
+    shutil.rmtree(data)
+    write_squares(data)
+    assert train(recipe) == 0
+    with pytest.raises(UserError, match="already holds a run"):
+        train(recipe)
+
+
 def test_second_run_in_the_same_folder_is_refused(squares, whole_run):
     before = sorted(whole_run.rglob("*"))
     with pytest.raises(UserError, match="already holds a run"):

@@ -159,7 +159,12 @@ def test_a_run_says_how_its_classes_were_matched(squares, tiny, tmp_path, capsys
     [
         ([*CLASSES, "grey"], False, None, "model knows 4 classes, the data has 3 of them"),
         ([*CLASSES, "grey"], True, [0, 1, 2], "by name; the data has 3 of its 4"),
-        (["a", "b", "c"], False, None, "does not know: blue, green, red; .* say --classes_by_position true"),
+        (
+            ["a", "b", "c"],
+            False,
+            None,
+            "does not know 3 of the data's 3 classes: blue, green, red. .* say --classes_by_position true",
+        ),
         (["red", "green", "blue"], False, [2, 1, 0], "the checkpoint has them in another order"),
         (CLASSES, False, [0, 1, 2], "^$"),
     ],
@@ -197,5 +202,8 @@ def test_a_teacher_answers_in_the_datas_order_with_the_classes_that_it_has(squar
     order = "by name; the checkpoint has them in another order; the data has 3 of its 5"
     assert f"teacher: classes are matched with the checkpoint's {order}\n" in capsys.readouterr().out
     recipe = recipe.replace(teacher=str(tiny("red", "blue", "grey")), output_dir=str(tmp_path / "other"))
-    with pytest.raises(UserError, match="--teacher .* knows other classes than the data: .* does not know: green;"):
+    with pytest.raises(
+        UserError,
+        match="--teacher .* knows other classes than the data: .* does not know 1 of the data's 3 classes: green",
+    ):
         train(recipe)

@@ -71,5 +71,15 @@ def test_new_classifier_is_said_in_one_line(squares, told, tmp_path, capfd):
     assert f"weights of {told}, a new classifier for 3 classes\n" in said.out and said.err == ""
 
 
+def test_card_of_a_short_float_run_says_nothing_of_what_did_not_happen(told, squares, tmp_path, capfd):
+    train(small_recipe(squares, tmp_path, image_size=32, quiet=False, **PLAIN))
+    card, printed = (tmp_path / "README.md").read_text(), capfd.readouterr().out
+    assert "After one epoch, measured on the images reported below." in card
+    for name in ("calibration", "qat_batch_norm", "placement", "sensitivity", "Top-5"):  # of three classes
+        assert name not in card, name
+    assert "top1" in printed.split("best     ")[1].splitlines()[0] and "top5" not in printed.split("best     ")[1]
+    assert "Best of 2 epochs by top-1 on the images" in (told / "README.md").read_text()
+
+
 def test_card_keeps_the_place_of_the_pictures_to_itself(told, squares):
     assert str(squares) not in (told / "README.md").read_text()
