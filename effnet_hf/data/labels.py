@@ -1,7 +1,8 @@
 """From a column of labels to classes, by one rule for lists in files and `datasets`.
 
 No label, which leaves an image out, is: null, NaN, empty or blank text, and -1 where labels are whole numbers. Words
-such as "nan", "None" or "NA" are classes.
+such as "nan", "None" or "NA" are classes. Where every word is a whole number, one with `.0` behind is the same without:
+table programs write it so beside empty cells.
 """
 
 import re
@@ -24,7 +25,10 @@ NO_LABEL = -1
 PREFERRED_LABELS = ("label", "labels", "cls", "json.label", "json.labels")
 PREFERRED_IMAGES = ("image", "file_name")
 _JOINTS = ";", "|"  # what stands between labels in a cell, in public data sets
-_ONE_OF_SEVERAL = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
+_ONE_OF_SEVERAL = {"0": 0, "1": 1, "false": 0, "true": 1, "": NO_LABEL, "nan": NO_LABEL, "-1": NO_LABEL}
+_EACH = "of several --label_column each holds 0 or 1"
+_WHOLE = re.compile(r"([+-]?[0-9]+)(\.0+)?")
+_EXACT = 2**53  # above it not every whole number is a float
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,15 @@ class Labels:
     names: list[str]
     numbers: np.ndarray
     sets: np.ndarray | None = None
+
+    def part(self, rows: np.ndarray) -> "Labels":
+        """Of these rows, with the classes that they have."""
+        own, numbers = np.unique(np.append(self.numbers[rows], NO_LABEL), return_inverse=True)
+        own, numbers = own[1:], numbers.reshape(-1)[:-1] - 1  # the first is NO_LABEL
+        if self.sets is None:
+            return Labels([self.names[number] for number in own], numbers)
+        used = np.flatnonzero(self.sets[own].any(axis=0))
+        return Labels([self.names[number] for number in used], numbers, self.sets[own][:, used])
 
 
 def choose(flag: str, wanted: str | None, possible: list[str], all_columns: list[str], kind: str, where: str) -> str:
@@ -122,7 +135,7 @@ def read_labels(columns: Mapping[str, tuple[Any, pa.ChunkedArray]], how: Columns
     if how.problem_type != SINGLE and not separates:
         _refuse_joined(single, what)
     if how.label_separator:
-        return _of_cells(single, how.label_separator)
+        return _of_cells(single, how, what)
     if how.problem_type == MULTI:
         return Labels(single.names, single.numbers, np.eye(len(single.names), dtype=np.uint8))
     return single
@@ -141,13 +154,16 @@ def _classes(feature: Any, column: pa.ChunkedArray | pa.Array, what: str) -> Lab
             wrong = numbers.max() if numbers.max() >= len(feature.names) else numbers.min()
             raise UserError(f"{what} has the label {wrong}, and names for {len(feature.names)} classes only.")
         return Labels(list(feature.names), numbers)
+    column = _plain(column)
+    kind = column.type
     if pa.types.is_floating(kind):  # whole numbers with gaps: pandas has no others
         column = pc.if_else(pc.is_nan(column), None, column)
+        largest = pc.max(pc.abs(column)).as_py()
+        if largest is not None and largest > _EXACT:
+            raise UserError(f"{what} holds {largest:g} or its negative; the numbers of classes are at most {_EXACT:,}.")
         if pc.all(pc.equal(column, pc.floor(column))).as_py() is False:
             raise UserError(f"{what} holds {kind}, no classes: they should be a ClassLabel, whole numbers or words.")
         column = column.cast(pa.int64())
-    elif pa.types.is_dictionary(kind):
-        column = column.cast(kind.value_type)
     elif not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind) or is_text(kind)):
         raise UserError(f"{what} holds {kind}, no classes: they should be a ClassLabel, whole numbers or words.")
     cells = column.cast(pa.string())
@@ -156,19 +172,21 @@ def _classes(feature: Any, column: pa.ChunkedArray | pa.Array, what: str) -> Lab
     return _sorted([one_spelling(str(word).strip()) for word in found.dictionary.to_pylist()], found.indices, what)
 
 
+def _plain(column: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray | pa.Array:
+    """Without a dictionary, and without half floats, for which Arrow has no functions."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    return column.cast(pa.float32() if pa.types.is_float16(kind) else kind)
+
+
 def _sorted(words: list[str], indices: pa.Array, what: str) -> Labels:
     """Classes by their words, of which blank ones are none; two that differ in blanks around them are one."""
-    given = {word for word in words if word}
-    gaps = indices.null_count > 0 or "" in words
-    if gaps and all(re.fullmatch(r"-?\d+\.0+", word) for word in given):
-        words = [word.split(".")[0] for word in words]  # what a table program made of whole numbers beside empty cells
-        given = {word for word in words if word}
-    if given and all(re.fullmatch(r"[+-]?\d+", word) for word in given):
-        negative = sorted(word for word in given if word[0] == "-" and int(word))
-        if any(int(word) < -1 for word in negative):
-            raise UserError(f"{what} has the label {negative[-1]}; whole numbers count classes from 0, and -1 is none.")
-        given -= set(negative)
-    names = sorted(given)
+    if all(_WHOLE.fullmatch(word) for word in words if word):
+        words = [word.split(".")[0] for word in words]
+        negative = sorted(word for word in words if re.fullmatch("-0*[1-9][0-9]*", word))
+        if beyond := [word for word in negative if not re.fullmatch("-0*1", word)]:
+            raise UserError(f"{what} has the label {beyond[-1]}; whole numbers count classes from 0, and -1 is none.")
+        words = ["" if word in negative else word for word in words]
+    names = sorted({word for word in words if word})
     place = {name: number for number, name in enumerate(names)}
     numbers = np.array([place.get(word, -1) for word in words] + [-1], np.int64)
     return Labels(names, numbers[pc.fill_null(indices, len(words)).to_numpy(zero_copy_only=False)])
@@ -192,11 +210,11 @@ def _refuse_joined(labels: Labels, what: str) -> None:
             )
 
 
-def _of_cells(single: Labels, separator: str) -> Labels:
-    """Several labels in a cell; every distinct cell is a label set."""
-    parts = [[part.strip() for part in cell.split(separator) if part.strip()] for cell in single.names]
-    names = sorted({part for cell in parts for part in cell})
-    return Labels(names, *_as_sets(single.numbers, [tuple(cell) for cell in parts], names))
+def _of_cells(single: Labels, how: Columns, what: str) -> Labels:
+    """Several labels in a cell: a list of them in each distinct cell."""
+    parts = [[part.strip() for part in cell.split(how.label_separator) if part.strip()] for cell in single.names]
+    labels = _of_lists(None, pa.array(parts, pa.list_(pa.string())), how, what)
+    return Labels(labels.names, np.append(labels.numbers, NO_LABEL)[single.numbers], labels.sets)
 
 
 def _as_sets(numbers: np.ndarray, members: list[tuple], names: list) -> tuple[np.ndarray, np.ndarray]:
@@ -220,13 +238,13 @@ def _of_lists(feature: Any, column: pa.ChunkedArray, how: Columns, what: str) ->
         if null[row] or -1 in own:
             numbers[row] = -1
             continue
-        if len(set(own)) < length:
+        if len(set(own)) < length and not how.label_separator:
             twice = inner.names[next(number for number in own if own.count(number) > 1)]
             raise UserError(
                 f"{what} has a list in which {printable(twice)} stands twice; a list names the classes of its image,"
                 " and is no row of 0 and 1."
             )
-        numbers[row] = place.setdefault(tuple(sorted(own)), len(place))
+        numbers[row] = place.setdefault(tuple(sorted(set(own))), len(place))
     members = list(place)
     if how.problem_type == SINGLE:
         if any(len(own) != 1 for own in members):
@@ -241,15 +259,15 @@ def _of_columns(columns: Mapping[str, tuple[Any, pa.ChunkedArray]], where: str) 
     names = sorted(columns)
     marks = np.empty((len(names), len(columns[names[0]][1])), np.int64)
     for row, name in enumerate(names):
-        found = columns[name][1].cast(pa.string()).combine_chunks().dictionary_encode()
-        words = [str(word).strip().lower() for word in found.dictionary.to_pylist()]
+        column = _plain(columns[name][1])
+        if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+            raise UserError(f"the column {printable(name)} of {where} holds {column.type}; {_EACH}.")
+        found = column.cast(pa.string()).combine_chunks().dictionary_encode()
+        words = [re.sub(r"\.0+$", "", str(word).strip().lower()) for word in found.dictionary.to_pylist()]
         for word in words:
-            if word not in (*_ONE_OF_SEVERAL, "", "nan", "-1", "-1.0"):
-                raise UserError(
-                    f"the column {printable(name)} of {where} holds {printable(word)!r}; of several --label_column each"
-                    " holds 0 or 1."
-                )
-        values = np.array([_ONE_OF_SEVERAL.get(word, -1) for word in words] + [-1], np.int64)
+            if word not in _ONE_OF_SEVERAL:
+                raise UserError(f"the column {printable(name)} of {where} holds {printable(word)!r}; {_EACH}.")
+        values = np.array([_ONE_OF_SEVERAL[word] for word in words] + [NO_LABEL], np.int64)
         marks[row] = values[pc.fill_null(found.indices, len(words)).to_numpy(zero_copy_only=False)]
     sets, numbers = np.unique(marks.T, axis=0, return_inverse=True)
     numbers = np.where((marks < 0).any(axis=0), -1, numbers.reshape(-1))

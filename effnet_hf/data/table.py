@@ -1,10 +1,7 @@
 """Lists of images and labels: `--labels FILE`, and the metadata.csv or metadata.jsonl of a folder of images."""
 
-import csv
-import json
 import os
-import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -13,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import UserError, first_line, printable
-from .folder import Tree, folders_in, holds_images
+from .cells import read_cells
+from .folder import Tree, folders_in, holds_images, list_images
 from .labels import (
     MULTI,
     PREFERRED_IMAGES,
@@ -22,19 +20,19 @@ from .labels import (
     Columns,
     Labels,
     choose,
+    is_text,
     preferred_first,
     read_labels,
 )
 from .listing import UNKNOWN, sizes_of_files
-from .names import is_image, role_of
+from .names import as_on_disk, is_image, one_spelling, role_of
 from .source import DataSource, Labeller, Split, split_by_name
 from .splits import choose_splits, existing_folder
 
 
 METADATA = "metadata.csv", "metadata.jsonl"  # of a folder of images, as `datasets` has it
 _IMAGE_NAMES = (*PREFERRED_IMAGES, "path", "filename", "filepath", "file", "file_path", "image_path", "img")
-_DELIMITERS = ",", ";", "\t"
-_LARGEST = 1 << 30  # bytes of a list; that of ImageNet's 1.28 million images has 70 million
+_NO_SPLIT = "rows without a split"
 _SHOWN = 1000  # rows that say whether a column holds names of images
 
 
@@ -87,6 +85,8 @@ def open_list(
     labeller.notes += images.notes
     label_columns = _label_columns(images, columns, labeller.notes)
     _note_missing(images, labeller.notes)
+    # Once for all splits, so that no word means one thing here and another there.
+    every = read_labels({name: (None, images.cells.column(name)) for name in label_columns}, columns, images.where)
 
     def split(name: str | None) -> Split:
         rows = np.arange(len(images.names))
@@ -94,8 +94,7 @@ def open_list(
             assert images.splits is not None
             rows = np.flatnonzero(np.array(images.splits, object) == name)
         where = images.where if name is None else f"{name} of {images.where}"
-        found = {column: (None, images.cells.column(column).take(pa.array(rows))) for column in label_columns}
-        labels = read_labels(found, columns, where)
+        labels = every.part(rows) if len(label_columns) == 1 else replace(every, numbers=every.numbers[rows])
         paths = [images.paths[row] for row in rows]
         labels, kept = _each_image_once(labels, paths, columns, where, labeller.notes)
         names = pa.array([images.names[row] for row in rows[kept]], pa.string())
@@ -125,7 +124,7 @@ def open_list(
         others = [name for name in names if name not in chosen and role_of(name) != "train"]
         if others:
             count = sum(map(images.splits.count, others))
-            words = ", ".join(printable(name) if name else "none" for name in others)
+            words = ", ".join(map(printable, others))
             labeller.notes.append(f"{count:,} images of {images.where} are of other splits: passed over ({words}).")
         if chosen.train is None:
             return labeller.source(None, split(chosen.val))
@@ -147,7 +146,7 @@ def read_list(file: str, data_dir: str | None, columns: Columns) -> ImageList:
     root = Path(os.path.abspath(file)).parent if data_dir is None else existing_folder(data_dir)
     if not os.path.exists(file) and os.path.isfile(root / file):
         raise UserError(f"--labels {file} does not exist; say --labels {root / file}, which does.")
-    return _listed(f"--labels {file}", [("", *_cells(file, f"--labels {file}"))], root, columns)
+    return _listed(f"--labels {file}", [("", *read_cells(file, f"--labels {file}"))], root, columns)
 
 
 def find_metadata(root: Path) -> list[tuple[str, Path]]:
@@ -157,12 +156,14 @@ def find_metadata(root: Path) -> list[tuple[str, Path]]:
         UserError: there is one too many.
     """
     below = [entry.name for entry in os.scandir(root) if role_of(entry.name) and entry.is_dir()]
-    found = [
-        (name, root / name / file)
-        for name in ["", *sorted(below)]
-        for file in METADATA
-        if (root / name / file).is_file()
-    ]
+    found = []
+    for name in ["", *sorted(below)]:
+        try:
+            files = sorted(os.listdir(root / name))
+        except OSError as error:
+            raise UserError(f"cannot list {root / name}: {error.strerror}.") from None
+        found += [(name, root / name / file) for file in files if file.lower() in METADATA]
+    found = [(name, path) for name, path in found if path.is_file()]
     for (one, first), (other, second) in zip(found, found[1:]):
         if one == other or not one:
             raise UserError(f"{first} and {second} are two lists of images; remove one, or name one with --labels.")
@@ -175,99 +176,53 @@ def read_metadata(root: Path, found: list[tuple[str, Path]], columns: Columns) -
     Raises:
         UserError: a list cannot be read, or says one thing and the class folders another.
     """
-    where = str(found[0][1])
-    parts = [(name, *_cells(os.fspath(path), str(path))) for name, path in found]
-    beside = _class_folders(root)
+    where = str(found[0][1]) if len(found) == 1 else f"{found[0][1].name} in the splits of {root}"
+    # One without labels may be that of a split that nobody uses.
+    parts = [(name, *read_cells(os.fspath(path), str(path), alone=True)) for name, path in found]
+    folders = _class_folders(root)
     labelled = columns.label_column or [
         name for _, cells, *_ in parts for name in cells.column_names if name.casefold() in PREFERRED_LABELS
     ]
-    if len(beside) > 1 and not labelled:
+    several = len({folder.name for folder in folders}) > 1
+    if several and not labelled:
         return None
     images = _listed(where, parts, root, columns)
     images.notes.insert(0, f"the labels are those of {where}.")
-    if len(beside) < 2:
+    if not several or not set(labelled).issubset(images.cells.column_names):
         return images
-    labels = images.cells.column(labelled[0])
-    if len(labelled) == 1 and labels.to_pylist() == [os.path.basename(os.path.dirname(path)) for path in images.paths]:
+    listed = {name for name, _ in found}
+    inside = [folder for folder in folders if listed == {""} or folder.parts[0] in listed]
+    beside = sorted({folder.parts[0] for folder in folders if folder not in inside})
+    held = {one_spelling(os.path.normpath(path)) for folder in inside for path in list_images(root / folder)[0]}
+    paths = [one_spelling(path) for path in images.paths]
+    names = [os.path.basename(os.path.dirname(path)) for path in paths]
+    labels = images.cells.column(labelled[0]).to_pylist()
+    agrees = len(set(labelled)) == 1 and [one_spelling(_word(label)) for label in labels] == names
+    if agrees and images.split_column is None and held == set(paths):
         return None
-    raise UserError(
-        f"{root} has class folders ({beside[0]}/, {beside[1]}/, …) and {where}, which says something else; move the"
-        f" list elsewhere, or train on what it says with --labels {where}."
-    )
-
-
-def _class_folders(root: Path) -> list[str]:
-    below = folders_in(Tree(str(root)))
-    places = [name for name in below if role_of(name)] or [""]
-    names = {each for place in places for each in folders_in(Tree(str(root / place))) if not role_of(each)}
-    return sorted(name for name in names if any(holds_images(root / place / name) for place in places))
-
-
-def _cells(file: str, where: str) -> tuple[pa.Table, bool, list[str]]:
-    """The columns, whether they have names, and notes."""
-    try:
-        status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{where} is no file; name a CSV file of images and labels.")
-        if status.st_size > _LARGEST:
-            raise UserError(f"{where} has {status.st_size:,} bytes, more than {_LARGEST:,}.")
-        if file.endswith(".jsonl"):
-            return _from_json(file), True, []
-        return _from_csv(file, where)
-    except OSError as error:
-        raise UserError(f"{where} cannot be read: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{where} is no text in UTF-8; save it as that.") from None
-    except (ValueError, pa.ArrowException, RecursionError, csv.Error) as error:
-        raise UserError(f"{where} cannot be read: {printable(first_line(error))}") from None
-
-
-def _from_json(file: str) -> pa.Table:
-    with open(file, encoding="utf-8-sig") as lines:
-        rows = [json.loads(line) for line in lines if line.strip()]
-    if not rows or not all(isinstance(row, dict) for row in rows):
-        raise ValueError('each line must be an object, such as {"file_name": "1.jpg", "label": "cat"}')
-    return pa.Table.from_struct_array(pa.array(rows))
-
-
-def _from_csv(file: str, where: str) -> tuple[pa.Table, bool, list[str]]:
-    with open(file, encoding="utf-8-sig", newline="") as lines:
-        first = next((line for line in lines if line.strip()), "")
-    rows = {delimiter: next(csv.reader([first], delimiter=delimiter), []) for delimiter in _DELIMITERS}
-    fitting = [delimiter for delimiter, cells in rows.items() if len(cells) > 1]
-    if not fitting:
+    if beside and not {"train", "val"} <= set(map(role_of, listed)):
         raise UserError(
-            f"{where} has one column, or none: {printable(first.strip()[:80])!r}; it needs images and labels, with a"
-            " comma, a semicolon or a tab between."
+            f"{found[0][1]} lists images, and {root / beside[0]} has class folders and no list; add one there, or move"
+            " what is listed into class folders."
         )
-    # "1.jpg,cat;dog" has two: the one is right that leaves the image's name alone.
-    delimiter, *others = [
-        each for each in fitting if any(map(is_image, filter(None, map(str.strip, rows[each]))))
-    ] or fitting
-    if others:
+    if beside:
+        images.notes.append(f"passed over in {root}: {', '.join(f'{name}/' for name in beside)}, which has no list.")
+    if held and not agrees:
+        mend = f", or train on what it says with --labels {where}" if len(found) == 1 else ""
         raise UserError(
-            f"{where} has both {delimiter!r} and {others[0]!r} in its first line; name the columns there, e.g."
-            " path,label."
+            f"{root} has class folders ({inside[0]}/, …) and {where}, which says something else; move the list"
+            f" elsewhere{mend}."
         )
-    with open(file, encoding="utf-8-sig", newline="") as lines:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
-        cells = []
-        for row in filter(None, reader):
-            if len(row) != len(rows[delimiter]):
-                raise UserError(
-                    f"{where} has {len(row)} cells in line {reader.line_num}, but {len(rows[delimiter])} in the first"
-                    " one; a cell that holds a comma or the like stands in quotes."
-                )
-            cells.append(row)
-    has_header = not any(is_image(cell.strip()) for cell in cells[0] if cell.strip())
-    names = [cell.strip() for cell in cells.pop(0)] if has_header else [str(i) for i in range(len(cells[0]))]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{where} has two columns called {printable(twice)!r}; rename one.")
-    notes = [f"{where} is read with {delimiter!r} between its columns."] if delimiter != "," else []
-    # As text: whatever looks like a number or like "nothing" may be the name of a class.
-    columns = [pa.array(column, pa.string()) for column in zip(*cells)] or [pa.array([], pa.string())] * len(names)
-    return pa.table(columns, names), has_header, notes
+    if left_out := sorted(held.difference(paths)):
+        images.notes.append(f"{len(left_out):,} images of {root} are not in {where}: left out, e.g. {left_out[0]}.")
+    return images
+
+
+def _class_folders(root: Path) -> list[Path]:
+    """Below `root` or its splits, as paths from there."""
+    places = [name for name in folders_in(Tree(str(root))) if role_of(name)] or [""]
+    found = [Path(place, name) for place in places for name in folders_in(Tree(str(root / place))) if not role_of(name)]
+    return sorted(folder for folder in found if holds_images(root / folder))
 
 
 def _listed(where: str, parts: list[tuple[str, pa.Table, bool, list[str]]], root: Path, columns: Columns) -> ImageList:
@@ -275,10 +230,11 @@ def _listed(where: str, parts: list[tuple[str, pa.Table, bool, list[str]]], root
     try:
         cells = pa.concat_tables([part[1] for part in parts], promote_options="permissive")
     except pa.ArrowException as error:
-        raise UserError(f"{where} and {parts[-1][0]}'s differ: {printable(first_line(error))}") from None
+        raise UserError(f"{where} differ in their columns: {printable(first_line(error))}") from None
     if not len(cells):
         raise UserError(f"{where} lists no images.")
-    image_column = _image_column(cells, columns.image_column, where)
+    notes = [note for _, _, _, each in parts for note in each]
+    image_column = _image_column(cells, columns.image_column, where, notes)
     folders = [split for split, part, *_ in parts for _ in range(len(part))]
     names, paths, base = [], [], str(root)
     for number, (folder, name) in enumerate(zip(folders, cells.column(image_column).to_pylist())):
@@ -289,30 +245,72 @@ def _listed(where: str, parts: list[tuple[str, pa.Table, bool, list[str]]], root
     splits: list[str] | None = folders
     split_column = None
     if len(parts) == 1 and not parts[0][0]:
-        splits, split_column = _splits(cells, image_column, names, columns)
-    notes = [note for _, _, _, each in parts for note in each]
-    if split_column is not None and split_column.casefold() != "split":
-        notes.append(f"the splits of {where} are its column {printable(split_column)}.")
+        split_column = _split_column(cells, image_column, columns, where, notes)
+        if split_column is None:
+            splits = _split_folders(paths, where, notes)
+        else:
+            splits = [_word(cell) or _NO_SPLIT for cell in cells.column(split_column).to_pylist()]
     return ImageList(where, cells, parts[0][2], paths, names, splits, image_column, split_column, notes)
 
 
-def _splits(
-    cells: pa.Table, image_column: str, names: list[str], columns: Columns
-) -> tuple[list[str] | None, str | None]:
+def _word(cell: object) -> str:
+    return "" if cell is None else str(cell).strip()
+
+
+def _split_column(cells: pa.Table, image_column: str, columns: Columns, where: str, notes: list[str]) -> str | None:
+    """The one called `split`, or else the only one that speaks of nothing but two splits or more."""
+    named, fitting = [], []
     for column in cells.column_names:
-        if column == image_column or column in columns.label_column or column.casefold() in PREFERRED_LABELS:
+        kind = cells.column(column).type
+        if column in (image_column, *columns.label_column) or column.casefold() in PREFERRED_LABELS:
             continue
-        if not pa.types.is_string(cells.column(column).type):
+        if pa.types.is_nested(kind) or column.casefold() != "split" and not is_text(kind):
             continue
-        values = [(value or "").strip() for value in pc.unique(cells.column(column)).to_pylist()]
-        if column.casefold() == "split" or all(map(role_of, values)):
-            return [(value or "").strip() for value in cells.column(column).to_pylist()], column
-    first = [name.replace("\\", "/").removeprefix("./").split("/")[0] for name in names]
-    roles = {role_of(name) for name in set(first)}
-    return (first, None) if len(roles) > 1 and None not in roles else (None, None)
+        values = {_word(cell) for cell in pc.unique(cells.column(column)).to_pylist()} - {""}
+        roles = set(map(role_of, values))
+        if column.casefold() == "split" and values:
+            named.append(column)
+        elif len(roles - {None}) > 1 and None not in roles:
+            fitting.append(column)
+        elif len(roles - {None}) > 1:
+            notes.append(
+                f"the column {printable(column)} of {where} has splits in it, and other things too: it is not used; one"
+                " called `split` is."
+            )
+    found = named or fitting
+    if len(found) > 1:
+        raise UserError(
+            f"{where} has several columns of splits, {', '.join(map(printable, found))}; call the right one `split`."
+        )
+    if fitting and not named:
+        notes.append(f"the splits of {where} are its column {printable(fitting[0])}.")
+    return found[0] if found else None
 
 
-def _image_column(cells: pa.Table, wanted: str | None, where: str) -> str:
+def _split_folders(paths: list[str], where: str, notes: list[str]) -> list[str] | None:
+    """The splits of images that all lie in folders of such names, equally deep below what they share."""
+    folders = [path.replace("\\", "/").rpartition("/")[0] for path in paths]
+    parts = {folder: folder.split("/") for folder in set(folders)}
+    shared = len(os.path.commonprefix(list(parts.values())))
+    below = {folder: names[shared:] for folder, names in parts.items()}
+    for names in zip(*below.values()):
+        roles = set(map(role_of, names))
+        if len(roles) > 1 and None not in roles:
+            own = dict(zip(below, names))
+            return [own[folder] for folder in folders]
+    found = sorted({name for names in below.values() for name in names if role_of(name)})
+    called = " and ".join(f"{printable(name)}/" for name in found[:2])
+    if len(set(map(role_of, found))) > 1:
+        raise UserError(
+            f"some images of {where} lie in {called}, but not all in such folders; say which are trained on in a column"
+            " `split` of train and val."
+        )
+    if found:
+        notes.append(f"{called} in the paths of {where} is taken for no split; a column `split` can say otherwise.")
+    return None
+
+
+def _image_column(cells: pa.Table, wanted: str | None, where: str, notes: list[str]) -> str:
     names = cells.column_names
     if wanted is not None:
         return choose("--image_column", wanted, names, names, "images", where)
@@ -322,7 +320,10 @@ def _image_column(cells: pa.Table, wanted: str | None, where: str) -> str:
         name for name, values in shown.items() if values and all(is_image(cell.strip() or " ") for cell in values)
     ]
     possible = possible or [name for name in texts if name.casefold() in _IMAGE_NAMES]
-    return choose("--image_column", None, preferred_first(possible), names, "images", where)
+    chosen = choose("--image_column", None, preferred_first(possible), names, "images", where)
+    if others := ", ".join(printable(name) for name in possible if name != chosen):
+        notes.append(f"the images of {where} are its column {chosen}; --image_column can name another: {others}.")
+    return chosen
 
 
 def _label_columns(images: ImageList, columns: Columns, notes: list[str]) -> list[str]:
@@ -331,6 +332,8 @@ def _label_columns(images: ImageList, columns: Columns, notes: list[str]) -> lis
     if columns.label_column:
         if not images.has_header:
             raise UserError(f"--label_column: {images.where} has no names of columns in its first line.")
+        if images.image_column in columns.label_column:
+            raise UserError(f"--label_column {images.image_column} is the column of images of {images.where}.")
         return [
             choose("--label_column", wanted, possible, possible, "labels", images.where)
             for wanted in columns.label_column
@@ -368,6 +371,9 @@ def _note_missing(images: ImageList, notes: list[str]) -> None:
     for row in absent:  # written on Windows
         if os.sep == "/" and "\\" in images.names[row]:
             images.paths[row] = images.paths[row].replace("\\", "/")
+    spelt: dict[str, dict[str, str]] = {}
+    for row in absent:  # or on macOS
+        images.paths[row] = as_on_disk(images.paths[row], spelt)
     absent = absent[sizes_of_files([images.paths[row] for row in absent]) == UNKNOWN]
     if len(absent) == len(images.paths):
         raise UserError(

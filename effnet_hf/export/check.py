@@ -73,7 +73,8 @@ class CheckImages:
 class FolderImages(CheckImages):
     """The images that a recipe's data options give a validation.
 
-    Every n-th, so that `count` of them cover all classes; all with `count=None`. One in a hundred, at least one, may be
+    Every n-th in the order of their labels, so that `count` of them cover all classes of some images; all with
+    `count=None`. One in a hundred, at least one, may be
     unreadable; it is passed over, as in validation.
 
     `labels` is None when they are of other classes than the model's, and `notes` say why.
@@ -161,7 +162,8 @@ class FolderImages(CheckImages):
 def _thinned(split: Split, count: int | None) -> Split:
     if count is None or count >= len(split):
         return split
-    return split.subset(np.linspace(0, len(split) - 1, count).round().astype(int))
+    by_label = np.argsort(split.labels, kind="stable")  # a list's may lie in any order
+    return split.subset(np.sort(by_label[np.linspace(0, len(split) - 1, count).round().astype(int)]))
 
 
 class GeneratedImages(CheckImages):
@@ -213,6 +215,11 @@ class MirroredPairs(CheckImages):
         for image in images:
             yield image
             yield ImageOps.mirror(image)
+
+    @staticmethod
+    def without_mirrors(outputs: np.ndarray) -> np.ndarray:
+        """Of the outputs those of the images themselves."""
+        return np.concatenate([outputs[:1], outputs[1::2]])
 
 
 def size_of(processor: EfficientNetNVImageProcessor) -> tuple[int, int]:

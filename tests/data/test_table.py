@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 
 import datasets
 import numpy as np
@@ -67,7 +68,8 @@ BOTH = {"1.jpg": {"cat", "dog"}, "2.jpg": {"dog"}}
         ("path,label\n1.jpg,café\n2.jpg,cafe\u0301\n", {}, {"1.jpg": "café", "2.jpg": "café"}),  # NFC, NFD
         ("path,label\n1.jpg,A\n2.jpg,a\n", {}, {"1.jpg": "A", "2.jpg": "a"}),
         # Words stay what they are …
-        ("path,label\n1.jpg,1\n2.jpg,01\n3.jpg,1.0\n", {}, {"1.jpg": "1", "2.jpg": "01", "3.jpg": "1.0"}),
+        ("path,label\n1.jpg,1\n2.jpg,01\n3.jpg,1.1\n", {}, {"1.jpg": "1", "2.jpg": "01", "3.jpg": "1.1"}),
+        ("path,label\n1.jpg,1.0\n2.jpg,1.1\n3.jpg,-1\n", {}, {"1.jpg": "1.0", "2.jpg": "1.1", "3.jpg": "-1"}),
         ("path,label\n1.jpg,NA\n2.jpg,nan\n3.jpg,None\n", {}, {"1.jpg": "NA", "2.jpg": "nan", "3.jpg": "None"}),
         ("path,label\n1.jpg,true\n2.jpg,False\n", {}, {"1.jpg": "true", "2.jpg": "False"}),
         # … and what is missing is no class.
@@ -75,13 +77,21 @@ BOTH = {"1.jpg": {"cat", "dog"}, "2.jpg": {"dog"}}
         ("path,label\n1.jpg,0\n2.jpg,1\n3.jpg,-1\n", {}, {"1.jpg": "0", "2.jpg": "1"}),
         ("path,label\n1.jpg,cat\n2.jpg,-1\n", {}, {"1.jpg": "cat", "2.jpg": "-1"}),  # a word beside others
         ("path,label\n1.jpg,0.0\n2.jpg,1.0\n3.jpg,\n", {}, {"1.jpg": "0", "2.jpg": "1"}),  # pandas' whole numbers
+        ("path,label\n1.jpg,0.0\n2.jpg,1.00\n3.jpg,-1.0\n", {}, {"1.jpg": "0", "2.jpg": "1"}),  # its fillna(-1)
+        ("path,label\n1.jpg,0\n2.jpg,1.0\n3.jpg,-01\n", {}, {"1.jpg": "0", "2.jpg": "1"}),
         ("path,label\n1.jpg,cat\n2.jpg,dog\n1.jpg,cat\n1.jpg,\n", {}, CATS),  # once more
+        # What spreadsheets leave below and beside a table.
+        ("path,label\n1.jpg,cat\n2.jpg,dog\n,\n , \n", {}, CATS),
+        (",,\npath,label,\n1.jpg,cat,\n2.jpg,dog, \n,,\n", {}, CATS),
         # Several labels per image.
         ("path,label\n1.jpg,cat|dog\n2.jpg,dog\n", {"label_separator": "|"}, BOTH),
         ("1.jpg,cat; dog;\n2.jpg,\n", {"label_separator": ";"}, {"1.jpg": {"cat", "dog"}}),
         ("path;label\n1.jpg;cat,dog\n2.jpg;dog\n", {"label_separator": ","}, BOTH),
+        ("1.jpg,0;2\n2.jpg,1\n3.jpg,-1\n4.jpg,\n", {"label_separator": ";"}, {"1.jpg": {"0", "2"}, "2.jpg": {"1"}}),
+        ("1.jpg,0.0|2\n2.jpg,1.0|1\n3.jpg,-1.0\n", {"label_separator": "|"}, {"1.jpg": {"0", "2"}, "2.jpg": {"1"}}),
+        ("1.jpg,a;-1\n2.jpg,b\n", {"label_separator": ";"}, {"1.jpg": {"a", "-1"}, "2.jpg": {"b"}}),
         (
-            "path,cat,dog,hat\n1.jpg,1,0,0\n2.jpg,0,0,1\n3.jpg,1,1,0\n4.jpg,0,,0\n5.jpg,0,-1,0\n",
+            "path,cat,dog,hat\n1.jpg,1.00,0,0\n2.jpg,0,0,1\n3.jpg,1,1,0\n4.jpg,0,,0\n5.jpg,0,-1,0\n",
             {"label_column": ["dog", "cat"]},
             {"1.jpg": {"cat"}, "2.jpg": set(), "3.jpg": {"cat", "dog"}},
         ),
@@ -93,6 +103,34 @@ def test_what_a_list_says(folder, text, options, labels):
     assert found(opened(folder, text, **options)) == labels
 
 
+@pytest.mark.parametrize("form, other", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_files_are_found_in_either_form_of_unicode(folder, form, other):
+    names = [unicodedata.normalize(form, f"caf\u00e9/\u00fc{number}.jpg") for number in range(3)]
+    for name in [*names, "caf\u00e9.jpg"]:
+        path = folder / "pictures" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"image")
+    listed = [unicodedata.normalize(other, name) for name in [*names, "caf\u00e9/gone.jpg"]]
+    source = opened(folder, "path,label\n" + "".join(f"{name},{'ab'[i % 2]}\n" for i, name in enumerate(listed)))
+    assert [source.val.read(i) for i in range(3)] == [b"image"] * 3
+    assert source.val.name(0).endswith(names[0]) and "1 of 4 files of" in " ".join(source.notes)
+    with pytest.raises(UserError, match="none of the 2 files of"):
+        opened(folder, f"path,label\n{listed[3]},a\nu\u0308/1.jpg,b\n")
+
+
+@pytest.mark.parametrize("form, other", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_metadata_beside_class_folders_may_spell_their_files_otherwise(tmp_path, form, other):
+    names = [unicodedata.normalize(form, f"{label}/\u00fc.jpg") for label in ("caf\u00e9", "tee")]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"image")
+    rows = [unicodedata.normalize(other, f"{name},{name.split('/')[0]}") for name in names]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *rows]), encoding="utf-8")
+    source = open_data(Recipe(data_dir=str(tmp_path)), train=False)
+    assert source.class_names == ["caf\u00e9", "tee"] and not source.notes
+    assert [source.val.name(i) for i in range(2)] == [str(tmp_path / name) for name in names]
+
+
 @pytest.mark.parametrize(
     "text, options, note",
     [
@@ -102,6 +140,9 @@ def test_what_a_list_says(folder, text, options, labels):
         ("path,label,kind\n1.jpg,cat,a\n2.jpg,dog,b", {}, "its column label; --label_column can name another"),
         ("path,label\n1.jpg,cat\n2.jpg,dog\n1.jpg,cat", {}, "1 of 3 rows of .* names an image again: counted once"),
         ("path,label\n1.jpg,Cat\n2.jpg,cat", {}, "classes of .* that differ only in case: Cat and cat"),
+        ("mask,image,label\n3.jpg,1.jpg,cat\n4.jpg,2.jpg,dog", {}, "its column image; --image_column can .*: mask"),
+        ("path,label,use\n1.jpg,a,train\n2.jpg,b,val\n3.jpg,b,extra", {}, "column use .* has splits in it, and other"),
+        ("1.jpg,cat\nval/2.jpg,dog", {}, "val/ in the paths of .* is taken for no split; a column `split` can"),
         ("path,label\n1.jpg,cat\nx.jpg,dog", {}, r"1 of 2 files of .* is not there, e\.g\. x\.jpg: counted as"),
     ],
 )  # fmt: skip
@@ -125,6 +166,11 @@ def test_what_was_chosen_is_said(folder, text, options, note):
         ("1.jpg,cat,x\n2.jpg,dog,y\n", {}, "3 columns and no names for them"),
         ("1.jpg,cat\n", {"label_column": ["label"]}, "has no names of columns in its first line"),
         ("path,label\n1.jpg,cat\n", {"label_column": ["labl"]}, "labl is no column of .* Did you mean 'label'"),
+        ("path,label\n1.jpg,cat\n", {"label_column": ["path"]}, "--label_column path is the column of images of"),
+        ("path,label,a,b\n1.jpg,x,val,dev\n2.jpg,y,train,train\n", {}, "several columns of splits, a, b; call the"),
+        ("train/1.jpg,cat\nval/2.jpg,dog\n3.jpg,dog\n", {"val_fraction": 0.5}, "lie in train/ and val/, but not all"),
+        ("path,a,b\n1.jpg,1,inf\n", {"label_column": ["a", "b"]}, "the column b of .* holds 'inf'; .* holds 0 or 1"),
+        ("path,label\n1.jpg,-1.0\n2.jpg,-2.0\n", {}, "has the label -2; whole numbers count classes from 0"),
         ("path,label\n1.jpg,cat\n", {"image_column": "pth"}, "pth is no column of .* Did you mean 'path'"),
         ("id,label\n1,cat\n", {}, "has no column of images; name one with --image_column"),
         ("a,b,label\n1.jpg,2.jpg,cat\n", {}, "several columns of images, a, b; say which with --image_column"),
@@ -143,6 +189,37 @@ def test_what_was_chosen_is_said(folder, text, options, note):
 def test_what_is_refused(folder, text, options, words):
     with pytest.raises(UserError, match=words):
         opened(folder, text, **options)
+
+
+LINES = [{"file_name": "1.jpg", "label": "cat"}, {"file_name": "2.jpg", "label": "dog"}]
+
+
+@pytest.mark.parametrize("name", ["list.jsonl", "LIST.JSONL", "labels.json"])
+def test_json_is_lines_of_objects_or_a_list_of_them(folder, name):
+    lines = "\n".join(map(json.dumps, LINES))
+    assert found(opened(folder, lines, name=name)) == found(opened(folder, json.dumps(LINES), name=name)) == CATS
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (json.dumps({"images": LINES}, indent=1), "line 1: it needs one object a line, .* in a .jsonl file"),
+        ('{"file_name": "1.jpg", "label": "cat"}\n{oops', "line 2: it needs one object a line"),
+        ('["1.jpg", "2.jpg"]', "it needs one object a line"),
+        ('{"file_name": "1.jpg", "label": 1e20}', r"holds 1e\+20 or its negative; .* at most 9,007,199,254,740,992"),
+        ('{"file_name": "1.jpg", "label": -Infinity}', "holds inf or its negative; the numbers of classes are at most"),
+        ('{"file_name": "1.jpg", "label": %s}' % 10**30, "cannot be read: "),
+    ],
+)
+def test_json_that_cannot_be_read_is_one_sentence(folder, text, words):
+    with pytest.raises(UserError, match=words):
+        opened(folder, text, name="labels.json")
+
+
+def test_a_column_of_lists_is_no_class_of_several(folder):
+    text = json.dumps({"file_name": "1.jpg", "a": 1, "b": [1]})
+    with pytest.raises(UserError, match="the column b of .* holds list.*; of several --label_column each holds 0 or 1"):
+        opened(folder, text, name="list.jsonl", label_column=["a", "b"])
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
@@ -196,14 +273,75 @@ def test_a_column_says_the_splits(folder, column, val, others):
     assert found(opened(folder, text)) == SPLITS["val"]  # validation alone
 
 
-def test_folders_in_the_paths_say_the_splits(folder):
+SPLIT_COLUMNS = [
+    ("phase,split", ["val,train", "train,train", "val,val"], SPLITS),
+    ("source,split", ["train,train", "train,train", "train,val"], SPLITS),
+    ("source,part", ["train,train", "train,train", "train,val"], SPLITS),
+    ("Split", ["train", "train", "val"], SPLITS),
+    ("part", ["train", "", "val"], {"train": {"1.jpg": "cat"}, "val": {"3.jpg": "dog"}}),
+    ("split", [" ", "", "val"], {"val": {"3.jpg": "dog"}}),
+    ("source", ["train", "train", "train"], {"val": {**CATS, "3.jpg": "dog"}}),
+    ("split", ["", "", ""], {"val": {**CATS, "3.jpg": "dog"}}),
+]
+
+
+@pytest.mark.parametrize("header, cells, splits", SPLIT_COLUMNS)
+def test_which_column_says_the_splits(folder, header, cells, splits):
+    labels = {"1.jpg": "cat", "2.jpg": "dog", "3.jpg": "dog"}
+    rows = "".join(f"{name},{label},{each}\n" for (name, label), each in zip(labels.items(), cells))
+    train = "train" in splits and len(splits["train"]) > 1
+    source = opened(folder, f"path,label,{header}\n{rows}", train=train)
+    assert {split: found(source, split) for split in splits if train or split == "val"} == {
+        split: each for split, each in splits.items() if train or split == "val"
+    }
+    if "val" in cells and "" in cells:
+        assert any(re.search("rows without a split", note) for note in source.notes)
+        assert not any("passed over: ." in note for note in source.notes)
+
+
+PLACES = [
+    "{}/{}",
+    "images/{}/{}",
+    "{root}/{}/{}",
+    "{root}/images/{}/{}",
+    "./images/{}/x/../{}",
+    "set/{}/cat/{}",
+    "cat/{}/{}",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("options", [{}, {"val_fraction": 0.5}])
+def test_folders_in_the_paths_say_the_splits(folder, place, options):
+    text = ""
     for split, names in SPLITS.items():
-        (folder / "pictures" / split).mkdir()
-        for name in names:
-            (folder / "pictures" / name).rename(folder / "pictures" / split / name)
-    text = "".join(f"{split}/{name},{label}\n" for split, each in SPLITS.items() for name, label in each.items())
-    source = opened(folder, text, train=True)
+        for name, label in names.items():
+            path = place.format(split, name, root=folder / "pictures")
+            (folder / "pictures" / path).resolve().parent.mkdir(parents=True, exist_ok=True)
+            (folder / "pictures" / name).rename((folder / "pictures" / path).resolve())
+            text += f"{path},{label}\n"
+    source = opened(folder, text, train=True, **options)
     assert {split: found(source, split) for split in SPLITS} == SPLITS
+    if "{root}" in place:  # the same without --data_dir
+        source = open_data(Recipe(labels=str(folder / "list.csv"), **options))
+        assert {split: found(source, split) for split in SPLITS} == SPLITS
+
+
+@pytest.mark.parametrize(
+    "train, val", [("0.0 1.0", "0.0 1.0 "), ("0 1", "1.0 0.0"), ("0.0  1.0", "-1.0 1.0"), ("0 1", "1")]
+)
+def test_numbers_mean_the_same_in_every_split(folder, train, val):
+    rows = [(label, split) for split, each in (("train", train), ("val", val)) for label in each.split(" ")]
+    text = "".join(f"{name},{label},{split}\n" for name, (label, split) in zip(IMAGES, rows))
+    source = opened(folder, "path,label,split\n" + text, train=True, class_names=["0", "1"])
+    assert source.class_names == ["0", "1"] and set(found(source, "train").values()) == {"0", "1"}
+    assert set(found(source).values()) <= {"0", "1"}
+
+
+def test_a_word_in_one_split_makes_words_of_all(folder):
+    text = "path,label,split\n1.jpg,1.0,train\n2.jpg,1.1,train\n3.jpg,1.0,val\n4.jpg,-1,train\n5.jpg,-1,val\n"
+    source = opened(folder, text, train=True)
+    assert source.class_names == ["-1", "1.0", "1.1"] and found(source) == {"3.jpg": "1.0", "5.jpg": "-1"}
 
 
 def test_a_class_of_validation_alone_is_unknown_to_training(folder):
@@ -245,75 +383,6 @@ def test_a_changed_list_is_noticed(folder):
     several = opened(folder, text.format("dog"), train=True, problem_type=MULTI).listing()
     other = opened(folder, text.format("cat|dog"), train=True, label_separator="|").listing()
     assert several.difference(other) == "3.jpg was dog"
-
-
-# ------------------------------------------------------------------------------------------------------- metadata.csv
-
-
-def metadata(folder, text, place="", name="metadata.csv"):
-    (folder / "pictures" / place).mkdir(exist_ok=True)
-    (folder / "pictures" / place / name).write_text(text)
-
-
-def of_folder(folder, train=False, **options):
-    return open_data(Recipe(data_dir=str(folder / "pictures"), **options), train)
-
-
-def test_a_folder_with_metadata_is_what_it_says(folder):
-    metadata(folder, "file_name,label\n1.jpg,cat\n2.jpg,dog\n")
-    source = of_folder(folder)
-    assert found(source) == CATS and "the labels are those of" in source.notes[0]
-
-
-def test_lines_of_json_may_have_lists(folder):
-    lines = [{"file_name": "1.jpg", "label": ["cat", "dog"]}, {"file_name": "2.jpg", "label": []}]
-    lines += [{"file_name": "3.jpg", "label": None}, {"file_name": "4.jpg"}]
-    metadata(folder, "\n".join(map(json.dumps, lines)), name="metadata.jsonl")
-    assert found(of_folder(folder)) == {"1.jpg": {"cat", "dog"}, "2.jpg": set()}
-
-
-def test_every_split_may_have_its_own_metadata(folder):
-    for split, names in SPLITS.items():
-        metadata(folder, "file_name,label\n" + "".join(f"{n},{label}\n" for n, label in names.items()), split)
-        for name in names:
-            (folder / "pictures" / name).rename(folder / "pictures" / split / name)
-    source = of_folder(folder, train=True)
-    assert {split: found(source, split) for split in SPLITS} == SPLITS
-    metadata(folder, "file_name,label\n1.jpg,cat\n")
-    with pytest.raises(UserError, match="two lists of images"):
-        of_folder(folder)
-
-
-def test_metadata_beside_class_folders_must_agree(folder):
-    root = folder / "pictures"
-    for name, label in CATS.items():
-        (root / label).mkdir()
-        (root / name).rename(root / label / name)
-    metadata(folder, "file_name,text\ncat/1.jpg,one\ndog/2.jpg,two\n")  # captions
-    assert found(of_folder(folder)) == CATS
-    metadata(folder, "file_name,label\ncat/1.jpg,cat\ndog/2.jpg,dog\n")
-    assert found(of_folder(folder)) == CATS
-    metadata(folder, "file_name,label\ncat/1.jpg,dog\ndog/2.jpg,cat\n")
-    with pytest.raises(UserError, match="says something else; .* --labels .*metadata.csv"):
-        of_folder(folder)
-    recipe = Recipe(labels=str(root / "metadata.csv"))
-    assert found(open_data(recipe, train=False)) == {"1.jpg": "dog", "2.jpg": "cat"}
-
-
-def test_columns_of_class_folders_are_refused(folder):
-    (folder / "pictures/cat").mkdir()
-    (folder / "pictures/cat/1.jpg").write_bytes(b"image")
-    for option in ({"label_column": ["label"]}, {"image_column": "image"}, {"label_separator": ";"}):
-        with pytest.raises(UserError, match=f"--{next(iter(option))}: .* class folders, which have no columns"):
-            of_folder(folder, **option)
-
-
-def test_class_folders_may_be_sets_of_one(folder):
-    root = folder / "pictures"
-    for name, label in CATS.items():
-        (root / label).mkdir()
-        (root / name).rename(root / label / name)
-    assert found(of_folder(folder, problem_type=MULTI)) == {name: {label} for name, label in CATS.items()}
 
 
 # ----------------------------------------------------------------------------------------------------- folders of data
