@@ -10,7 +10,7 @@ This file travels inside every saved checkpoint: it imports only numpy, pillow a
 import math
 import reprlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -29,15 +29,17 @@ _TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANS
 _TURNS[8] = "ROTATE_90"
 _SAY_HOW_IT_LIES = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")  # in `Image.info`
 LARGEST_SIDE = 16_384  # pixels of a prepared image: 3 GB as float32
-_PHOTOMETRIC, _SAMPLE_FORMAT, _BITS, _LOWEST, _HIGHEST = 262, 339, 258, 340, 341  # TIFF tags
+_BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _PLANAR = 258, 259, 262, 266, 284  # TIFF tags
+_SAMPLE_FORMAT, _LOWEST, _HIGHEST = 339, 340, 341
 _UNSIGNED, _SIGNED = 1, 2  # of _SAMPLE_FORMAT
 _HALF = 32767  # 16-bit images without any value above may be dark, or hold fewer bits: nobody can tell
 _STRIP = 1 << 20  # pixels of a deep image that are turned into bytes at a time
 _SAY = "--bit_depth (bit_depth in preprocessor_config.json)"
+_NUMBER = f"give the number of bits that are used, 16 if it is dark, as {_SAY}"
 
 
 class UnclearPixels(ValueError):
-    """An image of more than 8 bits without one meaning; the message continues the sentence "<image> …"."""
+    """An image whose values have no one meaning, or that Pillow misreads; the message continues "<image> …"."""
 
 
 def to_rgb(image: Image.Image, bit_depth: int | None = None) -> Image.Image:
@@ -52,21 +54,23 @@ def to_rgb(image: Image.Image, bit_depth: int | None = None) -> Image.Image:
             of floating-point numbers.
 
     Raises:
-        UnclearPixels: a deep image states no range and may be meant in more than one way, or holds values outside.
+        UnclearPixels: its values may be meant in more than one way, or lie outside their range, or Pillow misreads it.
     """
-    colour, deep = _is_deep_colour(image), _deep_range(image, bit_depth)  # before both are forgotten
+    if image.format == "TIFF":
+        _mend(image)
+    raw, deep = _raw(image), _deep_range(image, bit_depth)  # before both are forgotten
     inverted = deep is not None and _tag(image, _PHOTOMETRIC) == 0  # which Pillow does for 8 bits only
     unsigned = image.format == "TIFF" and _tag(image, _SAMPLE_FORMAT) in (None, _UNSIGNED)
     if image.mode == "L" and _tag(image, _SAMPLE_FORMAT) == _SIGNED:
         raise UnclearPixels("holds signed numbers of 8 bits; save it with unsigned ones")
     image.load()  # EXIF may stand behind the pixels
+    if image.mode in ("RGB", "RGBA", "RGBX", "CMYK") and (";16" in raw or "65535" in raw):
+        _require_upper_bytes(image, bit_depth)
     turn = _TURNS.get(_orientation(image))
     if turn is not None:  # not by ImageOps, which writes all of EXIF anew and fails where some tag is damaged
         image = image.transpose(Image.Transpose[turn])
         for place in _SAY_HOW_IT_LIES:  # it is upright now, whoever asks
             image.info.pop(place, None)
-    if colour:
-        _require_upper_bytes(image, bit_depth)
     if image.mode == "RGB":
         return image
     if deep is not None:  # convert("RGB") would clip instead of scale
@@ -89,6 +93,24 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # Pillow raises SyntaxError, struct.error, TypeError, …
         return 1
     return orientation if isinstance(orientation, int) else 1
+
+
+def _mend(image: Any) -> None:
+    """Has Pillow decode some kinds of TIFF rightly, and refuses others that it would misread without a word."""
+    compressed, planar = _tag(image, _COMPRESSION) not in (None, 1), _tag(image, _PLANAR) == 2
+    bits, plain = _tag(image, _BITS), _tag(image, _FILL_ORDER) in (None, 1)
+    big, names = image.tag_v2.prefix == b"MM", {}
+    if compressed and big and image.mode in ("I", "F"):  # whose bytes libtiff has swapped already
+        names = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
+    elif planar and not compressed and bits == 16 and plain and image.mode in ("RGB", "RGBA"):
+        names = {band: f"{band};16{'B' if big else 'L'}" for band in "RGBA"}  # which it takes for 8 bits
+    elif planar and (image.mode == "LAB" or not (compressed or plain and bits in (1, 8) and _tag(image, _PHOTOMETRIC))):
+        raise UnclearPixels("is a TIFF of separate planes, of a kind that Pillow misreads; interleave its channels")
+    if names:
+        if not image.tile:
+            raise UnclearPixels("is a TIFF of a kind that Pillow misreads, and it was decoded before it came here")
+        image.tile = [tile._replace(args=(names.get(tile[3][0], tile[3][0]), *tile[3][1:])) for tile in image.tile]
+        image.tag_v2[_PLANAR] = image.tag_v2[_COMPRESSION] = 1  # as far as it matters, when it comes here again
 
 
 class _Range(NamedTuple):
@@ -165,11 +187,11 @@ def _require_within(values: np.ndarray, deep: _Range) -> float:
     return high
 
 
-def _require_bright(deep: _Range, highest: float) -> None:
+def _require_bright(deep: _Range, highest: float, advice: str = _NUMBER) -> None:
     if 0 < highest <= deep.doubtful:
         raise UnclearPixels(
             f"is dark or uses fewer bits: its highest value is {highest:,.7g}, and by {deep.by} white is"
-            f" {deep.white:,.10g}; give the number of bits that are used, 16 if it is dark, as {_SAY}"
+            f" {deep.white:,.10g}; {advice}"
         )
 
 
@@ -181,16 +203,17 @@ def _eight_bits(values: np.ndarray, deep: _Range) -> np.ndarray:
     return np.rint((values.astype(np.float64) - deep.black) * (255 / (deep.white - deep.black))).astype(np.uint8)
 
 
-def _is_deep_colour(image: Image.Image) -> bool:
-    """Several channels of 16 bits, of which Pillow keeps the upper 8, and no smaller range stated."""
-    return image.mode in ("RGB", "RGBA", "RGBX", "CMYK") and (";16" in _raw(image) or "65535" in _raw(image))
-
-
 def _require_upper_bytes(image: Image.Image, bit_depth: int | None) -> None:
-    if bit_depth not in (None, 16):
+    """Of colours of 16 bits, of which Pillow keeps the upper 8: refuses what uses other bits."""
+    black, white = _tag(image, _LOWEST) or 0, _tag(image, _HIGHEST)
+    if white is not None:
+        if not (-1 < black < 256 and 65279 < white < 65536):  # another upper byte
+            raise UnclearPixels(f"has 16-bit colours, black {black:,g} and white {white:,g}; save it with 8 bits")
+    elif bit_depth not in (None, 16):
         raise UnclearPixels(f"has 16-bit colours, and {_SAY} says {bit_depth}; save it with 8 bits")
-    if bit_depth is None:  # the upper byte, of all channels but alpha
-        _require_bright(_of_bits(None), 256 * float(np.ravel(image.getextrema())[:6].max()) + 255)
+    elif bit_depth is None:  # the upper byte, of all channels but alpha
+        highest = 256 * float(np.ravel(image.getextrema())[:6].max()) + 255
+        _require_bright(_of_bits(None), highest, f"save it with 8 bits, or, if it is dark, give 16 as {_SAY}")
 
 
 def resize_and_crop(
@@ -227,11 +250,8 @@ def _limit_aspect_ratio(image: Image.Image) -> Image.Image:
     limit = MAX_ASPECT_RATIO * min(width, height)
     if max(width, height) <= limit:
         return image
-    if width > height:
-        left = (width - limit) // 2
-        return image.crop((left, 0, left + limit, height))
-    top = (height - limit) // 2
-    return image.crop((0, top, width, top + limit))
+    left, top = max(width - limit, 0) // 2, max(height - limit, 0) // 2
+    return image.crop((left, top, left + min(width, limit), top + min(height, limit)))
 
 
 class EfficientNetNVImageProcessor(BaseImageProcessor):
@@ -274,16 +294,20 @@ class EfficientNetNVImageProcessor(BaseImageProcessor):
             if not isinstance(value, bool):
                 raise ValueError(f"{name} must be true or false, got {reprlib.repr(value)}.")
         self.do_resize = do_resize
-        self.size = _shortest_edge(224 + RESIZE_MARGIN if size is None else size)
+        self.size = _sides("size", 224 + RESIZE_MARGIN if size is None else size, "shortest_edge")
         self.resample = _filter(resample)
         self.do_center_crop = do_center_crop
-        self.crop_size = _height_width(224 if crop_size is None else crop_size)
+        self.crop_size = _sides("crop_size", 224 if crop_size is None else crop_size, "height", "width")
         self.do_rescale = do_rescale
-        self.rescale_factor = _factor(rescale_factor)
+        if not _is_number(rescale_factor, 1e-30):
+            raise ValueError(f"rescale_factor must be a number above 0, got {reprlib.repr(rescale_factor)}.")
+        self.rescale_factor = rescale_factor
         self.do_normalize = do_normalize
         self.image_mean = _per_channel("image_mean", IMAGENET_MEAN if image_mean is None else image_mean)
         self.image_std = _per_channel("image_std", IMAGENET_STD if image_std is None else image_std)
-        self.bit_depth = _bit_depth(bit_depth)
+        if bit_depth is not None and (type(bit_depth) is not int or not 1 <= bit_depth <= 32):
+            raise ValueError(f"bit_depth must be a whole number from 1 to 32, or null, got {reprlib.repr(bit_depth)}.")
+        self.bit_depth = bit_depth
 
     @classmethod
     def for_image_size(cls, image_size: int, margin: int = RESIZE_MARGIN, **kwargs) -> "EfficientNetNVImageProcessor":
@@ -384,12 +408,6 @@ def _filter(value) -> int:
     return int(value)
 
 
-def _factor(value) -> float:
-    if not _is_number(value, 1e-30):
-        raise ValueError(f"rescale_factor must be a number above 0, got {reprlib.repr(value)}.")
-    return value
-
-
 def _per_channel(name: str, value) -> list[float]:
     low = 1e-30 if name == "image_std" else -1e30
     values = list(value) if isinstance(value, (list, tuple)) else [value] * 3
@@ -399,32 +417,12 @@ def _per_channel(name: str, value) -> list[float]:
     return values
 
 
-def _bit_depth(value) -> int | None:
-    if value is not None and (type(value) is not int or not 1 <= value <= 32):
-        raise ValueError(f"bit_depth must be a whole number from 1 to 32, or null, got {reprlib.repr(value)}.")
-    return value
-
-
-def _is_side(value) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIDE
-
-
-def _shortest_edge(size) -> dict[str, int]:
-    value: Any = size.get("shortest_edge") if isinstance(size, Mapping) else size
-    if not _is_side(value):
-        wanted = f"1 to {LARGEST_SIDE} pixels or {{'shortest_edge': pixels}}"
-        raise ValueError(f"size must be {wanted}, got {reprlib.repr(size)}.")
-    return {"shortest_edge": int(value)}
-
-
-def _height_width(size) -> dict[str, int]:
-    sides: dict[str, Any] = {
-        side: size.get(side) if isinstance(size, Mapping) else size for side in ("height", "width")
-    }
-    if not all(map(_is_side, sides.values())):
-        wanted = f"1 to {LARGEST_SIDE} pixels or {{'height', 'width'}}"
-        raise ValueError(f"crop_size must be {wanted}, got {reprlib.repr(size)}.")
-    return {side: int(value) for side, value in sides.items()}
+def _sides(name: str, value: Any, *keys: str) -> dict[str, int]:
+    sides: dict[str, Any] = {key: value.get(key) if isinstance(value, Mapping) else value for key in keys}
+    if not all(type(side) is int and 1 <= side <= LARGEST_SIDE for side in sides.values()):
+        wanted = "{'shortest_edge': pixels}" if name == "size" else "{'height', 'width'}"
+        raise ValueError(f"{name} must be 1 to {LARGEST_SIDE} pixels or {wanted}, got {reprlib.repr(value)}.")
+    return sides
 
 
 __all__ = ["EfficientNetNVImageProcessor"]

@@ -185,7 +185,7 @@ class Picture:
 
     def guarded(self, function: Callable[[], Any]) -> Any:
         """`function()`, which calls into Pillow; whatever that raises is a `BadPicture`."""
-        return _guarded(function, self._reading.max_pixels)
+        return _guarded(function, self._reading.max_pixels, self.data)
 
     def _is_upright(self) -> bool:
         if "exif" not in self._image.info:
@@ -267,8 +267,14 @@ def _limit_of_pixels(max_pixels: int) -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = usual
 
 
-def _guarded(function: Callable[[], Any], max_pixels: int) -> Any:
-    """Calls into Pillow: its warnings stay quiet, whatever it raises becomes a `BadPicture`."""
+def _format_of(data: bytes) -> str:
+    """Which of `FORMATS` a file begins like; empty where it is none of them."""
+    accept = {name: Image.OPEN[name][1] for name in FORMATS if name in Image.OPEN}
+    return next((name for name, begins in accept.items() if begins and begins(data[:16]) is True), "")
+
+
+def _guarded(function: Callable[[], Any], max_pixels: int, data: bytes) -> Any:
+    """Calls into Pillow about `data`: its warnings stay quiet, whatever it raises becomes a `BadPicture`."""
     try:
         with warnings.catch_warnings(), _time_limit(), _limit_of_pixels(max_pixels):
             warnings.simplefilter("ignore")  # corrupt EXIF, odd palettes: thousands of lines over ImageNet
@@ -282,10 +288,14 @@ def _guarded(function: Callable[[], Any], max_pixels: int) -> Any:
     except Image.DecompressionBombError:
         raise BadPicture(f"is a decompression bomb: more pixels than --max_pixels, {max_pixels:,}") from None
     except Image.UnidentifiedImageError:
+        if kind := _format_of(data):
+            raise BadPicture(f"is damaged, or a kind of {kind} that Pillow does not read") from None
         raise BadPicture(f"is not an image that is read here ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, … on bad bytes
         if isinstance(error, OSError) and "truncated" in str(error).lower():
             raise BadPicture("is truncated") from None
+        if isinstance(error, ValueError) and "unknown raw mode" in str(error):
+            raise BadPicture(f"is a kind of {_format_of(data)} that Pillow does not read") from None
         said = printable(first_line(error))[:200].rstrip(".")
         kind = type(error).__name__
         raise BadPicture(f"cannot be decoded: {kind}" + (f": {said}" if said != kind else "")) from None

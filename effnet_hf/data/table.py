@@ -354,7 +354,7 @@ def _label_columns(images: ImageList, columns: Columns, notes: list[str]) -> lis
                 f"{images.where} has another value of {printable(chosen)} for every image, which are no classes; name"
                 f" the column of labels with --label_column. Its columns: {', '.join(map(printable, possible))}."
             )
-    if len(possible) > 1 or not named and images.has_header:
+    if len(possible) > 1:
         notes.append(
             f"the labels of {images.where} are its column {printable(chosen)}; --label_column can name another."
         )

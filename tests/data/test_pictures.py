@@ -134,6 +134,15 @@ def test_each_named_format_is_opened(kind):
     assert Picture(encode(photo(1), kind)).rgb().size == (96, 72)
 
 
+@pytest.mark.parametrize("kind", ["BMP", "GIF", "JPEG", "PNG", "TIFF"])
+def test_a_file_that_begins_like_one_is_not_said_to_be_no_image(kind):
+    data = encode(photo(1), kind)[:12]
+    if kind == "JPEG":  # of 12 bits
+        data = encode(photo(1), kind).replace(b"\xff\xc0\0\x11\x08", b"\xff\xc0\0\x11\x0c")
+    with pytest.raises(BadPicture, match=f"^is damaged, or a kind of {kind} that Pillow does not read$"):
+        Picture(data)
+
+
 @functools.cache
 def hostile() -> dict[str, bytes]:
     """What makes a decoder work, recurse or ask for memory."""

@@ -25,6 +25,9 @@ FULL, TWELVE = GREY * 257, GREY * 16
 HIGHEST = 341  # TIFF tag SMaxSampleValue; 340 is SMinSampleValue
 UNSTATED = "does not say which of them is white; give --bit_depth"
 DARK = "is dark or uses fewer bits"
+DARK_COLOURS = "white is 65,535; save it with 8 bits, or, if it is dark, give 16 as --bit_depth"
+UPPER = GREY * 256 + 7  # of 16 bits that are others in the other order of bytes
+PLANES = "is a TIFF of separate planes, of a kind that Pillow misreads"
 
 
 def png(values: np.ndarray, colour: int = 0, *chunks: bytes) -> bytes:
@@ -46,34 +49,36 @@ def pnm(most: int, values: np.ndarray = GREY, colours: int = 1) -> bytes:
     return b"P%d\n6 1\n%d\n" % (5 if colours == 1 else 6, most) + pixels
 
 
-def tiff(values: np.ndarray, dtype: str, order: str = "<", bits: int | None = None, **tags: float) -> bytes:
-    """Uncompressed, as the TIFF 6.0 specification says; `tags` are tN=value."""
+def tiff(
+    values: np.ndarray, dtype: str, order: str = "<", bits: int | None = None, deflate: bool = False, **tags: float
+) -> bytes:
+    """As the TIFF 6.0 specification says; `tags` are tN=value, t284=2 are separate planes."""
     array = values.astype(np.dtype(dtype).newbyteorder(order))
     height, width = array.shape[:2]
     count = 1 if array.ndim == 2 else array.shape[2]
-    pixels = array.tobytes()
+    strips = [plane.tobytes() for plane in (np.moveaxis(array, 2, 0) if count > 1 and "t284" in tags else [array])]
     if bits == 12:
-        pixels = int("".join(f"{value:012b}" for value in values.flat), 2).to_bytes(values.size * 3 // 2, "big")
+        strips = [int("".join(f"{value:012b}" for value in values.flat), 2).to_bytes(values.size * 3 // 2, "big")]
+    strips = [zlib.compress(strip) for strip in strips] if deflate else strips
+    starts = [512 + sum(map(len, strips[:number])) for number in range(len(strips))]
     kind = {"u": 1, "i": 2, "f": 3}[array.dtype.kind]
-    size = bits or 8 * array.dtype.itemsize
     entries = {
-        256: (4, width), 257: (4, height), 258: (3, size), 259: (3, 1), 262: (3, 1 if count == 1 else 2),
-        273: (4, 512), 277: (3, count), 278: (4, height), 279: (4, len(pixels)), 339: (3, kind),
+        256: (4, width), 257: (4, height), 258: (3, [bits or 8 * array.dtype.itemsize] * count),
+        259: (3, 8 if deflate else 1), 262: (3, 1 if count < 3 else 2), 273: (4, starts), 277: (3, count),
+        278: (4, height), 279: (4, [len(strip) for strip in strips]), 339: (3, kind),
     }  # fmt: skip
-    if count == 3:
-        entries[258], sizes = (3, None), struct.pack(order + "HHH", size, size, size)
     for name, value in tags.items():
         entries[int(name[1:])] = (11 if isinstance(value, float) else 3, value)
-    packed = b""
+    packed = long = b""
     for number, (type_, value) in sorted(entries.items()):
-        if value is None:
-            packed += struct.pack(order + "HHII", number, type_, 3, 480)
-            continue
-        field = struct.pack(order + {3: "HH", 4: "I", 11: "f"}[type_], *([value, 0] if type_ == 3 else [value]))
-        packed += struct.pack(order + "HHI", number, type_, 1) + field
+        value = value if isinstance(value, list) else [value]
+        field = struct.pack(order + {3: "H", 4: "I", 11: "f"}[type_] * len(value), *value)
+        if len(field) > 4:
+            field, long = struct.pack(order + "I", 400 + len(long)), long + field
+        packed += struct.pack(order + "HHI", number, type_, len(value)) + field.ljust(4, b"\0")
     start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "IH", 8, len(entries))
-    head = (start + packed + bytes(4)).ljust(480, b"\0") + (sizes if count == 3 else b"")
-    return head.ljust(512, b"\0") + pixels
+    head = (start + packed + bytes(4)).ljust(400, b"\0") + long
+    return head.ljust(512, b"\0") + b"".join(strips)
 
 
 def saved(mode: str, kind: str, **options) -> bytes:
@@ -92,6 +97,8 @@ def adjusted(mode: str, *bands: int | None) -> Image.Image:
 
 # What is opened, --bit_depth, and the grey that is right, or the words of the refusal.
 RIGHT = GREY[0].tolist()
+QUARTER = [value // 4 for value in RIGHT]
+STATED = "has 16-bit colours, black 0 and white 4,095; save it with 8 bits"
 CASES = {
     # 8 bits
     "JPEG of grey": (saved("L", "JPEG", quality=100), None, RIGHT),
@@ -147,6 +154,14 @@ CASES = {
     "TIFF of floats to 255, said": (tiff(GREY, "f4"), 8, RIGHT),
     "TIFF of floats to 65535": (tiff(FULL, "f4"), None, UNSTATED),
     "TIFF of floats to 65535, said": (tiff(FULL, "f4"), 16, RIGHT),
+    "big-endian deflated TIFF of floats": (tiff(GREY / 255, "f4", ">", deflate=True), 1, RIGHT),
+    "the same, white is zero": (tiff(1 - GREY / 255, "f4", ">", deflate=True, t262=0), 1, RIGHT),
+    "the same, unstated": (tiff(GREY / 255, "f4", ">", deflate=True), None, UNSTATED),
+    "big-endian deflated TIFF of signed 16 bits": (tiff(GREY * 128, "i2", ">", deflate=True), 15, RIGHT),
+    "big-endian deflated TIFF of signed 32 bits": (tiff(FULL, "i4", ">", deflate=True), 16, RIGHT),
+    "big-endian deflated TIFF of 16 bits": (tiff(UPPER, "u2", ">", deflate=True), None, RIGHT),
+    "deflated TIFF of floats": (tiff(GREY / 255, "f4", deflate=True), 1, RIGHT),
+    "deflated TIFF of signed 16 bits": (tiff(GREY * 128, "i2", deflate=True), 15, RIGHT),
     "TIFF of NaN": (tiff(GREY * np.nan, "f4"), 1, "holds values from nan to nan"),
     "TIFF of infinity": (tiff(np.where(GREY > 99, np.inf, 0), "f4"), 1, "from 0 to inf"),
     # PGM and PPM: Pillow scales by the largest value that they state
@@ -166,12 +181,36 @@ CASES = {
     "PNG of 16-bit colours": (png(channels(FULL, 3), 2), None, RIGHT),
     "PNG of 16-bit colours and alpha": (png(channels(FULL, 4), 6), None, RIGHT),
     "PNG of 16-bit grey and alpha": (png(channels(FULL, 2), 4), None, RIGHT),
-    "PNG of 12-bit colours in 16": (png(channels(TWELVE, 3), 2), None, DARK),
-    "PNG of 12-bit colours, opaque": (png(np.stack([*[TWELVE] * 3, FULL * 0 + 65535], -1), 6), None, DARK),
+    "PNG of 12-bit colours in 16": (png(channels(TWELVE, 3), 2), None, DARK_COLOURS),
+    "PNG of 12-bit colours, opaque": (png(np.stack([*[TWELVE] * 3, FULL * 0 + 65535], -1), 6), None, DARK_COLOURS),
+    "PNG of 12-bit grey, opaque": (png(np.stack([TWELVE, FULL * 0 + 65535], -1), 4), None, DARK_COLOURS),
     "PNG of 12-bit colours in 16, said": (png(channels(TWELVE, 3), 2), 12, "says 12; save it with 8 bits"),
     "PNG of dark 16-bit colours, said": (png(channels(FULL // 4, 3), 2), 16, [value // 4 for value in RIGHT]),
     "TIFF of 16-bit colours": (tiff(channels(FULL, 3), "u2"), None, RIGHT),
-    "TIFF of 12-bit colours in 16": (tiff(channels(TWELVE, 3), "u2", ">"), None, DARK),
+    "TIFF of 12-bit colours in 16": (tiff(channels(TWELVE, 3), "u2", ">"), None, DARK_COLOURS),
+    **{
+        f"TIFF of 12-bit colours in 16, SMax, {said} said": (tiff(channels(TWELVE, 3), "u2", **tags), said, STATED)
+        for said, tags in ((None, {"t341": 4095}), (12, {"t341": 4095, "t274": 6}), (16, {"t341": 4095, "t274": 6}))
+    },
+    "TIFF of dark 16-bit colours, SMax": (tiff(channels(FULL // 4, 3), "u2", t341=65535), 12, QUARTER),
+    "TIFF of 16-bit colours from SMin": (tiff(channels(FULL, 3), "u2", t340=999, t341=65535), None, "black 999 and"),
+    "TIFF of 16-bit colours in planes": (tiff(channels(UPPER, 3), "u2", t284=2), None, RIGHT),
+    "TIFF of 16-bit colours in planes, big-endian": (tiff(channels(UPPER, 3), "u2", ">", t284=2), None, RIGHT),
+    "TIFF of 16-bit colours in planes, deflated": (tiff(channels(UPPER, 3), "u2", deflate=True, t284=2), None, RIGHT),
+    "TIFF of 16-bit colours and alpha in planes": (tiff(channels(UPPER, 4), "u2", t284=2, t338=2), None, RIGHT),
+    "TIFF of 12-bit colours in planes": (tiff(channels(TWELVE, 3), "u2", t284=2), None, DARK_COLOURS),
+    "TIFF of dark 16-bit colours in planes": (tiff(channels(FULL // 4, 3), "u2", t284=2), 16, QUARTER),
+    # separate planes, which Pillow reads as if each had 8 bits
+    "TIFF in planes": (tiff(channels(GREY, 3), "u1", t284=2), None, RIGHT),
+    "TIFF in planes, bits reversed": (tiff(channels(GREY, 3), "u1", t284=2, t266=2), None, PLANES),
+    "TIFF of 16-bit CMYK in planes": (tiff(channels(FULL, 4), "u2", t284=2, t262=5), None, PLANES),
+    "TIFF of LAB in planes": (tiff(channels(GREY, 3), "u1", t284=2, t262=8), None, PLANES),
+    "deflated TIFF of LAB in planes": (tiff(channels(GREY, 3), "u1", deflate=True, t284=2, t262=8), None, PLANES),
+    "TIFF of one plane": (tiff(GREY, "u1", t284=2), None, RIGHT),
+    "TIFF of one plane, white is zero": (tiff(255 - GREY, "u1", t284=2, t262=0), None, PLANES),
+    "TIFF of one plane of 4 bits": (tiff(GREY, "u1", bits=4, t284=2), None, PLANES),
+    "TIFF of one plane of 16 bits": (tiff(FULL, "u2", t284=2), None, PLANES),
+    "TIFF of one plane of floats": (tiff(GREY / 255, "f4", ">", t284=2), 1, PLANES),
     # Pillow images that never were files
     "RGBA": (adjusted("RGBA", None, None, None, 9), None, RIGHT),
     "RGBa": (adjusted("RGBa", None, None, None, 255), None, RIGHT),
@@ -217,6 +256,47 @@ def test_bytes_or_a_refusal(name):
         np.testing.assert_allclose(channel[0], RIGHT if isinstance(wanted, str) else wanted, atol=tolerance)
     if isinstance(source, bytes):
         assert np.array_equal(np.asarray(Picture(source, reading).rgb()).transpose(2, 0, 1), pixels)
+
+
+UNREAD = {
+    "big-endian 16 bits, white is zero": tiff(FULL, "u2", ">", t262=0),
+    "big-endian BigTIFF": b"MM\0+" + struct.pack(">HHQQ", 8, 0, 16, 0),
+    "16 bits and alpha": tiff(channels(FULL, 2), "u2", t338=2),
+    "palette of 16 bits": tiff(FULL, "u2", t262=3),
+    "floats of 64 bits": tiff(GREY / 255, "f8"),
+    "floats of 16 bits": tiff(GREY / 255, "f2", ">"),
+    "big-endian unsigned 32 bits": tiff(FULL, "u4", ">"),
+    "colours of floats": tiff(channels(GREY / 255, 3), "f4"),
+    "grey and alpha in planes": tiff(channels(GREY, 2), "u1", t284=2, t338=2),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_a_tiff_that_pillow_does_not_read_is_said_to_be_one(name):
+    with pytest.raises(BadPicture, match=r"^is (damaged, or )?a kind of TIFF that Pillow does not read$"):
+        Picture(UNREAD[name], Reading(16))
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("kind", [2, 3, 4])
+def test_a_tiff_that_pillow_misreads_is_read_rightly_whoever_asks(order, kind):
+    """Bands in their order, of an image that is opened once and asked for twice."""
+    if kind == 2:
+        data, bit_depth = tiff(UPPER / 65535, "f4", order, deflate=True), 1
+        wanted = channels(np.rint(UPPER / 257), 3)
+    else:
+        values = np.random.default_rng(0).integers(0, 65536, (5, 7, kind))
+        data, bit_depth = tiff(values, "u2", order, t284=2, **({"t338": 2} if kind == 4 else {})), 16
+        wanted = values[..., :3] >> 8
+    image = Image.open(io.BytesIO(data))
+    for _ in range(2):
+        assert np.array_equal(np.asarray(to_rgb(image, bit_depth)), wanted)
+    decoded = Image.open(io.BytesIO(data))
+    decoded.load()
+    if kind == 2 and order == "<":
+        return
+    with pytest.raises(UnclearPixels, match="that Pillow misreads, and it was decoded before it came here"):
+        to_rgb(decoded, bit_depth)
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
