@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import pipeline
 
 from .checkpoint import open_checkpoint
+from .configuration import EfficientNetNVConfig
 from .data import BadPicture, Picture, Reading, read_file
 from .data.pictures import USUAL
 from .errors import UserError, printable
@@ -67,9 +68,7 @@ class Classifier:
         self.autocast = torch.autocast(place.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
         self.model = model
         self.reading = Reading.of(Reading(bit_depth, max_pixels), processor)
-        self.thresholds: dict[str, float] | None = None  # where an image may have several labels
-        if is_multi_label(checkpoint.config):
-            self.thresholds = dict(zip(checkpoint.class_names, thresholds_of(checkpoint.config).tolist()))
+        self.config = checkpoint.config
         network.register_forward_hook(self._require_numbers)
         with only_errors():
             self.pipeline = pipeline("image-classification", model=network, image_processor=processor, device=place)
@@ -78,25 +77,19 @@ class Classifier:
         """Predictions in the order of `paths`; an image that cannot be read gets an `error` instead.
 
         Args:
-            top_k: at most so many classes per image; 5 by default, all where an image may have several labels.
+            top_k: at most so many classes per image; see [`told`].
 
         Raises:
             UserError: the network answers with NaN or infinity.
         """
-        asked = len(self.thresholds) if self.thresholds is not None else top_k or 5
+        asked = self.config.num_labels if is_multi_label(self.config) else top_k or 5
         for batch in _batches(paths, batch_size, self.reading):
             pictures = [picture for _, picture, _ in batch if picture is not None]
             with self.autocast:
                 found = iter(self.pipeline(pictures, top_k=asked, batch_size=batch_size) if pictures else [])
             for path, picture, error in batch:
-                predictions = self._passing(next(found))[:top_k] if picture is not None else []
+                predictions = told(next(found), self.config, top_k) if picture is not None else []
                 yield Prediction(path, predictions, error)
-
-    def _passing(self, predictions: list[dict]) -> list[dict]:
-        if self.thresholds is None:
-            return predictions
-        told = [each | {"passed": each["score"] >= self.thresholds[each["label"]]} for each in predictions]
-        return sorted(told, key=lambda each: not each["passed"])
 
     def _require_numbers(self, network, images, output) -> None:
         if not output.logits.isfinite().all():  # of which softmax makes NaN, or a certainty
@@ -104,6 +97,22 @@ class Classifier:
                 f"--model {self.model} answers with NaN or infinity: its weights or its preprocessing are damaged, or"
                 " --precision fp16 is too narrow for them."
             )
+
+
+def told(predictions: list[dict], config: EfficientNetNVConfig, top_k: int | None = None) -> list[dict]:
+    """What a user is told of all classes' `{"label", "score"}`, best first.
+
+    Where an image may have several labels also `"threshold"` and `"passed"`, and those that pass come first.
+
+    Args:
+        top_k: at most so many; 5 by default, all where an image may have several labels.
+    """
+    if not is_multi_label(config):
+        return predictions[: top_k or 5]
+    thresholds = {config.id2label[i]: least for i, least in enumerate(thresholds_of(config).tolist())}
+    least_of = [(each, thresholds[each["label"]]) for each in predictions]
+    answers = [each | {"threshold": least, "passed": each["score"] >= least} for each, least in least_of]
+    return sorted(answers, key=lambda each: not each["passed"])[:top_k]
 
 
 def find_device(name: str | None) -> torch.device:

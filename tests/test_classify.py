@@ -276,8 +276,8 @@ def test_of_several_labels_those_are_printed_that_pass_their_thresholds(tags, tm
         assert done[0] == 0
         return done[1]
 
-    assert classified().splitlines()[1:] == ["   60.0 %  bird", "   30.0 %  dog"]
-    assert classified("--top_k", "1").splitlines()[1:] == ["   60.0 %  bird"]
+    assert classified().splitlines()[1:] == ["   60.0 %  bird (from 50.0 %)", "   30.0 %  dog (from 20.0 %)"]
+    assert classified("--top_k", "1").splitlines()[1:] == ["   60.0 %  bird (from 50.0 %)"]
     told = json.loads(classified("--json"))["predictions"]
     assert [(each["label"], round(each["score"], 4), each["passed"]) for each in told] == [
         ("bird", 0.6, True), ("dog", 0.3, True), ("cat", 0.9, False)
@@ -294,4 +294,6 @@ def test_an_image_without_a_label_is_said_to_have_none(tags, tmp_path, monkeypat
     done = call(
         "classify", "--model", folder, "--device", "cpu", tmp_path / "a.jpg", monkeypatch=monkeypatch, capsys=capsys
     )
-    assert done[1].splitlines()[1:] == ["  no label: none passes its threshold; the most likely is cat, 90.0 %"]
+    assert done[1].splitlines()[1:] == [
+        "  no label: none passes its threshold; the most likely is cat, 90.0 % (from 95.0 %)"
+    ]

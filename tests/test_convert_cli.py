@@ -89,7 +89,7 @@ def test_from_auto_to_folder(convert, checkpoint, ours, tmp_path):
         "Converted from NVIDIA's names; the same function as the original.",
         "weights from checkpoint.pth.tar (sha256 ",
         "python convert.py --from auto checkpoint.pth.tar --output_dir made/folder\n",
-        "Nothing was measured on these weights",
+        "No accuracy was measured on these weights",
     ):
         assert words in card, words
     assert "hf_secret" not in card

@@ -203,7 +203,9 @@ def test_torchvisions_feature_extractor(network):
     assert len(norms) > 5 and all(torch.equal(found[name], expected[name]) for name in norms)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace.*:FutureWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.filterwarnings(
+    "ignore:.*(torch.jit.trace|is_gradient_checkpointing).*:FutureWarning", "ignore::torch.jit.TracerWarning"
+)
 def test_traced_and_exported_graphs_do_not_depend_on_gradients(network):
     model = network()
     graphs = []

@@ -214,6 +214,7 @@ def test_a_depth_is_saved_by_training_and_another_is_said(network, deep_images, 
     saved = tmp_path / "run/best"
     saved = saved if saved.is_dir() else tmp_path / "run"
     assert json.loads((saved / "preprocessor_config.json").read_text())["bit_depth"] == 12
+    assert 'classify(to_rgb(Image.open("cat.jpg"), bit_depth=12), top_k=5)' in (saved / "README.md").read_text()
     loss = expected(network, EfficientNetNVImageProcessor(size=40, crop_size=32, bit_depth=12), deep_images)[0]
     assert by_validate(str(saved), deep_images, None) == pytest.approx(loss, abs=1e-4)
     said = []

@@ -70,15 +70,20 @@ def main(argv: list[str] | None = None) -> int:
             print(printable(result.path))
             for prediction in result.predictions:
                 if prediction.get("passed", True):
-                    print(f"  {100 * prediction['score']:5.1f} %  {printable(prediction['label'])}")
+                    print(f"  {100 * prediction['score']:5.1f} %  {printable(prediction['label'])}{least(prediction)}")
             if not any(prediction.get("passed", True) for prediction in result.predictions):
                 best = result.predictions[0]
-                nearest = f"{printable(best['label'])}, {100 * best['score']:.1f} %"
+                nearest = f"{printable(best['label'])}, {100 * best['score']:.1f} %{least(best)}"
                 print(f"  no label: none passes its threshold; the most likely is {nearest}")
     if arguments.save_plot:
         draw_predictions(results, arguments.save_plot, reading=classifier.reading)
         print(f"plot: {printable(arguments.save_plot)}", file=sys.stderr)
     return 2 if any(result.error for result in results) else 0
+
+
+def least(prediction: dict) -> str:
+    """From which probability on an image has the label, where each has a threshold of its own."""
+    return f" (from {100 * prediction['threshold']:.1f} %)" if "threshold" in prediction else ""
 
 
 def find_images(words: list[str]) -> list[Path]:

@@ -157,6 +157,7 @@ def _facts(converted: Converted, command: str | None, model_id: str | None) -> C
         variant=config.variant or "custom",
         num_labels=config.num_labels,
         multi_label=is_multi_label(config),
+        bit_depth=converted.processor.bit_depth,
         image_size=config.image_size,
         preprocessing=describe_preprocessing(converted.processor),
         base_model=converted.origin or f"{converted.path.name} (sha256 {digest.hexdigest()})",

@@ -198,7 +198,8 @@ def _require_all(
     raise UnknownClasses(
         f"{where} has classes that {who} does not know: {_listed(unknown)}; it knows {len(known):,}, e.g."
         f" {_listed(known, more=False)}.{mend}",
-        f"the checkpoint does not know {len(unknown):,} of the data's {len(names):,} classes: {_listed(unknown)}.{in_order}",
+        f"the checkpoint does not know {len(unknown):,} of the data's {len(names):,} classes:"
+        f" {_listed(unknown)}.{in_order}",
     )
 
 

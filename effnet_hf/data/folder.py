@@ -9,6 +9,7 @@ long as listing them.
 import os
 from collections import defaultdict
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import datasets
@@ -21,6 +22,7 @@ from .names import EXTENSIONS, is_image, is_junk, one_spelling, role_of
 
 
 _DEEPEST = 100  # folders in one another below a class
+_MOST_SPLITS = 50  # folders with folders in them that are compared with one another
 _LOCK = ".lock"  # all that a run has in its folder while it looks at the data for the first time
 
 
@@ -30,7 +32,7 @@ class Tree:
 
     Attributes:
         classes: their names in NFC, sorted.
-        paths: every image, by class, then by path; `labels` has its class's position.
+        paths: every image, by class, then by path in NFC; `labels` has its class's position.
         notes: sentences about what looks odd but is usable.
         problems: sentences about why it cannot be used.
         runs: the folders of training runs, which were passed over.
@@ -92,6 +94,7 @@ def survey_tree(root: str | os.PathLike) -> Tree:
     left_out: list[str] = []
     empty: list[str] = []
     inner: list[str] = []  # class folders with a split in them
+    deep: dict[str, list[str]] = {}  # the images of class folders with folders in them
     found: dict[str, list[str]] = {}
     spellings: dict[str, list[str]] = defaultdict(list)
     ancestors = (_identity(root),)
@@ -104,7 +107,8 @@ def survey_tree(root: str | os.PathLike) -> Tree:
         paths: list[str] = []
         beside: list[str] = []
         below: list[str] = []
-        nested += _collect(entry.path, ancestors, {}, paths, beside, tree, below=below)
+        deeper = _collect(entry.path, ancestors, {}, paths, beside, tree, below=below)
+        nested += deeper
         if not paths and os.path.lexists(os.path.join(entry.path, _LOCK)):
             tree.runs.append(entry.path)
             continue
@@ -116,14 +120,16 @@ def survey_tree(root: str | os.PathLike) -> Tree:
             empty.append(entry.name)
         if any(role_of(name) == "train" for name in below):
             inner.append(entry.name)
+        if deeper:
+            deep[entry.name] = paths
         name = one_spelling(entry.name)
         found.setdefault(name, []).extend(paths)
         spellings[name].append(entry.name)
     for name in sorted(found):
-        tree.paths += sorted(found[name])
+        tree.paths += sorted(found[name], key=one_spelling)  # one order, whatever a system has made of the names
         tree.labels += [len(tree.classes)] * len(found[name])
         tree.classes.append(name)
-    tree.problems += _problems(tree, loose, empty, inner)
+    tree.problems += _problems(tree, loose, empty, inner, deep)
     if loose:
         tree.notes.append(f"{_images(loose)} in {root} itself, outside any class folder: left out.")
     if left_out:
@@ -265,7 +271,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _problems(tree: Tree, loose: int, empty: list[str], inner: list[str]) -> list[str]:
+def _problems(tree: Tree, loose: int, empty: list[str], inner: list[str], deep: dict[str, list[str]]) -> list[str]:
     root = tree.root
     if not tree.classes:
         found = _images(loose) if loose else "no images"
@@ -277,18 +283,53 @@ def _problems(tree: Tree, loose: int, empty: list[str], inner: list[str]) -> lis
         problems.append(
             f"{root} holds a whole data set in {inner[0]}/; give that folder: {os.path.join(root, inner[0])}."
         )
+    else:
+        problems += _one_level_too_high(tree, deep)
     spellings = defaultdict(list)
     for name in tree.classes:
-        spellings[name.casefold()].append(name)
+        spellings[_plain(name)].append(name)
     for names in spellings.values():
         if len(names) > 1:
+            blanks = any(name != name.strip() for name in names)
+            what, shown = ("blanks", map(repr, names)) if blanks else ("case", names)
             problems.append(
-                f"{root} has class folders that differ only in case, {' and '.join(names)}; merge or rename them."
+                f"{root} has class folders that differ only in {what}, {' and '.join(shown)}; merge or rename them."
             )
     if empty:
         where = os.path.join(root, empty[0])
         problems.append(f"the class folder {where} holds no images{_more(empty)}; fill or remove it.")
     return problems
+
+
+def _one_level_too_high(tree: Tree, deep: dict[str, list[str]]) -> list[str]:
+    """Where the class folders lie deeper, in one folder or in each of several: the sentence that says so."""
+    root = tree.root
+    found: dict[str, set[str]] = {}  # of folders with folders, the names of these
+    for name, paths in list(deep.items())[:_MOST_SPLITS]:
+        places = {os.path.dirname(path) for path in paths}
+        core = os.path.commonpath(places)  # below folders with nothing but one folder in them
+        below = {os.path.relpath(place, core).split(os.sep)[0] for place in places} - {os.curdir}
+        if len(below) < 2:
+            continue
+        if core not in places and len(tree.paths) == len(paths):
+            inside = os.path.relpath(core, root)
+            return [f"the folders of {root} lie in {inside}/; give that folder: {core}, or move its folders up."]
+        found[name] = below
+    for (one, first), (other, second) in combinations(found.items(), 2):
+        known = set(map(_plain, second))
+        same = sorted(name for name in first if _plain(name) in known)
+        if _plain(one) != _plain(other) and len(same) > 1 and 2 * len(same) > min(len(first), len(second)):
+            shown = ", ".join(f"{name}/" for name in same[:2]) + (", …" if len(same) > 2 else "")
+            return [
+                f"{root} has {one}/ and {other}/ with the same folders in them ({shown}): splits or classes? Call"
+                f" splits train/ and val/, or one train/ and name the other, as with --val_split {other}; or give one"
+                f" alone: {os.path.join(root, one)}. Of classes, move the images up, out of these folders."
+            ]
+    return []
+
+
+def _plain(name: str) -> str:
+    return one_spelling(name).strip().casefold()
 
 
 def _more(names: list[str]) -> str:

@@ -105,6 +105,7 @@ class DataListing:
     def difference(self, now: "DataListing") -> str | None:
         """The first image that is another one, as part of a sentence, and how many more are; None if none is."""
         places, *tables = self._with_one_numbering(now)
+        tables = [_in_one_spelling(table) for table in tables]
         if tables[0].equals(tables[1]):
             return None
         keys = ["split", "name"]
@@ -154,6 +155,14 @@ def _read_sets(text: bytes, classes: int) -> np.ndarray:
 
 def _and_more(count: int) -> str:
     return f" (and {count - 1:,} more)" if count > 1 else ""
+
+
+def _in_one_spelling(table: pa.Table) -> pa.Table:
+    """With names in NFC: a copy from or to macOS may spell them otherwise."""
+    names = table["name"]
+    if pc.all(pc.string_is_ascii(names), min_count=0).as_py():
+        return table
+    return table.set_column(SCHEMA.get_field_index("name"), "name", pc.utf8_normalize(names, form="NFC"))
 
 
 def _what_happened(row: dict, changed: pa.Table, places: list[str]) -> str:

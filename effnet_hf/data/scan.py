@@ -152,8 +152,31 @@ def scan_data(recipe: Recipe, workers: int | None = None, progress: bool | None 
         _look(part, workers, Reading.of(recipe), progress)
     places = [(number, image) for number, part in enumerate(scan.parts) for image in range(len(part.split))]
     groups = copies_of(digest for part in scan.parts for digest in part.digests)
-    scan.copies = [[places[number] for number in group] for group in groups]
+    _sort_copies(scan, [[places[number] for number in group] for group in groups], bool(recipe.labels))
     return scan
+
+
+def _sort_copies(scan: Scan, groups: list[list[tuple[int, int]]], listed: bool) -> None:
+    """Tells files of equal bytes from one file that two splits lead to.
+
+    Args:
+        listed: the images are those of a list, so files too.
+    """
+    twice = 0
+    for group in groups:
+        files: dict[str, list[tuple[int, int]]] = {}
+        for part, image in group:
+            split = scan.parts[part].split
+            is_file = listed or split.folder is not None
+            name = os.path.realpath(split.name(image)) if is_file else f"{part} {image}"
+            files.setdefault(name, []).append((part, image))
+        for places in files.values():
+            twice += {"trained on", VALIDATED} <= {scan.parts[part].use for part, _ in places}
+        if len(files) > 1:
+            scan.copies.append(group)
+    if twice:
+        are = "validation image is" if twice == 1 else "validation images are"
+        scan.notes.append(f"{twice:,} {are} trained on too, the same file in both: the figures are too good by them.")
 
 
 def _open(scan: Scan, recipe: Recipe) -> None:
@@ -178,6 +201,8 @@ def _open(scan: Scan, recipe: Recipe) -> None:
                 scan.refused.append(f"{root} has a single class, {source.class_names[0]}; a classifier needs two.")
     scan.notes += source.notes
     held_out = source.train is not None and source.val is not None and source.train.folder == source.val.folder
+    if held_out and root is not None and not recipe.labels:  # or two links to one folder
+        held_out = find_splits(root, val_fraction=recipe.val_fraction, val_split=recipe.val_split).val is None
     for name, use, split in zip(("train", "val"), uses, (source.train, source.val)):
         if split is None:
             continue
@@ -215,7 +240,7 @@ def _take_folders(scan: Scan, folders: list[Path], used: bool) -> None:
             tree = survey_tree(folder)
             problems = tree.problems
             if tree.paths:
-                split = Split(dataset_of(tree), "image", np.array(tree.labels))
+                split = Split(dataset_of(tree), "image", np.array(tree.labels), folder=(tree.root, ""))
                 use = "refused" if used else "passed over"
                 if not used and role_of(folder.name) == "train":
                     use = "trained on once a note below is followed"

@@ -9,12 +9,13 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from ..errors import UserError, did_you_mean
 from .folder import Tree, folders_in, holds_images, scan_tree
-from .names import SPLIT_NAMES, is_image, is_junk, role_of, roles_in
+from .names import SPLIT_NAMES, beside_roles, is_image, is_junk, role_of, roles_in
 
 
 class Chosen(NamedTuple):
@@ -233,21 +234,14 @@ class _Folders:
     def holds_classes(self, where: str, named: str | None) -> bool:
         """Whether they are classes. Raises `UserError` where that could be meant or not."""
         if not self.roles and (named is None or _shape(self.root / named) != "classes"):
-            # "training_set" and "test_set", each with the same classes in it.
-            odd = {name: roles_in(name) for name in self.all if roles_in(name)}
-            odd = {name: roles for name, roles in odd.items() if _shape(self.root / name) == "classes"}
-            if len(set().union(*odd.values())) > 1:
-                first, second = list(odd)[:2]
-                raise UserError(
-                    f"{where} has {first}/ and {second}/ with folders in them, which look like splits, not classes;"
-                    " call them train/, val/ or test/."
-                )
+            self._refuse_odd_splits(where)
             return True
         if named is not None or not self.others:
             return False
         if not self.of_classes:
             unclear = next((name for name in self.flat if role_of(name) != "train"), None)
             if unclear is None:
+                self._refuse_odd_splits(where)
                 return True
             raise UserError(
                 f"{where} has {unclear}/ with images beside {_beside(self.others)}: a class, or images without labels?"
@@ -256,11 +250,38 @@ class _Folders:
         if len({role_of(name) for name in self.of_classes}) > 1:
             return False
         split = self.of_classes[0]
+        like_it = [name for name in self.others if _shape(self.root / name) == "classes"]
+        mend = f"Give {self.root / split} alone"
+        if like_it and role_of(split) == "train":
+            mend = f"Name the validation images with --val_split {like_it[0]}, or give {self.root / split} alone"
+        elif like_it:
+            mend = f"If {like_it[0]}/ has the training images, rename it to train/"
         raise UserError(
-            f"{where} has {split}/ with folders in it beside {_beside(self.others)}: splits or classes? Name the"
-            f" validation images with --val_split {self.others[0]}, or give {self.root / split} alone, or move all"
-            " classes into a folder of their own."
+            f"{where} has {split}/ with folders in it beside {_beside(self.others)}: splits or classes? {mend}, or move"
+            " all classes into a folder of their own."
         )
+
+    def _refuse_odd_splits(self, where: str) -> None:
+        """Raises `UserError` for "training_set" and "test_set", with the same classes or images without labels."""
+        roles = {name: roles_in(name) for name in self.all if roles_in(name)}
+        pairs = [pair for pair in combinations(roles, 2) if roles[pair[0]] != roles[pair[1]]]
+        if not pairs:
+            return
+        images = {name for name in self.all if holds_images(self.root / name)}
+        of_classes = {name for name in roles if _shape(self.root / name) == "classes"}
+        for pair in pairs:
+            look = f"{where} has {pair[0]}/ and {pair[1]}/"
+            if of_classes.issuperset(pair):
+                raise UserError(
+                    f"{look} with folders in them, which look like splits, not classes; call them train/, val/ or"
+                    " test/."
+                )
+            alike = beside_roles(pair[0]) == beside_roles(pair[1])  # not of "train_station" and "test_tube"
+            if images.issuperset(pair) and (alike or images <= roles.keys()):
+                raise UserError(
+                    f"{look}, which look like splits, not classes; move the images of each class into a folder of its"
+                    " own, as in train/cat/, or list them with --labels FILE.csv. If they are classes, rename them."
+                )
 
 
 def _shape(folder: Path) -> Literal["classes", "flat", "empty"]:

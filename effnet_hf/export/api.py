@@ -186,8 +186,8 @@ def verify_float(
         array = pixels_of(checkpoint.processor, size=edge, crop_size=larger)([images.open(0), images.open(1)])
         where = f"{runtime} at {height + 32} x {width + 32} pixels"
         require_equal(compare(reference(array), run(array), least), options, where)
-    measured = None
-    if not options.with_preprocessing:
-        measured = accuracies(outputs, ("file", "torch"), images.labels)
+    if options.with_preprocessing:
+        outputs = {name: MirroredPairs.without_mirrors(found) for name, found in outputs.items()}
+    measured = accuracies(outputs, ("file", "torch"), images.labels)
     size = sum(path.stat().st_size for path in file.parent.iterdir())
     return Exported(file.parent, file, size, options, runtime, images.description, comparison, measured)

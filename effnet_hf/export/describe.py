@@ -132,6 +132,8 @@ def properties(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, obje
         "dtype": options.dtype,
         "problem_type": checkpoint.config.problem_type or "single_label_classification",
     }
+    if processor.bit_depth is not None:
+        facts["bit_depth"] = processor.bit_depth
     if is_multi_label(checkpoint.config):
         facts["thresholds"] = thresholds_of(checkpoint.config).tolist()
     if checkpoint.recipe:
@@ -152,6 +154,18 @@ def write_configuration(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 _LIBRARY = {"onnx": "onnx", "openvino": "openvino", "pt2": "pytorch"}
+
+# How a graph that takes the image gets it: what is imported, and the image in RGB.
+_SHALLOW = "from PIL import Image, ImageOps\n", 'ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")'
+_DEEP = (
+    """from PIL import Image
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+# of more than 8 bits, which convert("RGB") clips; without transformers: scale 0 to {white:,} to 0 to 255
+to_rgb = get_class_from_dynamic_module("image_processing_efficientnet_nv.to_rgb", "{model}")
+""",
+    'to_rgb(Image.open("image.jpg"), bit_depth={bits})',
+)
 
 _USE = {
     "onnx": """Without PyTorch's model code, through ONNX Runtime:
@@ -183,11 +197,10 @@ import json
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
-
+{imports}
 session = onnxruntime.InferenceSession("{model}/model.onnx")
 labels = json.loads(session.get_modelmeta().custom_metadata_map["labels"])
-image = np.asarray(ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB"))[None]
+image = np.asarray({rgb})[None]
 (probabilities,) = session.run(None, {{"image": image}})
 for i in probabilities[0].argsort()[::-1][:5]:
     print(labels[i], probabilities[0, i])
@@ -200,11 +213,10 @@ import json
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
-
+{imports}
 session = onnxruntime.InferenceSession("{model}/model.onnx")
 facts = session.get_modelmeta().custom_metadata_map
-image = np.asarray(ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB"))[None]
+image = np.asarray({rgb})[None]
 (probabilities,) = session.run(None, {{"image": image}})
 for label, least, found in zip(json.loads(facts["labels"]), json.loads(facts["thresholds"]), probabilities[0]):
     if found >= least:
@@ -243,6 +255,10 @@ def write_card(checkpoint: Checkpoint, exported: Exported, command: str | None, 
 
 def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, model_id: str | None) -> CardFacts:
     options, config, checked = exported.options, checkpoint.config, exported.comparison
+    depth, model = checkpoint.processor.bit_depth, model_id or "path/to/this/folder"
+    imports, rgb = (
+        _SHALLOW if depth is None else (part.format(model=model, bits=depth, white=2**depth - 1) for part in _DEEP)
+    )
     use = ("image, several" if checked.several else "image") if options.with_preprocessing else options.format
     kind = f"{options.int8} INT8" if options.int8 else options.dtype
     how = {"onnx": f"ONNX, opset {options.opset}", "openvino": "OpenVINO IR", "pt2": "torch.export program"}
@@ -254,7 +270,7 @@ def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, mode
     if checked.several:
         notes.append(
             "An image may have several labels: the sigmoid of a logit is the probability of its class, and"
-            " `thresholds` in config.json says from which on the image has it."
+            " an image has a label from its entry in config.json's list of thresholds on."
         )
     tables: list[tuple] = []
     if exported.rows:
@@ -273,7 +289,8 @@ def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, mode
         preprocessing=describe_preprocessing(checkpoint.processor),
         base_model=checkpoint.name,
         library=_LIBRARY[options.format],
-        usage=_USE[use].format(model=model_id or "path/to/this/folder", output=options.output_name),
+        usage=_USE[use].format(model=model, output=options.output_name, imports=imports, rgb=rgb),
+        bit_depth=depth,
         command=command,
         hardware=f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
         versions=software_versions("onnx", "onnxruntime", "openvino", "effnet-hf"),

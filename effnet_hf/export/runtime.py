@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import pipeline
+from transformers import ImageClassificationPipeline, pipeline
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
@@ -23,7 +23,8 @@ from ..cli import invocation
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError, first_line, printable
 from ..hub import download
-from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor, to_rgb
+from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor, UnclearPixels, to_rgb
+from ..inference import told
 from ..multi_label import is_multi_label, probabilities
 from ..reading import short
 from .check import pixels_of, size_of
@@ -115,19 +116,23 @@ class ONNXEfficientNet(torch.nn.Module):
         logits = torch.from_numpy(outputs).to(getattr(pixel_values, "device", "cpu"))
         return ImageClassifierOutput(logits=logits)  # type: ignore[arg-type]  # transformers says FloatTensor
 
-    def classify(self, image: Image.Image, top_k: int = 5) -> list[dict]:
+    def classify(self, image: Image.Image, top_k: int | None = None) -> list[dict]:
         """`{"label", "score"}` of the best classes, whichever way the folder was exported; no tensors needed.
 
         Scores are probabilities: they add up to 1, or are one of its own for every class (`config.problem_type`
-        `"multi_label_classification"`), to be compared with `config.thresholds`.
+        `"multi_label_classification"`). Those have `"threshold"` and `"passed"`, too, and those that pass come first.
+
+        Args:
+            top_k: at most so many; 5 by default, all where an image may have several labels.
         """
         image = to_rgb(image, self.processor.bit_depth)
         fed = np.asarray(image)[None] if self.input_name == "image" else pixels_of(self.processor)([image])
         scores = self._run(fed)[0].astype(np.float64)
         if self.output_name == "logits":
             scores = probabilities(torch.from_numpy(scores), self.config).numpy()
-        best = np.argsort(-scores, kind="stable")[:top_k]
-        return [{"label": self.config.id2label[int(i)], "score": float(scores[i])} for i in best]
+        best = np.argsort(-scores, kind="stable")
+        found = [{"label": self.config.id2label[int(i)], "score": float(scores[i])} for i in best]
+        return told(found, self.config, top_k)
 
     def _run(self, fed: np.ndarray) -> np.ndarray:
         import onnxruntime
@@ -149,8 +154,10 @@ class ONNXEfficientNet(torch.nn.Module):
         return outputs
 
     def pipeline(self, **kwargs):
-        """`transformers.pipeline("image-classification")` with this model and its image processor."""
-        return pipeline("image-classification", model=self, image_processor=self.processor, **kwargs)
+        """`transformers.pipeline("image-classification")` with this model and its image processor, which also has its
+        way with images of more than 8 bits."""
+        settings = {"pipeline_class": _Pipeline, "image_processor": self.processor, **kwargs}
+        return pipeline("image-classification", model=self, **settings)
 
     @property
     def metadata(self) -> dict:
@@ -165,6 +172,21 @@ class ONNXEfficientNet(torch.nn.Module):
 
     def can_generate(self) -> bool:
         return False
+
+
+class _Pipeline(ImageClassificationPipeline):
+    """The library's own converts an image to RGB before the processor sees it, and that clips more than 8 bits."""
+
+    def preprocess(self, image, timeout=None):
+        is_file, depth = isinstance(image, str) and os.path.isfile(image), self.image_processor.bit_depth
+        if depth is not None and isinstance(image, str) and not is_file:  # an address, or base64
+            raise UserError(f"{short(image)} is no file; of images of {depth} bits pass a file or PIL.Image.open(…).")
+        opened = Image.open(image) if is_file else image
+        try:
+            upright = to_rgb(opened, depth) if isinstance(opened, Image.Image) else opened
+        except UnclearPixels as error:
+            raise UserError(f"{printable(image) if is_file else 'the image'} {printable(error)}.") from error
+        return super().preprocess(upright, timeout)
 
 
 def _misfit(session, config: EfficientNetNVConfig, processor: EfficientNetNVImageProcessor) -> str | None:

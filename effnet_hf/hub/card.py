@@ -52,6 +52,7 @@ class CardFacts:
         dataset: the data's name, as it should be read; `dataset_id`: its Hub id, for the metadata.
         n_eval: number of images behind `metrics`.
         multi_label: whether an image may have several labels.
+        bit_depth: of the values in images of more than 8 bits, where the image processor says so.
         metrics: measured values, `top1` and `top5`, or `map` and `f1`, in percent, `loss`; other keys are printed by
             their own name.
         recipe: every setting of the run.
@@ -78,6 +79,7 @@ class CardFacts:
     dataset_id: str | None = None
     n_eval: int | None = None
     multi_label: bool = False
+    bit_depth: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     command: str | None = None
@@ -122,6 +124,8 @@ def render_card(facts: CardFacts) -> str:
 def describe_preprocessing(processor) -> str:
     """A processor's steps in one sentence, e.g. for `CardFacts.preprocessing`."""
     steps = []
+    if processor.bit_depth is not None:
+        steps.append(f"scale images of more than 8 bits, whose values have {processor.bit_depth}, to 8")
     if processor.do_resize:
         filter_ = Image.Resampling(processor.resample).name.lower()
         steps.append(f"resize the short side to {processor.size['shortest_edge']} pixels ({filter_})")

@@ -87,7 +87,7 @@ def open_start(recipe: Recipe, resumed: Path | None = None) -> Start:
         processor = build_processor(recipe, config, checkpoint)
     if teacher is not None and teacher.has_processor:
         here, there = processor.to_dict(), teacher.processor.to_dict()
-        both = ("bit_depth",) if None not in (here["bit_depth"], there["bit_depth"]) else ()
+        both = ("bit_depth",) if None not in (here.get("bit_depth"), there.get("bit_depth")) else ()
         for name in ("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std", *both):
             if here[name] != there[name]:
                 raise UserError(
@@ -140,16 +140,18 @@ def preparation(processor: EfficientNetNVImageProcessor, checkpoint: Checkpoint)
     if not checkpoint.has_processor:
         return f"{checkpoint.name} does not say how to prepare images: {steps}, ImageNet's mean and standard deviation"
     there = checkpoint.processor.to_dict()
-    changed = [name for name in here if here[name] != there.get(name)]
+    changed = [name for name in {**here, **there} if here.get(name) != there.get(name)]
     if not changed:
         return f"images are prepared as {checkpoint.name} says: {steps}"
-    ways = (", ".join(f"{name} {_in_words(name, way[name])}" for name in changed) for way in (here, there))
+    ways = (", ".join(f"{name} {_in_words(name, way.get(name))}" for name in changed) for way in (here, there))
     return "images are prepared with {}, where {checkpoint.flag} was evaluated with {}".format(
         *ways, checkpoint=checkpoint
     )
 
 
 def _in_words(name: str, value: Any) -> str:
+    if value is None:
+        return "not set"
     if name == "resample":
         return Image.Resampling(value).name.lower()
     return " x ".join(str(side) for side in value.values()) if isinstance(value, dict) else str(value)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from ..cli import command_line, invocation
+from ..configuration import EfficientNetNVConfig
 from ..files import atomic_folder, atomic_write
 from ..hub import CardFacts, describe_preprocessing, push_folder, render_card, software_versions
 from ..multi_label import is_multi_label, shown
@@ -26,6 +27,9 @@ def finish(run: Run) -> None:
         return
     folder = RunFolder(recipe.output_dir)
     if run.ema is not None:
+        config = run.ema.model.config
+        if config.thresholds == run.bare_model.config.thresholds:  # no validation of this launch has chosen its own
+            config.thresholds = EfficientNetNVConfig.from_pretrained(folder.path).thresholds
         with atomic_folder(folder.ema, overwrite=True, ours=True) as average, no_progress_bars():
             run.ema.model.save_pretrained(average)
             run.processor.save_pretrained(average)

@@ -1,4 +1,5 @@
-"""A page that classifies images with an exported folder: drop one, see the five likeliest classes.
+"""A page that classifies images with an exported folder: drop one, see the five likeliest classes, or the
+labels that pass.
 
     pip install -e '.[onnx,serve]'
     effnet-hf export --model runs/b0 --output_dir runs/b0-onnx

@@ -73,7 +73,7 @@ def classified(model, data: bytes, limits: Limits) -> tuple[int, dict]:
     except Exception:  # Pillow's plugins raise OSError, SyntaxError, struct.error, RuntimeError, … on bad bytes
         return 415, {"detail": "This image is damaged and cannot be read."}
     try:
-        predictions = model.classify(image, top_k=5)
+        predictions = model.classify(image)
     except MemoryError:
         return no_memory
     except UserError as error:  # as ONNX Runtime says it, where the graph preprocesses

@@ -52,6 +52,10 @@ def test_notes_name_what_was_left_out_and_what_lies_deeper(tmp_path):
     assert "1 image under" in notes and "deeper than a class folder" in notes
 
 
+def both(*folders):
+    return [f"{folder}/{name}/1.jpg" for folder in folders for name in "ab"]
+
+
 @pytest.mark.parametrize(
     "names, message",
     [
@@ -59,13 +63,55 @@ def test_notes_name_what_was_left_out_and_what_lies_deeper(tmp_path):
         (["1.jpg", "2.jpg"], "holds 2 images and no class folders"),
         (["a/x.txt"], "there are no images under"),
         (["Cat/1.jpg", "cat/1.jpg"], "differ only in case, Cat and cat; merge or rename them"),
+        (["cat/1.jpg", "cat /1.jpg", "dog/1.jpg"], "differ only in blanks, 'cat' and 'cat '; merge or rename them"),
+        (["cat/1.jpg", " Cat/1.jpg", "dog/1.jpg"], "differ only in blanks, ' Cat' and 'cat'; merge or rename them"),
         (["set/train/a/1.jpg", "set/train/b/1.jpg"], "holds a whole data set in set/; give that folder"),
+        # One folder too high.
+        (
+            ["Pets/Cat/1.jpg", "Pets/Dog/1.jpg", "readme.txt"],
+            "the folders of .* lie in Pets/; give that folder: .*/Pets,",
+        ),
+        (
+            ["Pets/Cat/1.jpg", "Pets/Dog/1.jpg", "Notes/1.txt"],
+            "lie in Pets/; give that folder: .*/Pets, or move its",
+        ),
+        (["R/Data/C/train/a/1.jpg", "R/Data/C/val/a/1.jpg", "R/Sets/1.txt"], "lie in R/Data/C/; give .*/R/Data/C, or"),
+        (["R/x/Cat/1.jpg", "R/x/Dog/u/1.jpg"], "lie in R/x/; give that folder: .*/R/x, or move its folders up"),
+        # Splits of any name.
+        (
+            both("fold1", "fold2"),
+            r"fold1/ and fold2/ with the same folders in them \(a/, b/\): splits or classes\? Call",
+        ),
+        (both("learn", "holdout"), "Call splits train/ and val/, or one train/ .* with --val_split learn; or give one"),
+        (
+            both("color", "grayscale", "segmented"),
+            "color/ and grayscale/ with the same folders .* alone: .*/color. Of c",
+        ),
+        (both("public/images", "private/images"), "private/ and public/ with the same folders in them"),
+        ([*both("x", "y"), "x/c/1.jpg", "cat/1.jpg"], r"x/ and y/ with the same folders in them \(a/, b/\)"),
+        ([*both("x", "y"), "x/c/1.jpg", "y/d/1.jpg"], "x/ and y/ with the same folders in them"),
+        (["x/A/1.jpg", "x/b/1.jpg", "y/a/1.jpg", "y/B/1.jpg", "y/c/1.jpg"], r"x/ and y/ .* in them \(A/, b/\): splits"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(tmp_path, names, message):
     write(tmp_path, *names)
     with pytest.raises(UserError, match=message):
         scan_tree(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names, classes",
+    [
+        (["a/x/1.jpg", "a/y/1.jpg", "b/x/1.jpg", "b/z/1.jpg"], ["a", "b"]),  # one name in common
+        (["a/x/1.jpg", "b/x/1.jpg"], ["a", "b"]),
+        (["a/x/1.jpg", "a/y/1.jpg", "b/1.jpg"], ["a", "b"]),
+        (["a/2.jpg", "a/x/1.jpg", "a/y/1.jpg"], ["a"]),  # has images of its own
+        ([f"{name}/{label}{name}/1.jpg" for name in "ab" for label in "xyz"], ["a", "b"]),
+    ],
+)
+def test_folders_in_a_class_may_be_called_anything_else(tmp_path, names, classes):
+    write(tmp_path, *names)
+    assert scan_tree(tmp_path).classes == classes
 
 
 def test_empty_class_folders_are_named(tmp_path):

@@ -2,6 +2,7 @@ import io
 import os
 import shutil
 import time
+import unicodedata
 
 import datasets
 import numpy as np
@@ -16,6 +17,9 @@ from effnet_hf.errors import UserError
 
 from .test_named_dataset import write_parquet
 from .torture import encode, photo
+
+
+SPLITS, WORDS = ("train", "val"), ("e", "f", "\u00e9", "\u00e9a", "z", "\u1e69")
 
 
 def listing(root, **options) -> DataListing:
@@ -126,6 +130,18 @@ def test_classes_that_change_are_told_apart(data):
     assert fewer.class_difference(now) == "class apple is new"
     other = DataListing(["bird", "cat", "wolf"], before.table.slice(0, 1))
     assert before.class_difference(other) == "class dog is gone (and 1 more)"
+
+
+def test_a_name_in_another_form_of_unicode_is_the_same_file(tmp_path):
+    for form in ("NFD", "NFC"):
+        for i, name in enumerate(f"{split}/{label}/{base}.jpg" for split in SPLITS for label in "ab" for base in WORDS):
+            path = tmp_path / form / unicodedata.normalize(form, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x" * (i + 1))
+    before, now = listing(tmp_path / "NFD"), listing(tmp_path / "NFC")
+    assert before.table != now.table and before.difference(now) is None and now.difference(before) is None
+    (tmp_path / "NFC/val/b/\u00e9.jpg").write_bytes(b"")
+    assert before.difference(listing(tmp_path / "NFC")).startswith("val/b/\u00e9.jpg has 0 bytes, had ")
 
 
 def test_rows_of_a_data_set_are_described_without_reading_them(tmp_path):

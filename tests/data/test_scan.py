@@ -114,6 +114,30 @@ def test_duplicates_and_classes_with_little_in_them_are_told(tmp_path, capsys):
     assert "note: 1 class (c) with a single image, which is trained on: no validation image." in text
 
 
+@pytest.mark.parametrize("options", [[], ["--val_fraction", "0.5"]])
+def test_two_splits_that_are_one_folder_are_no_shares_and_no_copies(tmp_path, capsys, options):
+    jpeg(tmp_path, *(f"far/{name}/{i}.jpg" for name in "ab" for i in range(3)))
+    shutil.copy(tmp_path / "far/a/1.jpg", tmp_path / "far/b/1.jpg")
+    (tmp_path / "set").mkdir()
+    for split in ("train", "val"):
+        (tmp_path / "set" / split).symlink_to(tmp_path / "far")
+    status, text = look(capsys, tmp_path / "set", *options)
+    assert status == 0 and "far: 6 images in 2 classes, 0 unreadable; trained on" in text
+    assert "far: 6 images in 2 classes, 0 unreadable; validated on" in text and "share" not in text
+    assert "note: 6 validation images are trained on too, the same file in both: the figures" in text
+    assert "identical: 4 images are 1, byte for byte\n  1 under two labels:" in text
+
+
+def test_it_names_the_folder_that_is_meant(tmp_path, capsys):
+    jpeg(tmp_path, *(f"Pets/{name}/{i}.jpg" for name in ("Cat", "Dog") for i in range(3)))
+    for options in ([], ["--val_fraction", "0.5"]):
+        status, text = look(capsys, tmp_path, *options)
+        assert (
+            status == 1 and f"refused: the folders of {tmp_path} lie in Pets/; give that folder: {tmp_path}/Pe" in text
+        )
+        assert "--val_fraction" not in text
+
+
 def test_json_has_all_of_it(tmp_path, capsys):
     jpeg(tmp_path, "train/a/1.jpg", "train/b/2.jpg", "val/a/3.jpg", "val/b/4.jpg")
     (tmp_path / "train/a/bad.jpg").write_bytes(b"")

@@ -61,6 +61,9 @@ CHOICES = [
     (CLASSES, {"val_fraction": 0.5}, (".", None), "train/ in {} is a class, like the folders beside it."),
     (CLASSES, {"train": False}, (None, "."), "train/ in {} is a class"),
     (["a/1.jpg", "test_tube/1.jpg", "train_station/1.jpg"], {"val_fraction": 0.5}, (".", None), ""),
+    (["train/1.jpg", "test_tube/1.jpg", "bus/1.jpg"], {"val_fraction": 0.5}, (".", None), "train/ in {} is a class"),
+    (["train_val/1.jpg", "a/1.jpg"], {"val_fraction": 0.5}, (".", None), ""),
+    (split("train ", " VAL"), {}, ("train ", " VAL"), ""),
 ]
 
 
@@ -96,6 +99,41 @@ REFUSED = [
         {"val_fraction": 0.1},
         "train2017/ and val2017/ .* call them train/, val/ or",
     ),
+    (
+        split("trainA", "testA"),
+        {"val_fraction": 0.1},
+        "testA/ and trainA/ with folders in them, which look like splits",
+    ),
+    (
+        split("TrainData", "TestData"),
+        {"train": False},
+        "TestData/ and TrainData/ with folders in them, which look like",
+    ),
+    (split("valset", "traindir", "x"), {"val_fraction": 0.1}, "traindir/ and valset/ with folders in them, which look"),
+    (["train/1.jpg", "test1/1.jpg"], {}, "test1/ and train/, which look like splits, .* move the images of each class"),
+    (
+        ["train/1.jpg", "test1/1.jpg"],
+        {"val_fraction": 0.1},
+        "list them with --labels FILE.csv. If they are classes, re",
+    ),
+    (["train/1.jpg", "test1/1.jpg"], {"train": False}, "test1/ and train/, which look like splits, not classes"),
+    (["train2017/1.jpg", "val2017/1.jpg", "unlabeled2017/1.jpg"], {"val_fraction": 0.1}, "train2017/ and val2017/, wh"),
+    (["testImages/1.jpg", "trainImages/1.jpg"], {"val_fraction": 0.1}, "testImages/ and trainImages/, which look like"),
+    (["TRAINset/1.jpg", "TESTset/1.jpg"], {"val_fraction": 0.1}, "TESTset/ and TRAINset/, which look like splits, not"),
+    (["train/1.jpg", "evaluation/1.jpg"], {"val_fraction": 0.1}, "evaluation/ and train/, which look like splits, not"),
+    (["train1/a/1.jpg", "test1/1.jpg"], {"val_fraction": 0.1}, "test1/ and train1/, which look like splits, not"),
+    (
+        split("trainval", "test"),
+        {},
+        "test/ with folders in it .* If trainval/ has the training images, rename it to tra",
+    ),
+    (
+        split("val", "extra"),
+        {},
+        r"val/ with folders in it beside extra/: .*\? If extra/ has the training images, rename",
+    ),
+    (split("train", "holdout"), {}, "Name the validation images with --val_split holdout, or give .*/train alone, or"),
+    ([*split("train"), "car/1.jpg"], {}, r"splits or classes\? Give .*/train alone, or move all classes into a folder"),
 ]
 
 

@@ -77,3 +77,14 @@ def image() -> Image.Image:
 def as_arrays(folder, images) -> np.ndarray:
     processor = EfficientNetNVImageProcessor.from_pretrained(folder)
     return np.stack(processor(images)["pixel_values"])
+
+
+def listed(photos, file, split) -> list:
+    """Adds the photographs of a split to a list: the labels are the bits of a number. Returns those that have one."""
+    numbered = enumerate(path.relative_to(photos) for path in sorted((photos / split).rglob("*.png")))
+    rows = [(path, [name for i, name in enumerate(NAMES) if (number >> i) & 1]) for number, path in numbered]
+    rows = [row for row in rows if row[1]]
+    head = "" if file.exists() else "path,label\n"
+    with open(file, "a") as lines:
+        lines.write(head + "".join(f"{path},{';'.join(names)}\n" for path, names in rows))
+    return rows

@@ -138,6 +138,9 @@ def test_images_of_a_folder_give_accuracy_and_cover_all_classes(checkpoint, phot
     images = check_images(open_checkpoint(str(checkpoint)), Recipe(data_dir=str(photos)), 9, ExportOptions())
     assert sorted(set(images.labels)) == [0, 1, 2]
     assert "generated" in export_model(str(checkpoint), tmp_path / "generated").images
+    own = export_model(str(checkpoint), tmp_path / "own", data_dir=str(photos), num_images=9, with_preprocessing=True)
+    assert own.top1 == found.top1 and f"top1     {own.top1[0]:.2f} % on these" in own.summary()
+    assert f"Top-1 on 9 images of {photos.name}, %" in (tmp_path / "own/README.md").read_text()
 
 
 def test_images_that_training_held_out_of_a_flat_folder(checkpoint, photos, tmp_path):

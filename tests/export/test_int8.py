@@ -1,18 +1,23 @@
 """INT8 files of a calibrated checkpoint: the right graph, the same answers, honest tables."""
 
+import json
+import shutil
+
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
+from sklearn.metrics import average_precision_score
 
 from effnet_hf import EfficientNetNVForImageClassification
 from effnet_hf.errors import UserError
-from effnet_hf.export import ExportOptions, export_model, ort_int8
+from effnet_hf.export import ExportOptions, ONNXEfficientNet, export_model, ort_int8
 from effnet_hf.export.describe import Row
 from effnet_hf.export.graph import draw_graph
 from effnet_hf.export.network import ExportedNetwork
 from effnet_hf.export.ort_int8 import fold_weights, for_ort_cpu, fuse_silu, identity, search_ranges, silu, take_out
 
-from .conftest import as_arrays, make_checkpoint
+from .conftest import NAMES, as_arrays, listed, make_checkpoint
 
 
 pytest.importorskip("modelopt", reason="needs the quant extra")
@@ -118,6 +123,24 @@ def test_quantizers_placed_for_ort_cpu_leave_no_range_open(tmp_path_factory, pho
     placed = make_quantized(tmp_path_factory, photos, "cpu")
     found = export_model(str(placed), tmp_path / "cpu", int8="ort-cpu", data_dir=str(photos))
     assert searched == [0] and found.comparison.snr > 8
+
+
+def test_of_several_labels_it_is_measured_by_map(quantized, photos, tmp_path):
+    shutil.copytree(quantized, tmp_path / "model")
+    config = json.loads((tmp_path / "model/config.json").read_text())
+    config |= {"problem_type": "multi_label_classification", "thresholds": [0.25, 0.5, 0.75]}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    rows = listed(photos, tmp_path / "labels.csv", "train") + listed(photos, tmp_path / "labels.csv", "val")
+    data = {"data_dir": str(photos), "labels": str(tmp_path / "labels.csv"), "label_separator": ";"}
+    found = export_model(str(tmp_path / "model"), tmp_path / "onnx", int8="ort-cpu", **data)
+    model, rows = ONNXEfficientNet.from_pretrained(tmp_path / "onnx"), [row for row in rows if row[0].parts[0] == "val"]
+    images = [Image.open(photos / path) for path, _ in rows]
+    targets = np.array([[name in names for name in NAMES] for _, names in rows]).astype(int)
+    by_hand = 100 * average_precision_score(targets, model(as_arrays(quantized, images)).logits.numpy())
+    assert found.top1[0] == found.rows[-1].top1 == pytest.approx(by_hand, abs=0.01)
+    assert "agreement on all labels" in found.summary() and "| mAP, % |" in (tmp_path / "onnx/README.md").read_text()
+    told = {each["label"]: each for each in model.classify(images[0])}
+    assert [told[name]["threshold"] for name in NAMES] == [0.25, 0.5, 0.75] and len(told) == 3
 
 
 def _learned_scales(folder) -> set:

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import pytest
 from huggingface_hub import ModelCard
@@ -77,7 +78,7 @@ def test_absent_facts_leave_no_trace():
     card = render_card(MINIMAL)
     data = ModelCard(card).data
     assert data.eval_results is None and data.metrics is None and data.base_model is None and data.datasets is None
-    assert "Nothing was measured" in card
+    assert "No accuracy was measured" in card
     for text in ("ONNX", "How it was made", "Hardware", "Software", "None", "{{", "{%", "\n\n\n"):
         assert text not in card
     assert "\n\n\n" not in render_card(FULL)
@@ -105,6 +106,8 @@ def test_preprocessing_in_words():
     )
     bare = EfficientNetNVImageProcessor(do_resize=False, do_center_crop=False, rescale_factor=0.5, do_normalize=False)
     assert describe_preprocessing(bare) == "Rescale by 0.5."
+    deep = describe_preprocessing(EfficientNetNVImageProcessor.for_image_size(224, bit_depth=12))
+    assert deep.startswith("Scale images of more than 8 bits, whose values have 12, to 8, resize the short side")
 
 
 def test_versions_leave_out_what_is_not_installed():
@@ -136,6 +139,19 @@ def test_words_of_others_stay_words():
     text = card.split("## How it was made")[0].split("---", 2)[2] + card.split("## Limits")[1]
     assert "](http" not in text.replace(r"\]", "") and "<img" not in text.replace(r"\<", "")
     assert ModelCard(card).data.tags == ModelCard(plain).data.tags
+
+
+@pytest.mark.parametrize("depth", [None, 12])
+@pytest.mark.parametrize("several", [False, True])
+def test_every_block_of_code_is_python(depth, several):
+    card = render_card(dataclasses.replace(FULL, bit_depth=depth, multi_label=several))
+    blocks = re.findall("```python\n(.*?)```", card, re.DOTALL)
+    assert len(blocks) == 3 and all(compile(block, "card", "exec") for block in blocks)
+    assert blocks[0].startswith(
+        "from PIL import Image\nfrom tr" if depth else "from transformers import pipeline\n\nclas"
+    )
+    assert ('classify(to_rgb(Image.open("cat.jpg"), bit_depth=12)' in card) == bool(depth)
+    assert "clips images of more than 8 bits" in card and "\n\n\n" not in card
 
 
 def test_several_labels_are_told_by_their_own_figures_and_a_sigmoid():

@@ -198,9 +198,15 @@ def test_a_teacher_answers_in_the_datas_order_with_the_classes_that_it_has(squar
     _, taught = build_networks(recipe, open_start(recipe), CLASSES, torch.device("cpu"), False)
     base = AutoModelForImageClassification.from_pretrained(teacher)
     torch.testing.assert_close(logits(taught, images), logits(base, images)[:, [3, 4, 1]], rtol=1e-3, atol=1e-4)
+    EfficientNetNVImageProcessor.for_image_size(32, 0, bit_depth=12).save_pretrained(teacher)
+    with pytest.raises(UserError, match="trained with bit_depth 12 and would see images prepared with bit_depth 16;"):
+        open_start(recipe.replace(bit_depth=16))
+    assert open_start(recipe.replace(bit_depth=12)).processor.bit_depth == 12
     assert train(recipe) == 0
     order = "by name; the checkpoint has them in another order; the data has 3 of its 5"
-    assert f"teacher: classes are matched with the checkpoint's {order}\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"teacher: classes are matched with the checkpoint's {order}\n" in said
+    assert "images are prepared with bit_depth None, where --teacher was evaluated with bit_depth 12" in said
     recipe = recipe.replace(teacher=str(tiny("red", "blue", "grey")), output_dir=str(tmp_path / "other"))
     with pytest.raises(
         UserError,

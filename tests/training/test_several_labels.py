@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -212,3 +213,16 @@ def test_regression_is_no_classifier_of_ours(trained, tmp_path):
     with pytest.raises(UserError, match="is for regression"):
         validate_checkpoint(str(tmp_path), "nowhere")
     assert Recipe().problem_type is None
+
+
+def test_an_average_that_was_not_validated_again_has_the_best_models_thresholds(data, trained, tmp_path):
+    shutil.copytree(trained[0], tmp_path / "model")
+    lines = (data / "labels.csv").read_text().splitlines()
+    (tmp_path / "fewer.csv").write_text("\n".join([lines[0], *lines[3:]]) + "\n")  # so that no epoch is left
+    recipe = several(data, tmp_path / "model", cutmix=0.5, label_smoothing=0.1, learning_rate=0.02)
+    train(recipe.replace(resume="auto", labels=str(tmp_path / "fewer.csv"), accept_changed_data=True))
+    main, average = (
+        EfficientNetNVForImageClassification.from_pretrained(folder).config
+        for folder in (tmp_path / "model", tmp_path / "model/ema")
+    )
+    assert main.thresholds is not None and average.thresholds == main.thresholds

@@ -1,5 +1,6 @@
 """The serving example: its answers, what it refuses, and the page in a real browser."""
 
+import json
 import os
 import shutil
 import socket
@@ -30,6 +31,18 @@ def test_image_gives_its_classes_best_first(client, exported, image):
     assert body["predictions"] == ONNXEfficientNet.from_pretrained(exported).classify(image)
     scores = [entry["score"] for entry in body["predictions"]]
     assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1)
+
+
+def test_of_several_labels_those_come_first_that_an_image_has(serve, workers, exported, image, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "onnx")
+    (folder / "manifest.json").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"problem_type": "multi_label_classification", "thresholds": [0.0, 1.0, 0.0]}
+    (folder / "config.json").write_text(json.dumps(config))
+    client = open_client(serve.make_app(Here(workers, folder), hosts=HOSTS))
+    told = send(client, as_bytes(image, "PNG")).json()["predictions"]
+    assert [each["passed"] for each in told] == [True, True, False] and told[-1]["label"] == "cat"
+    assert "not-passed" in client.get("/").text
 
 
 def test_an_image_may_be_the_body(client, image):
