@@ -1,6 +1,7 @@
 """Decodes every image of a data set before a run meets it, and says what training and validation would do with it."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from ..cli import moved
 from ..errors import UserError, printable
 from ..recipes import Recipe
-from .bad_files import BadFile
+from .bad_files import BadFile, BadFiles
 from .cores import usable_cores
 from .folder import dataset_of, survey_tree
 from .names import role_of
@@ -28,9 +29,10 @@ from .worker_pool import WorkerPool
 
 
 _AT_ONCE = 16  # files that a process is given together
-_SHOWN = 50  # unreadable files, and pairs of equal ones, in the text
+_SHOWN = 10  # unreadable files of one kind, in the text
 _FEW = 20  # classes that are all named
 VALIDATED = "validated on"
+_USED = "trained on", VALIDATED
 
 
 @dataclass
@@ -116,12 +118,15 @@ class Scan:
     def _lines_on_copies(self) -> list[str]:
         if not self.copies:
             return []
-        several = [group for group in self.copies if len({part for part, _ in group}) > 1]
-        labels = [{self.parts[part].label_of(number) for part, number in group} for group in self.copies]
-        other = [group for group, found in zip(self.copies, labels) if len(found) > 1]
-        images = sum(map(len, self.copies))
-        lines = [f"identical: {images:,} images are {len(self.copies):,}, byte for byte"]
-        for groups, what in ((other, "under two labels"), (several, "in two splits")):
+        kinds: dict[str, list] = {"under two labels": [], "in two splits": [], "in one split, under one label": []}
+        for group in self.copies:
+            labels = len({self.parts[part].label_of(number) for part, number in group})
+            splits = len({part for part, _ in group})
+            kinds[list(kinds)[0 if labels > 1 else 1 if splits > 1 else 2]].append(group)
+        are = "image is" if len(self.copies) == 1 else "images are"
+        files = sum(map(len, self.copies))
+        lines = [f"identical: {len(self.copies):,} {are} there more than once, byte for byte, in {files:,} files"]
+        for what, groups in kinds.items():
             if groups:
                 lines.append(f"  {len(groups):,} {what}:")
                 lines += [f"    {self._pair(group)}" for group in groups[:10]]
@@ -150,6 +155,11 @@ def scan_data(recipe: Recipe, workers: int | None = None, progress: bool | None 
     workers = int(usable_cores()) if workers is None else workers
     for part in scan.parts:
         _look(part, workers, Reading.of(recipe), progress)
+        if part.use.startswith(("trained", "validated")):
+            try:
+                BadFiles(None, len(part.split), recipe.max_bad_files).report(part.bad)
+            except UserError as error:
+                scan.refused.append(f"{part.title}: {error}")
     places = [(number, image) for number, part in enumerate(scan.parts) for image in range(len(part.split))]
     groups = copies_of(digest for part in scan.parts for digest in part.digests)
     _sort_copies(scan, [[places[number] for number in group] for group in groups], bool(recipe.labels))
@@ -171,7 +181,7 @@ def _sort_copies(scan: Scan, groups: list[list[tuple[int, int]]], listed: bool) 
             name = os.path.realpath(split.name(image)) if is_file else f"{part} {image}"
             files.setdefault(name, []).append((part, image))
         for places in files.values():
-            twice += {"trained on", VALIDATED} <= {scan.parts[part].use for part, _ in places}
+            twice += {*_USED} <= {scan.parts[part].use for part, _ in places}
         if len(files) > 1:
             scan.copies.append(group)
     if twice:
@@ -183,7 +193,7 @@ def _open(scan: Scan, recipe: Recipe) -> None:
     """Finds the parts, and what a run would refuse: all of it, where a run says the first."""
     root = existing_folder(recipe.data_dir, flag="") if recipe.data_dir else None
     whole = "trained and validated on once it is split"
-    uses = ["trained on", VALIDATED]
+    uses = list(_USED)
     try:
         source = open_data(recipe)
     except UserError as error:
@@ -344,9 +354,13 @@ def _lines(part: Part) -> list[str]:
         lines.append(f"  size: median {width} x {height}, short side {low:,} to {high:,} pixels")
         lines.append("  kinds: " + ", ".join(f"{kind} {count:,}" for kind, count in found["kinds"].items()))
     lines += [f"  note: {note}" for note in part.notes]
-    lines += [f"  bad: {file}" for file in part.bad[:_SHOWN]]
-    if len(part.bad) > _SHOWN:
-        lines.append(f"  … and {len(part.bad) - _SHOWN:,} more; --output FILE lists them all")
+    alike: dict[str, list[BadFile]] = {}
+    for file in part.bad:
+        alike.setdefault(re.sub(r"\d", "", file.reason), []).append(file)
+    for files in alike.values():
+        lines += [f"  bad: {file}" for file in files[:_SHOWN]]
+        if len(files) > _SHOWN:
+            lines.append(f"  … and {len(files) - _SHOWN:,} more like these; --output FILE lists them all")
     return lines
 
 
