@@ -206,7 +206,7 @@ def test_a_teacher_answers_in_the_datas_order_with_the_classes_that_it_has(squar
     order = "by name; the checkpoint has them in another order; the data has 3 of its 5"
     said = capsys.readouterr().out
     assert f"teacher: classes are matched with the checkpoint's {order}\n" in said
-    assert "images are prepared with bit_depth None, where --teacher was evaluated with bit_depth 12" in said
+    assert "images are prepared with bit_depth not set, where --teacher was evaluated with bit_depth 12" in said
     recipe = recipe.replace(teacher=str(tiny("red", "blue", "grey")), output_dir=str(tmp_path / "other"))
     with pytest.raises(
         UserError,
