@@ -1,5 +1,7 @@
 """A checkpoint on a folder of labelled images, through the loaders and arithmetic of training."""
 
+import contextlib
+import io
 import os
 from collections.abc import Callable
 from typing import Any, Literal
@@ -118,7 +120,8 @@ def _note_on_training(checkpoint: Checkpoint, recipe: Recipe) -> str:
     """A sentence where the checkpoint was trained on most of what is measured; "" where it was not, or nobody knows."""
     written = RunFolder(checkpoint.name).recipe
     try:
-        trained = load_recipe(str(written)) if written.is_file() else None
+        with contextlib.redirect_stderr(io.StringIO()):  # old spellings in it are no concern of this command
+            trained = load_recipe(str(written)) if written.is_file() else None
     except UserError:  # of another version
         return ""
     if trained is None or not trained.val_fraction or recipe.val_fraction or recipe.val_split:

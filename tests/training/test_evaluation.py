@@ -124,11 +124,15 @@ def test_what_cannot_be_matched_is_refused_and_by_position_is_said(model, named,
         measured(three, named("blue", "d", "red"), classes_by_position=True)
 
 
-def test_images_that_were_trained_on_are_spoken_of(tmp_path):
+def test_images_that_were_trained_on_are_spoken_of(tmp_path, capsys):
     """The folder of a run says which share it held out."""
     model, data = write_tiny(tmp_path / "model"), str(write_squares(tmp_path / "squares") / "train")
     (model / "recipe.yaml").write_text(small_recipe(data, tmp_path, val_fraction=0.25).to_yaml())
     assert "trained on a part of these images: --val_fraction 0.25, as then, measures" in measured(model, data)[1]
+    with open(model / "recipe.yaml", "a") as recipe:
+        recipe.write("topk: 3\n")
+    (model / "recipe.yaml").write_text((model / "recipe.yaml").read_text().replace("top_k: 5\n", ""))
+    assert "trained on" in measured(model, data)[1] and not capsys.readouterr().err
     assert "trained on" not in measured(model, data, val_fraction=0.25)[1]
     assert "trained on" not in measured(model, str(write_squares(tmp_path / "others") / "train"))[1]
     (model / "recipe.yaml").write_text("of: another version")
