@@ -22,7 +22,8 @@ COMMANDS = {
 
 def main() -> None:
     """The console script `effnet-hf`; ends the process."""
-    run(_dispatch)
+    known = sys.argv[1:2] and sys.argv[1] in COMMANDS
+    run(_dispatch, None if known else "effnet-hf")  # the error is the program's, not a command's
 
 
 def run_command(name: str) -> None:
@@ -42,7 +43,6 @@ def _dispatch() -> int | None:
         print(f"effnet-hf {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        sys.argv[1:] = []  # the error is the program's, not the command's
         raise UserError(
             f"there is no command {words[0]}; there are {', '.join(COMMANDS)}.{did_you_mean(words[0], COMMANDS)}"
         )

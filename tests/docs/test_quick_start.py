@@ -24,7 +24,7 @@ SMALLER = {
     "qat": [*SMALL, "--epochs", "1", "--learning_rate", "0.0001", "--gradient_clip", "1"],
     "validate": ["--num_workers", "0"],
 }
-JOBS = ("train", "validate", "classify", "train", "convert", "train", "qat", "export", "export")
+JOBS = ("scan", "train", "validate", "classify", "train", "convert", "train", "qat", "export", "export")
 
 
 def jobs() -> list:
