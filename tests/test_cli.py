@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from effnet_hf import commands
 from effnet_hf.cli import ArgumentParser, command_line, invocation, path, run
 from effnet_hf.commands import plots
 from effnet_hf.errors import OneProcessError, UserError
@@ -322,3 +323,10 @@ def test_ctrl_c_while_libraries_are_imported_is_quiet(command, tmp_path):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[1] == "" and process.returncode == 130
+
+
+def test_an_unknown_command_is_an_error_of_the_program(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["effnet-hf", "trian"])
+    with pytest.raises(SystemExit) as end:
+        commands.main()
+    assert end.value.code == 2 and capsys.readouterr().err.startswith("effnet-hf: error: there is no command trian;")
