@@ -38,6 +38,8 @@ def read_cells(file: str, where: str, alone: bool = False) -> tuple[pa.Table, bo
         if file.lower().endswith(_JSON):
             return _from_json(file), True, []
         return _from_csv(file, where, alone)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{where} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:

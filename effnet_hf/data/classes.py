@@ -115,7 +115,7 @@ def match_split(found: Sequence[str], known: Sequence[str], where: object, used:
     matched, how = _by_names(names, known)
     _require_all(names, known, matched, where, "training")
     exact = how == "by name"
-    return Match(_spread(matched, rows, len(found)), "" if exact else _note(names, known, matched, how))
+    return Match(_spread(matched, rows, len(found)), "" if exact else _note(names, known, matched, how, "training"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- names
@@ -172,7 +172,8 @@ def _loose(name: str) -> str | None:
 
 
 def _whole_number(name: str) -> int | None:
-    return int(name) if re.fullmatch(r"[0-9]{1,18}", name.strip()) else None
+    found = re.fullmatch(r"\+?([0-9]{1,18})(\.0+)?", name.strip())  # as a list's `1.0` is read
+    return int(found[1]) if found else None
 
 
 def _value(name: str) -> int | None:
@@ -336,13 +337,13 @@ def _spread(matched: list[int | None], rows: list[int], length: int) -> np.ndarr
     return numbers
 
 
-def _note(names: list[str], known: list[str], matched: list[int | None], how: str) -> str:
+def _note(names: list[str], known: list[str], matched: list[int | None], how: str, who: str = "the checkpoint") -> str:
     """How they were matched, with the first example that shows it."""
     pairs = [(name, known[number]) for name, number in zip(names, matched) if number is not None]
     shown = next(((name, other) for name, other in pairs if name != other), None)
     example = "" if shown is None else ", e.g. {} is {}".format(*(printable(each) for each in shown))
     order = ""
     if how.startswith("by n") and matched != sorted(matched):  # type: ignore[type-var]
-        order = "; the checkpoint has them in another order"
+        order = f"; {who} has them in another order"
     part = f"; the data has {len(names):,} of its {len(known):,}" if len(names) < len(known) else ""
-    return f"classes are matched with the checkpoint's {how}{example}{order}{part}"
+    return f"classes are matched with {who}'s {how}{example}{order}{part}"

@@ -304,6 +304,8 @@ def _problems(tree: Tree, loose: int, empty: list[str], inner: list[str], deep: 
 def _one_level_too_high(tree: Tree, deep: dict[str, list[str]]) -> list[str]:
     """Where the class folders lie deeper, in one folder or in each of several: the sentence that says so."""
     root = tree.root
+    if role_of(os.path.basename(root)):  # what is in a split are classes, whatever they hold
+        return []
     found: dict[str, set[str]] = {}  # of folders with folders, the names of these
     for name, paths in list(deep.items())[:_MOST_SPLITS]:
         places = {os.path.dirname(path) for path in paths}
@@ -323,7 +325,7 @@ def _one_level_too_high(tree: Tree, deep: dict[str, list[str]]) -> list[str]:
             return [
                 f"{root} has {one}/ and {other}/ with the same folders in them ({shown}): splits or classes? Call"
                 f" splits train/ and val/, or one train/ and name the other, as with --val_split {other}; or give one"
-                f" alone: {os.path.join(root, one)}. Of classes, move the images up, out of these folders."
+                f" alone: {os.path.join(root, one)}. If they are classes, put them all into a folder called train/."
             ]
     return []
 

@@ -247,7 +247,7 @@ def _take_folders(scan: Scan, folders: list[Path], used: bool) -> None:
     """Adds folders of class folders for themselves, and if they would be `used` what is wrong with them."""
     for folder in folders:
         try:
-            tree = survey_tree(folder)
+            tree = survey_tree(os.path.realpath(folder))  # the words of what opens it as a split
             problems = tree.problems
             if tree.paths:
                 split = Split(dataset_of(tree), "image", np.array(tree.labels), folder=(tree.root, ""))

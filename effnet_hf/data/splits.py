@@ -233,6 +233,8 @@ class _Folders:
 
     def holds_classes(self, where: str, named: str | None) -> bool:
         """Whether they are classes. Raises `UserError` where that could be meant or not."""
+        if role_of(self.root.name) and not self.of_classes and named is None:  # a split, and what is in it are classes
+            return True
         if not self.roles and (named is None or _shape(self.root / named) != "classes"):
             self._refuse_odd_splits(where)
             return True
@@ -245,7 +247,7 @@ class _Folders:
                 return True
             raise UserError(
                 f"{where} has {unclear}/ with images beside {_beside(self.others)}: a class, or images without labels?"
-                " Rename it if it is a class, or move it elsewhere."
+                " Put all classes into a folder called train/ if it is one, or move it elsewhere."
             )
         if len({role_of(name) for name in self.of_classes}) > 1:
             return False

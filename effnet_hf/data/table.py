@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..cli import say
 from ..errors import UserError, first_line, printable
 from .cells import read_cells
 from .folder import Tree, folders_in, holds_images, list_images
@@ -177,16 +178,22 @@ def read_metadata(root: Path, found: list[tuple[str, Path]], columns: Columns) -
         UserError: a list cannot be read, or says one thing and the class folders another.
     """
     where = str(found[0][1]) if len(found) == 1 else f"{found[0][1].name} in the splits of {root}"
-    # One without labels may be that of a split that nobody uses.
-    parts = [(name, *read_cells(os.fspath(path), str(path), alone=True)) for name, path in found]
     folders = _class_folders(root)
-    labelled = columns.label_column or [
-        name for _, cells, *_ in parts for name in cells.column_names if name.casefold() in PREFERRED_LABELS
-    ]
     several = len({folder.name for folder in folders}) > 1
-    if several and not labelled:
+    try:
+        # One without labels may be that of a split that nobody uses.
+        parts = [(name, *read_cells(os.fspath(path), str(path), alone=True)) for name, path in found]
+        labelled = columns.label_column or [
+            name for _, cells, *_ in parts for name in cells.column_names if name.casefold() in PREFERRED_LABELS
+        ]
+        if several and not labelled:
+            return None
+        images = _listed(where, parts, root, columns)
+    except UserError as error:  # a table about something else
+        if not several or columns.label_column or columns.image_column:
+            raise
+        say(f"passed over, since class folders name the classes: {error}")
         return None
-    images = _listed(where, parts, root, columns)
     images.notes.insert(0, f"the labels are those of {where}.")
     if not several or not set(labelled).issubset(images.cells.column_names):
         return images

@@ -38,6 +38,7 @@ MATCHES = {
     ),
     "a dash at the end": (["A-", "A", "E. coli -", "E._coli"], ["a", "a-", "e. coli", "e. coli -"], [1, 0, 3, 2], "by"),
     "names that differ in case alone": (["A", "a"], ["a", "A"], [1, 0], "by name"),
+    "floats that are whole": (["1", "3.0", "+2"], ["1.0", "1.5", "2.0", "3"], [0, 3, 2], "by the numbers"),
     "padded numbers": (["01", "02"], ["1", "2", "3"], [0, 1], "by the numbers that they name, e.g. 01 is 1"),
     "numbers for number words": (numbers(10), DIGITS, [9, 4, 8, 7, 2, 1, 6, 5, 0, 3], "e.g. 0 is zero"),
     "number words for numbers": (DIGITS, numbers(10), [8, 5, 4, 9, 1, 7, 6, 3, 2, 0], "e.g. eight is 8"),

@@ -85,7 +85,7 @@ def both(*folders):
         (both("learn", "holdout"), "Call splits train/ and val/, or one train/ .* with --val_split learn; or give one"),
         (
             both("color", "grayscale", "segmented"),
-            "color/ and grayscale/ with the same folders .* alone: .*/color. Of c",
+            "color/ and grayscale/ with the same folders .* alone: .*/color. If t",
         ),
         (both("public/images", "private/images"), "private/ and public/ with the same folders in them"),
         ([*both("x", "y"), "x/c/1.jpg", "cat/1.jpg"], r"x/ and y/ with the same folders in them \(a/, b/\)"),
@@ -112,6 +112,15 @@ def test_what_cannot_be_used_is_one_sentence(tmp_path, names, message):
 def test_folders_in_a_class_may_be_called_anything_else(tmp_path, names, classes):
     write(tmp_path, *names)
     assert scan_tree(tmp_path).classes == classes
+
+
+def test_what_lies_in_a_split_are_classes_whatever_they_hold(tmp_path):
+    sides = [
+        f"{split}/{name}/{side}/1.jpg" for split in ("train", "val") for name in "ab" for side in ("left", "right")
+    ]
+    write(tmp_path, *sides, "valid/cat/x/1.jpg", "valid/cat/y/1.jpg")
+    assert scan_tree(tmp_path / "train").classes == scan_tree(tmp_path / "val").classes == ["a", "b"]
+    assert scan_tree(tmp_path / "valid").classes == ["cat"]
 
 
 def test_empty_class_folders_are_named(tmp_path):

@@ -80,6 +80,14 @@ def test_metadata_beside_class_folders_must_agree(folder):
     assert found(open_data(recipe, train=False)) == {"1.jpg": "dog", "2.jpg": "cat"}
 
 
+@pytest.mark.parametrize("text", ["label,description\ncat,purrs\ndog,barks\n", "", "file_name,label\n", "a,b\nc\n"])
+def test_a_table_about_something_else_beside_class_folders_is_passed_over(folder, text, capsys):
+    in_classes(folder, cat="1.jpg", dog="2.jpg")
+    metadata(folder, text)
+    assert found(of_folder(folder)) == CATS
+    assert "passed over, since class folders name the classes: " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["metadata.csv", "METADATA.CSV"])
 def test_metadata_of_a_part_of_the_class_folders_is_used(folder, name):
     in_classes(folder, cat="1.jpg 3.jpg", dog="2.jpg")

@@ -144,6 +144,14 @@ def test_what_could_be_meant_two_ways_is_refused(tmp_path, files, options, sente
         find_splits(tmp_path, **options)
 
 
+def test_classes_may_be_called_like_splits_in_a_folder_called_train(tmp_path):
+    files = [f"train/{name}/{i}.jpg" for name in ("valid", "invalid", "test") for i in (1, 2)]
+    write(tmp_path, *files)
+    with pytest.raises(UserError, match="none of val/.*--val_fraction"):
+        find_splits(tmp_path / "train")
+    assert find_splits(tmp_path / "train", val_fraction=0.5).train == tmp_path / "train"
+
+
 def test_the_advice_for_training_and_testing_trains_their_classes(tmp_path):
     write(tmp_path, *TRAIN_TEST)
     source = DataSource.from_folder(str(tmp_path), 0.5)
