@@ -23,7 +23,7 @@ from .classes import known_by_name
 from .labels import ANY, MULTI, PREFERRED_LABELS, Columns, choose, preferred_first, read_labels
 from .names import role_of
 from .source import DataSource, Labeller, split_by_name
-from .splits import Chosen, choose_splits
+from .splits import Splits, choose_splits
 from .stream import StreamedSplit
 
 
@@ -55,7 +55,7 @@ def open_named(
     splits, files, whole = _load(name, config, streaming, where)
     source = _Source(name, config, columns, where, Labeller(class_names, columns.classes_by_position), files)
     if whole and not train and not val_fraction:
-        chosen = Chosen(None, next(iter(splits)), [])
+        chosen = Splits(None, next(iter(splits)), [])
     else:
         chosen = choose_splits(
             splits, where, train=train, val_fraction=val_fraction, val_split=val_split, may_hold_out=not streaming

@@ -8,18 +8,20 @@ is refused.
 import os
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 from ..errors import UserError, did_you_mean
 from .folder import Tree, folders_in, holds_images, scan_tree
 from .names import SPLIT_NAMES, beside_roles, is_image, is_junk, role_of, roles_in
 
 
-class Chosen(NamedTuple):
-    """Names of splits.
+Place = TypeVar("Place", str, Path)
+
+
+class Splits(NamedTuple, Generic[Place]):
+    """Names of splits, or folders of class folders.
 
     Attributes:
         train: None where validation needs none.
@@ -27,24 +29,9 @@ class Chosen(NamedTuple):
         notes: sentences about the choice.
     """
 
-    train: str | None
-    val: str | None
+    train: Place | None
+    val: Place | None
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class Splits:
-    """Folders of class folders.
-
-    Attributes:
-        train: None where validation needs none.
-        val: None for a share of `train`.
-        notes: sentences about the choice.
-    """
-
-    train: Path | None
-    val: Path | None
-    notes: list[str] = field(default_factory=list)
 
 
 def choose_splits(
@@ -57,7 +44,7 @@ def choose_splits(
     may_hold_out: bool = True,
     mark: str = "",
     unlabelled: Iterable[str] = (),
-) -> Chosen:
+) -> Splits[str]:
     """The splits that training needs, or with `train` False validation alone.
 
     Args:
@@ -120,7 +107,7 @@ def choose_splits(
     unused = [name for name in names if name not in (training, val) and (train or role_of(name) != "train")]
     if unused and not mark:  # of folders there are more
         notes.append(f"passed over: {', '.join(unused)}.")
-    return Chosen(training, val, notes)
+    return Splits(training, val, notes)
 
 
 def find_splits(
@@ -130,7 +117,7 @@ def find_splits(
     train: bool = True,
     val_fraction: float = 0.0,
     val_split: str | None = None,
-) -> Splits:
+) -> Splits[Path]:
     """The folders of training and validation images below `data_dir`, or `data_dir` itself where it holds classes.
 
     A folder of a split's name is a split where it holds class folders, and a class where it holds images, like the
