@@ -42,7 +42,7 @@ FIRST_HALF = 0.45  # of all seconds, at most
 # Seconds: what a section takes beside others, not alone.
 VERIFY = {
     "gate": 100, "gpu_tests": 150, "training": 150, "using": 120, "precisions": 150, "qat": 200, "resume": 200,
-    "compiled": 200, "variants": 200, "photographs": 90,
+    "compiled": 300, "variants": 200, "photographs": 90,
 }  # fmt: skip
 # What is compiled beside the first half, for the measurement of that name, in the order of its worth.
 WARM = ("train-b0", "train-b4", "inference-1", "inference-256")
@@ -155,7 +155,7 @@ def sections(work: Path, rehearse: bool) -> list[Section]:
         real = ["--precision", "bf16", "--image_size", str(pixels), "--batch_size", str(batch), "--repeats", "9"]
         words = ("benchmarks/loop_overhead.py", "--config", "b0", "--variant", variant, *(tiny if rehearse else real))
         output = ("--output", str(work / "figures" / f"{name}.json"))
-        found.insert(at, Section(name, 300 if rehearse else 30, "measure", (*words, *output), "loop.json", 15))
+        found.insert(at, Section(name, 300 if rehearse else 70, "measure", (*words, *output), "loop.json", 30))
     return found
 
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 LINES = 40  # of a child's output that a failed row keeps
 AT_ONCE = 3  # commands of one section beside each other
 # Seconds: with fewer left a command is not started, and one that had fewer was cut off and did not fail.
-TO_START, TO_END = 20.0, 90.0
+TO_START, TO_END = 20.0, 200.0
 
 
 class Skip(Exception):

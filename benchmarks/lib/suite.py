@@ -70,8 +70,8 @@ CUDA_PARTS = {
         " --rounds 30 --seconds 5",
     ),
     "loop": (40, "loop --variants b0 --precisions bf16 --loaders synthetic,imagefolder --batch_sizes 256 --rounds 30"),
-    "train-b0": (120, f"{_TRAIN} --variants b0 --batch_size 256 --rounds 5 --burst 3"),
-    "train-b4": (150, f"{_TRAIN} --variants b4 --batch_size 128 --rounds 4 --burst 2"),
+    "train-b0": (300, f"{_TRAIN} --variants b0 --batch_size 256 --rounds 5 --burst 3"),
+    "train-b4": (360, f"{_TRAIN} --variants b4 --batch_size 128 --rounds 4 --burst 2"),
     "train-precisions": (
         90,
         "train --variants b0,b4 --precisions bf16,fp16,tf32 --layouts channels_last,nchw --batch_size 64 --rounds 4"
@@ -81,7 +81,7 @@ CUDA_PARTS = {
         80,
         f"{_EAGER} --variants b0 --batch_size 256 --rounds 5 --burst 3 --peers torchvision,transformers",
     ),
-    "memory": (30, "memory --variants b0,b4 --precisions bf16,fp32 --batch_sizes 64 --peers timm"),
+    "memory": (60, "memory --variants b0,b4 --precisions bf16,fp32 --batch_sizes 64 --peers timm"),
     "inference-1": (
         90,
         f"{_INFER} --batch_sizes 1 --runtime torch,compile-graphs --peer_runtime torch,compile-graphs --peers timm"
