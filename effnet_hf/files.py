@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -44,11 +44,7 @@ def atomic_folder(target: str | os.PathLike, overwrite: bool = False, ours: bool
         UserError: `target` is a file, or is a non-empty folder that may not be replaced, or cannot be written, or
             another process is writing it.
     """
-    target = _real(target)
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file; name a folder to write to.")
-    if not ours:
-        _refuse_a_part_of_a_run(target)
+    target = _folder(target, ours)
     lock, mounted = lock_beside(target), os.path.ismount(target)
     if mounted:
         lock = RunFolder(target).lock
@@ -75,6 +71,16 @@ def atomic_folder(target: str | os.PathLike, overwrite: bool = False, ours: bool
                 _sync(place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_place(target: str | os.PathLike, overwrite: bool = False) -> None:
+    """Raises `UserError` where `atomic_folder` would; by trying it, of which nothing is left."""
+
+    class Tried(Exception):
+        pass
+
+    with contextlib.suppress(Tried), atomic_folder(target, overwrite):
+        raise Tried
 
 
 @contextlib.contextmanager
@@ -171,13 +177,18 @@ def meant(name: str) -> str:
     return hidden[1] if hidden else name
 
 
-def refuse_to_remove(target: str | os.PathLike, sources: dict[str, str | os.PathLike | None]) -> None:
+def refuse_to_remove(target: str | os.PathLike, sources: Mapping[str, str | os.PathLike | None]) -> None:
     """Raises `UserError` where one of `sources`, by what they are called, is `target` or lies in it: overwriting would
     remove what is read."""
     place = os.path.realpath(target)
     for what, source in sources.items():
         if source and os.path.exists(source) and Path(os.path.realpath(source)).is_relative_to(place):
             raise UserError(f"{target} holds {what} {source}, which overwriting would remove; name another place.")
+
+
+def check_place(target: str | os.PathLike, overwrite: bool) -> None:
+    """Raises `UserError` for what [`atomic_folder`] would not replace, before work that would be in vain."""
+    _refuse_to_replace(_folder(target), overwrite)
 
 
 def recover(folder: Path, concerns: Callable[[str], bool]) -> None:
@@ -215,6 +226,16 @@ def _real(path: str | os.PathLike) -> Path:
     return Path(os.path.realpath(path))
 
 
+def _folder(target: str | os.PathLike, ours: bool = False) -> Path:
+    """Where a folder is to be written, as far as a look at the place can tell."""
+    target = _real(target)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file; name a folder to write to.")
+    if not ours:
+        _refuse_a_part_of_a_run(target)
+    return target
+
+
 def _is_console(path: Path) -> bool:
     """Whether standard output or error go to this file, by `>` or under a name such as /dev/stdout."""
     for descriptor in (1, 2):
@@ -236,11 +257,17 @@ def _refuse_to_replace(target: Path, overwrite: bool) -> None:
         return
     if not overwrite:
         raise UserError(
-            f"{target} already exists and is not empty; name another folder, or allow it to be overwritten."
+            f"{target} already exists and is not empty; name another folder, or add --overwrite (in Python"
+            " overwrite=True)."
         )
-    if foreign := foreign_file(target, but_hidden=os.path.ismount(target)):
+    refuse_foreign(target)
+
+
+def refuse_foreign(target: Path, edited: bool = False) -> None:
+    """Raises `UserError` where a folder holds what was not written here; with `edited`, also where such was changed."""
+    if foreign := foreign_file(target, but_hidden=os.path.ismount(target), edited=edited):
         raise UserError(
-            f"{target} holds what was not written here, e.g. {foreign}, and overwriting would remove it;"
+            f"{target} holds what was not written here, e.g. {printable(foreign)}, and overwriting would remove it;"
             " move it away, or name another folder."
         )
 

@@ -23,6 +23,15 @@ def write_manifest(folder: Path) -> None:
     (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
+def described_anew(folder: Path, names: list[str]) -> str:
+    """The folder's manifest with these files as they are now, and the others as they were.
+
+    Raises:
+        UserError: there is none, or it is damaged; the message is the end of a sentence about the folder.
+    """
+    return _text({**read_manifest(folder), **{name: _describe(folder / name) for name in names}})
+
+
 def problem(folder: Path, only: tuple[str, ...] | None = None, read: re.Pattern | None = None) -> str | None:
     """What differs from the manifest, as the end of a sentence about the folder; None where all is as it was written.
 
@@ -85,14 +94,18 @@ def read_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     raise UserError(f"its {MANIFEST} is damaged")
 
 
-def foreign_file(folder: Path, but_hidden: bool = False) -> str | None:
-    """A file in the folder that its manifest does not name, `but_hidden` ones: somebody else put it there."""
+def foreign_file(folder: Path, but_hidden: bool = False, edited: bool = False) -> str | None:
+    """A file in the folder that its manifest does not name, `but_hidden` ones: somebody else put it there.
+
+    Args:
+        edited: also one that is no longer what the manifest says.
+    """
     try:
         own = {MANIFEST, *read_manifest(folder)}
     except UserError:
         own = set()
     found = (name for name in sorted(_files(folder)) if not (but_hidden and name.startswith(".")))
-    return next((name for name in found if name not in own), None)
+    return next((name for name in found if name not in own or edited and problem(folder, only=(name,))), None)
 
 
 def _files(folder: Path) -> list[str]:

@@ -25,9 +25,9 @@ SHARED = {
 }  # of no room; they know nobody above them
 FLOORS = [
     {"commands", "__main__"},
-    {"conversion", "export", "hub", "inference", "quantization", "training"},
+    {"analysis", "conversion", "export", "hub", "inference", "quantization", "training"},
     {"data", "recipes"},
-    {"checkpoint", "multi_label", "tuning"},
+    {"checkpoint", "flips", "multi_label", "tuning"},
     MODEL_FILES,
     SHARED,
 ]
