@@ -128,6 +128,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         quantization (`dict`, *optional*): the quantizers it carries, with the keys of `QUANTIZATION`; `None` if float.
         thresholds (`list[float]`, *optional*): where `problem_type` is `"multi_label_classification"`, the least
             probability (sigmoid) of every class, in label order, at which an image has it; `None` is 0.5 for each.
+        softmax_temperature (`float`, *optional*): divides the logits in evaluation, for truer probabilities.
         variant (`str`, *optional*): the name this configuration was made from; a label, nothing is derived from it.
         out_features, out_indices (`list`, *optional*): stages that [`EfficientNetNVBackbone`] returns.
 
@@ -167,6 +168,7 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         padding: str = "symmetric",
         quantization: dict | None = None,
         thresholds: Sequence[float] | None = None,
+        softmax_temperature: float | None = None,
         variant: str | None = None,
         out_features: list[str] | None = None,
         out_indices: list[int] | None = None,
@@ -176,21 +178,17 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         super().__init__(**_complete_labels(kwargs))
         self.image_size, self.num_channels = image_size, num_channels
         self.width_coefficient, self.depth_coefficient = width_coefficient, depth_coefficient
-        self.depth_divisor = depth_divisor
-        self.kernel_sizes = _as_list(kernel_sizes)
-        self.strides = _as_list(strides)
-        self.num_block_repeats = _as_list(num_block_repeats)
-        self.expand_ratios = _as_list(expand_ratios)
+        self.depth_divisor, self.stem_channels, self.head_channels = depth_divisor, stem_channels, head_channels
+        self.kernel_sizes, self.strides = _as_list(kernel_sizes), _as_list(strides)
+        self.num_block_repeats, self.expand_ratios = _as_list(num_block_repeats), _as_list(expand_ratios)
         self.out_channels = _as_list(out_channels)
-        self.stem_channels, self.head_channels = stem_channels, head_channels
-        self.scale_stem_and_head = scale_stem_and_head
-        self.se_ratio, self.se_base = se_ratio, se_base
+        self.scale_stem_and_head, self.se_ratio, self.se_base = scale_stem_and_head, se_ratio, se_base
         self.dropout_rate, self.survival_prob = dropout_rate, survival_prob
         self.stochastic_depth_mode = stochastic_depth_mode
         self.batch_norm_eps, self.batch_norm_momentum = batch_norm_eps, batch_norm_momentum
         self.conv_init, self.hidden_act, self.padding = conv_init, hidden_act, padding
         self.quantization, self.thresholds = _completed(quantization), _as_list(thresholds)
-        self.variant = variant
+        self.variant, self.softmax_temperature = variant, softmax_temperature
         self.check()
         self.stage_names = ["stem", *(f"stage{i + 1}" for i in range(len(self.out_channels)))]
         if out_indices is not None:
@@ -244,10 +242,8 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
         replaced, names = set(overrides), config_dict.get("id2label") or ()
         if {"id2label", "label2id"} & replaced or overrides.get("num_labels", len(names)) != len(names):
             replaced |= labels
-        if {*labels, "problem_type"} & replaced:
-            replaced |= {"thresholds"}
-        if outputs & replaced:
-            replaced |= outputs
+        replaced |= {"thresholds", "softmax_temperature"} if {*labels, "problem_type"} & replaced else set()
+        replaced |= outputs if outputs & replaced else set()
         config_dict = {field: value for field, value in config_dict.items() if field not in replaced} | overrides
         return super().from_dict(config_dict, **kwargs)
 
@@ -266,6 +262,10 @@ class EfficientNetNVConfig(BackboneConfigMixin, PretrainedConfig):
             raise ValueError(f"variant must be a name or None, got {_short(self.variant)}.")
         if self.quantization is not None:
             _check_quantization(self.quantization)
+        if self.softmax_temperature is not None:
+            _check_interval("softmax_temperature", self.softmax_temperature, "[0.001, 1000]")
+            if self.problem_type in ("regression", "multi_label_classification"):
+                raise ValueError(f"softmax_temperature needs one label per image, not {self.problem_type!r}.")
         if self.thresholds is not None:
             _check_thresholds(self.thresholds, self.problem_type, self.num_labels)
         for field in _TABLE:

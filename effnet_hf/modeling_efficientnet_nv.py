@@ -363,9 +363,13 @@ class EfficientNetNVForImageClassification(EfficientNetNVPreTrainedModel):
             pixel_values: normalised images, (N, num_channels, height, width).
             labels: class indices (N,) for one label per image, floats (N, num_labels) for several, floats (N,) for
                 regression; `config.problem_type` decides, or their type does.
+
+        In evaluation mode the logits are divided by `config.softmax_temperature`, where there is one.
         """
         outputs = self.efficientnet(pixel_values, output_hidden_states=output_hidden_states, return_dict=True)
         logits = self.classifier(self.dropout(outputs.pooler_output))
+        if not self.training and self.config.softmax_temperature is not None:
+            logits = logits / self.config.softmax_temperature
         loss = None if labels is None else self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=outputs.hidden_states)
 

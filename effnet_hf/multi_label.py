@@ -30,13 +30,14 @@ def thresholds_of(config: EfficientNetNVConfig) -> np.ndarray:
 
 
 def figure_names(config: EfficientNetNVConfig, top_k: int) -> tuple[str, str]:
-    """The two figures of a validation beside its loss, in percent. The first decides which model is best."""
+    """The two figures of a validation beside its loss, in percent. The first decides which model is best, unless
+    `--select_best` names another."""
     return ("map", "f1") if is_multi_label(config) else ("top1", f"top{top_k}")
 
 
 def shown(figure: str) -> str:
     """A figure's name as it is printed."""
-    return {"map": "mAP", "f1": "F1"}.get(figure, figure)
+    return {"map": "mAP", "f1": "F1", "macro_recall": "macro recall", "macro_f1": "macro F1"}.get(figure, figure)
 
 
 def require_same_task(config: EfficientNetNVConfig, several: bool, where: str) -> None:

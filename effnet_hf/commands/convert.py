@@ -18,7 +18,7 @@ from ..cli import (
     run,
     say_new_spelling,
 )
-from ..conversion import DIALECTS, FOREIGN, load_foreign, warm_start, write_folder, write_foreign
+from ..conversion import DIALECTS, FOREIGN, check_output, load_foreign, warm_start, write_folder, write_foreign
 from ..errors import UserError, did_you_mean, printable
 from ..files import refuse_to_remove
 from ..recipes import available_recipes
@@ -87,7 +87,8 @@ def check(args: argparse.Namespace) -> None:
     if args.images and not args.warm_start:
         raise UserError("--images does nothing without --warm_start.")
     if args.overwrite:
-        refuse_to_remove(args.output_dir, {"--images": args.images})
+        refuse_to_remove(args.output_dir, {"the source": args.source, "--images": args.images})
+    check_output(args.to, args.output_dir, args.overwrite)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -118,6 +119,8 @@ def main(argv: list[str] | None = None) -> None:
     for note in converted.notes:
         print(f"  {printable(note)}")
     if args.to is not None:
+        if config.softmax_temperature is not None:
+            print(f"  its temperature {config.softmax_temperature:g} is divided into the classifier's weights and bias")
         how = write_foreign(converted, args.to, args.output_dir, force=args.force, overwrite=args.overwrite)
         print(f"wrote  {written}\nopen   {printable(how)}")
         return
@@ -130,9 +133,11 @@ def main(argv: list[str] | None = None) -> None:
         model_id=args.hub_model_id,
     )
     # transformers 5 opens no local backbone by AutoBackbone
-    backbone, auto = converted.kind._auto_class == "AutoBackbone", converted.kind._auto_class
-    opener = f"effnet_hf.{converted.kind.__name__}" if backbone else auto
-    print(f'wrote  {written}\nopen   import effnet_hf; {opener}.from_pretrained("{written}")')
+    kind, auto = converted.kind.__name__, converted.kind._auto_class
+    opener = (
+        f"effnet_hf; effnet_hf.{kind}" if auto == "AutoBackbone" else f"effnet_hf, transformers; transformers.{auto}"
+    )
+    print(f'wrote  {written}\nopen   import {opener}.from_pretrained("{written}")')
     if converted.can_be_resumed and config.variant in available_recipes():
         print(f"resume {invocation('train')} --config {config.variant} --data_dir DIR --resume {written}")
     if args.push_to_hub:

@@ -2,6 +2,7 @@
 
 effnet-hf validate --model runs/b0 --data_dir DIR             DIR/val/<class>/… or DIR/<class>/…
 effnet-hf validate --model runs/b0 --dataset_name user/name
+effnet-hf validate --model runs/b0 --data_dir DIR --report reports/b0 --calibrate
 """
 
 import json
@@ -9,6 +10,9 @@ import json
 from ..cli import ArgumentParser, path, run, say
 from ..errors import printable
 from ..recipes import add_data_flags, data_options
+
+
+_NAMED = 8  # classes on one line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,6 +38,25 @@ def main(argv: list[str] | None = None) -> None:
         action="store_true",
         help="where the data has a part of the checkpoint's classes: answer with one of these only",
     )
+    parser.add_argument(
+        "--report",
+        type=path,
+        metavar="DIR",
+        help="write figures per class, mistakes, likely label errors and calibration there: report.html, CSV and JSON",
+    )
+    parser.add_argument(
+        "--calibrate",
+        action="store_true",
+        help="store the temperature in --model that makes its probabilities truest on these images",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="--report may replace another folder, if all of it was written here"
+    )
+    parser.add_argument(
+        "--test_time_flip",
+        action="store_true",
+        help="measure the mean of the probabilities of each image and its mirror image; twice the work",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args(argv)
     from ..training import validate_checkpoint
@@ -48,6 +71,10 @@ def main(argv: list[str] | None = None) -> None:
         max_bad_files=arguments.max_bad_files,
         strict=arguments.strict,
         restrict_classes=arguments.restrict_classes,
+        test_time_flip=arguments.test_time_flip,
+        report=arguments.report,
+        calibrate=arguments.calibrate,
+        overwrite=arguments.overwrite,
         tell=say if arguments.json else _print,
         **data_options(arguments),
     )
@@ -68,8 +95,17 @@ def show(figures: dict | None, top_k: int, as_json: bool = False) -> None:
     if "map" in figures:  # several labels per image
         text = f"mAP {figures['map']:.2f} %   F1 {figures['f1']:.2f} % at the checkpoint's thresholds"
     else:
-        text = f"top1 {figures['top1']:.2f} %   top{top_k} {figures[f'top{top_k}']:.2f} %"
+        text = f"top1 {figures['top1']:.2f} %"
+        if figures["classes"] > top_k:  # else always 100 %
+            text += f"   top{top_k} {figures[f'top{top_k}']:.2f} %"
     print(f"{text}   loss {figures['loss']:.4f}")
+    if "macro_recall" in figures:
+        print(
+            f"over classes: recall {figures['macro_recall']:.2f} %   F1 {figures['macro_f1']:.2f} %"
+            f"   calibration error {figures['ece']:.4f}"
+        )
+        if never := figures["never_found"]:
+            print(f"never found: {_listed(never)}")
     known, present = figures["classes_of_the_checkpoint"], figures["classes_of_the_data"]
     if figures["classes"] < known:
         print(f"restricted to the {present:,} classes of the data; the checkpoint knows {known:,}")
@@ -77,6 +113,21 @@ def show(figures: dict | None, top_k: int, as_json: bool = False) -> None:
         print(f"over all {known:,} classes of the checkpoint; the data has {present:,}")
     left_out = f", {bad:,} unreadable left out" if (bad := figures.get("bad_files")) else ""
     print(f"on {figures['n']:,} images{left_out}, {figures['total_ips']:.1f} images/s")
+    if found := figures.get("calibration"):
+        held_out = "" if found["ece_held_out"] is None else f"; half on half, {found['ece_held_out']:.4f}"
+        print(
+            f"temperature {found['temperature_before']:g} -> {found['temperature']:g}, stored in"
+            f" {', '.join(map(printable, found['written']))} of the checkpoint\n"
+            f"on these images, which it was fitted on: calibration error {found['ece_before']:.4f} ->"
+            f" {found['ece']:.4f}{held_out}; loss {found['nll_before']:.4f} -> {found['nll']:.4f}"
+        )
+    if "report" in figures:
+        print(f"report {printable(figures['report'])}")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(map(printable, names[:_NAMED])) + more
 
 
 if __name__ == "__main__":

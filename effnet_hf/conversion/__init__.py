@@ -1,7 +1,7 @@
 """Any EfficientNet in, ours out, and back: see docs/conversion.md."""
 
 from .load import DIALECTS, Converted, find_dialect, imagenet_names, load_foreign
-from .save import FOREIGN, to_foreign, write_folder, write_foreign
+from .save import FOREIGN, check_output, to_foreign, write_folder, write_foreign
 from .trainer_state import TRAINER_FILE, TrainerState, read_trainer_state
 from .warm_start import warm_start
 
@@ -12,6 +12,7 @@ __all__ = [
     "TRAINER_FILE",
     "Converted",
     "TrainerState",
+    "check_output",
     "find_dialect",
     "imagenet_names",
     "load_foreign",

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
-from ..files import atomic_folder, atomic_write, refuse_to_remove
+from ..files import atomic_folder, atomic_write, check_place, refuse_to_remove
 from ..hub import CardFacts, describe_preprocessing, render_card, software_versions
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..multi_label import is_multi_label
@@ -77,6 +78,26 @@ def write_folder(
         (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
+def check_output(dialect: str | None, output: str | Path, overwrite: bool = False) -> None:
+    """Looks at the place to write to, before what takes minutes.
+
+    Args:
+        dialect: of [`write_foreign`], or None for [`write_folder`].
+
+    Raises:
+        UserError: something is there and `overwrite` is False, or the dialect's weights are a file and this is none.
+    """
+    output = Path(output)
+    if dialect is None or not output.name.endswith(_FILE_SUFFIXES):
+        if dialect is not None and DIALECTS[dialect] not in (TIMM, TRANSFORMERS):
+            raise UserError(
+                f"--output_dir {output}: {dialect} weights are one file; end its name in .pth or .safetensors."
+            )
+        check_place(output, overwrite)
+    elif output.exists() and not overwrite:
+        raise UserError(f"{output} already exists; name another file, or add --overwrite (in Python overwrite=True).")
+
+
 def write_foreign(
     converted: Converted, dialect: str, output: str | Path, *, force: bool = False, overwrite: bool = False
 ) -> str:
@@ -97,10 +118,12 @@ def write_foreign(
     _refuse(difference, converted.source, force)
     if overwrite:
         refuse_to_remove(output, {"the source": converted.path})
+    check_output(dialect, output, overwrite)
+    if config.softmax_temperature is not None:
+        converted = _without_temperature(converted)
+        config = converted.config
     state = to_foreign(converted.model(), dialect)
     if output.name.endswith(_FILE_SUFFIXES):
-        if output.exists() and not overwrite:
-            raise UserError(f"{output} already exists; name another file, or add --overwrite.")
         with atomic_write(output, "wb") as handle:
             if output.suffix == ".safetensors":
                 handle.write(safetensors_bytes(state, metadata=_header(converted)))
@@ -108,7 +131,7 @@ def write_foreign(
                 buffer = io.BytesIO()  # torch's own writer ends the process when a disk is full
                 torch.save(state, buffer)
                 handle.write(buffer.getbuffer())
-    elif spoken in (TIMM, TRANSFORMERS):
+    else:
         with atomic_folder(output, overwrite) as folder:
             if spoken is TIMM:
                 described = TIMM.folder_config(config, converted.processor)
@@ -117,9 +140,20 @@ def write_foreign(
                 TRANSFORMERS.folder_config(config).save_pretrained(folder)
                 TRANSFORMERS.folder_processor(converted.processor).save_pretrained(folder)
             save_file(state, folder / "model.safetensors", metadata=_header(converted))
-    else:
-        raise UserError(f"--output_dir {output}: {dialect} weights are one file; end its name in .pth or .safetensors.")
     return spoken.loading(config, str(output)) if difference is None else f"no {dialect} model is this function"
+
+
+def _without_temperature(converted: Converted) -> Converted:
+    """The same function where nobody divides logits: the classifier's weights and bias are divided beforehand."""
+    config = EfficientNetNVConfig.from_dict(converted.config.to_dict())
+    by, config.softmax_temperature = converted.config.softmax_temperature, None
+    assert by is not None
+    state, ranges = dict(converted.state_dict), dict(converted.quantizer_amax)
+    for name in ("classifier.weight", "classifier.bias"):
+        state[name] = state[name] / by
+    if (name := "classifier.weight") in ranges:  # a grid of quantized weights shrinks along
+        ranges[name] = ranges[name] / by
+    return replace(converted, config=config, state_dict=state, quantizer_amax=ranges)
 
 
 def _refuse(difference: str | None, source: str, force: bool) -> None:

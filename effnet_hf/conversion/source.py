@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import INDEXES, read_shards, require_as_written, say_what_was_edited
-from ..errors import UserError, printable
+from ..errors import UserError, did_you_mean, printable
 from ..hub import download
 from ..reading import read_json, read_tensors, short, wrong_numbers
 
@@ -113,7 +113,10 @@ def _locate(name: str, revision: str | None, token) -> tuple[Path, str | None]:
             return download(match["id"], revision=revision, token=token, patterns=patterns), match["id"]
         except UserError as error:
             raise UserError(f"There is no local {name}. {error}") from error
-    raise UserError(f"No file or folder {name}; a Hub id is written owner/name, an NGC path nvidia/model:version.")
+    raise UserError(
+        f"No file or folder {name}; a Hub id is written owner/name, an NGC path nvidia/model:version."
+        f"{did_you_mean(name.lower(), ['lite0'])}"
+    )
 
 
 def _lite0() -> Path:

@@ -7,19 +7,26 @@ so batch norm's running statistics are measured again on a few hundred images. T
 """
 
 import dataclasses
+import itertools
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
 from torch import nn
 
 from ..configuration import EfficientNetNVConfig
-from ..errors import UserError, printable
+from ..errors import UserError
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification, SqueezeExcite
 from .load import Converted
+
+
+if TYPE_CHECKING:
+    from ..data import BadFiles
 
 
 DEFAULT_IMAGES = 200  # to measure batch norm statistics on
@@ -42,12 +49,15 @@ def warm_start(
         lite: a Lite model, e.g. `load_foreign("lite0")`.
         variant: one whose layers have the same shapes, for Lite0 `"b0"` or `"widese-b0"`.
         images: a folder of images, searched with everything below it; `num_images` of them are drawn with `seed`,
-            by default 200, or all where there are fewer.
+            by default 200, or all where there are fewer. One that cannot be read is passed over, with a note.
         padding: the new model's.
 
     Raises:
-        UserError: the shapes do not fit, or the folder does not hold enough images.
+        UserError: the shapes do not fit, the folder does not hold enough images, or none of them can be read, or too
+            many cannot: more than one, and more than one in a hundred.
     """
+    from ..data import BadFiles  # datasets take a second to import, which other conversions do not need
+
     if not str(lite.config.variant).startswith("lite"):
         raise UserError(f"--warm_start begins from a Lite model, {lite.source} is a {lite.config.variant}.")
     labels = {"id2label": lite.config.id2label, "label2id": lite.config.label2id}
@@ -73,10 +83,13 @@ def warm_start(
             nn.init.zeros_(module.expand.weight)
             nn.init.constant_(module.expand.bias, GATE_BIAS)
     processor = EfficientNetNVImageProcessor.for_image_size(config.image_size)
-    _measure_batch_norm(model, processor, paths)
+    bad = BadFiles(None, len(paths), has_flags=False)
+    _measure_batch_norm(model, processor, _readable(paths, Path(images), processor.bit_depth, bad))
     notes = (
         f"{variant.upper()} with {padding} padding, warm-started from {lite.config.variant} ({lite.path.name}).",
-        f"Squeeze-excite gates start at sigmoid({GATE_BIAS:g}); batch norm's statistics are of {len(paths)} images.",
+        f"Squeeze-excite gates start at sigmoid({GATE_BIAS:g}); batch norm's statistics are of"
+        f" {len(paths) - bad.count} images.",
+        *(f"{file}, and is not among them." for file in bad.files),
         "A start for fine-tuning, not an ImageNet model.",
     )
     return dataclasses.replace(
@@ -91,7 +104,7 @@ def warm_start(
 
 
 def _draw(folder: str | Path, count: int | None, seed: int) -> list[Path]:
-    from ..data import list_images  # datasets take a second to import, which other conversions do not need
+    from ..data import list_images
 
     if not os.path.isdir(folder):
         raise UserError(f"--images {folder} is not a folder.")
@@ -107,7 +120,9 @@ def _draw(folder: str | Path, count: int | None, seed: int) -> list[Path]:
 
 
 @torch.no_grad()
-def _measure_batch_norm(model: nn.Module, processor: EfficientNetNVImageProcessor, paths: list[Path]) -> None:
+def _measure_batch_norm(
+    model: nn.Module, processor: EfficientNetNVImageProcessor, images: Iterator[Image.Image]
+) -> None:
     """Replaces every running mean and variance by the average over batches of the images."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momentum = norms[0].momentum
@@ -116,18 +131,24 @@ def _measure_batch_norm(model: nn.Module, processor: EfficientNetNVImageProcesso
         norm.reset_running_stats()
         norm.momentum = None  # PyTorch's cumulative average
         norm.train()
-    for start in range(0, len(paths), _BATCH):
-        images = [_open(path, processor.bit_depth) for path in paths[start : start + _BATCH]]
-        model(**processor(images, return_tensors="pt"))
+    while batch := list(itertools.islice(images, _BATCH)):
+        model(**processor(batch, return_tensors="pt"))
     for norm in norms:
         norm.momentum = momentum
         norm.eval()
 
 
-def _open(path: Path, bit_depth: int | None) -> Image.Image:
-    from ..data import BadPicture, Picture, Reading, read_file
+def _readable(paths: list[Path], folder: Path, bit_depth: int | None, bad: "BadFiles") -> Iterator[Image.Image]:
+    """Opens one after the other; what cannot be read goes to `bad`, by its name in `folder`."""
+    from ..data import BadFile, BadPicture, Picture, Reading, read_file
 
-    try:
-        return Picture(read_file(path), Reading(bit_depth)).rgb()
-    except BadPicture as error:
-        raise UserError(f"{printable(path)} {error}; take it out of the folder.") from None
+    for path in paths:
+        try:
+            image = Picture(read_file(path), Reading(bit_depth)).rgb()
+        except BadPicture as error:
+            file = BadFile(os.path.relpath(path, folder), str(error))
+            bad.report([file])
+            if bad.count == len(paths):
+                raise UserError(f"--images {folder}: {file}, and there is no other; name a folder of images.") from None
+            continue
+        yield image

@@ -93,7 +93,8 @@ def export_model(
             exported = verify_float(checkpoint, network, file, options, images)
         write_configuration(checkpoint, folder)
         write_card(checkpoint, exported, command=command, model_id=model_id)
-    return replace(exported, folder=Path(output_dir), file=Path(output_dir) / file.name)
+    temperature = checkpoint.config.softmax_temperature
+    return replace(exported, folder=Path(output_dir), file=Path(output_dir) / file.name, temperature=temperature)
 
 
 def _refuse(checkpoint: Checkpoint, options: ExportOptions, data: Recipe | None) -> None:

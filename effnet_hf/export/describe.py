@@ -67,6 +67,7 @@ class Exported:
         comparison: against PyTorch.
         top1: of the file and of the checkpoint in PyTorch, percent, or mAP; None without labelled images.
         rows: an INT8 file beside float.
+        temperature: what its logits are divided by, as the checkpoint's are.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class Exported:
     comparison: Comparison
     top1: tuple[float, float] | None = None
     rows: tuple[Row, ...] = ()
+    temperature: float | None = None
 
     @property
     def figure(self) -> str:
@@ -95,6 +97,7 @@ class Exported:
         lines = [
             f"wrote    {printable(self.file)}   {self.size / 1e6:.1f} MB, {graph}{options.int8 or options.dtype}",
             f"graph    {options.input_name} -> {options.output_name}",
+            *([f"         its logits are {_divided(self.temperature)}"] if self.temperature is not None else []),
             f"checked  {self.runtime} against PyTorch on {printable(self.images)}:"
             f" largest difference {checked.difference:.2g}, {checked.agreed}",
         ]
@@ -111,6 +114,10 @@ class Exported:
             lines += ["", text_table(self.table_header, [row.cells() for row in self.rows])]
             lines += [f"warning: {row.warning()}" for row in self.rows if row.warning()]
         return "\n".join(lines)
+
+
+def _divided(temperature: float) -> str:
+    return f"divided by the checkpoint's temperature, {temperature:g}"
 
 
 def properties(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, object]:
@@ -267,6 +274,8 @@ def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, mode
         f" {exported.runtime} against PyTorch, largest difference {checked.difference:.2g},"
         f" {checked.agreed}."
     ]
+    if config.softmax_temperature is not None:
+        notes.append(f"In the graph logits are {_divided(config.softmax_temperature)}; do not divide them again.")
     if checked.several:
         notes.append(
             "An image may have several labels: the sigmoid of a logit is the probability of its class, and"

@@ -1,6 +1,7 @@
 """Real weights: EfficientNet-Lite0 of ImageNet, as itself and as the start of a B0."""
 
 import re
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -127,9 +128,25 @@ def test_warm_start_refuses(variant, options, words, lite0, pictures):
         warm_start(lite0, variant, pictures, **{"num_images": 2, **options})
 
 
-def test_warm_start_names_a_picture_that_is_none(lite0, pictures, tmp_path):
-    (tmp_path / "broken.jpg").write_bytes(b"broken")
-    with pytest.raises(UserError, match="broken.jpg is not an image"):
-        warm_start(lite0, "b0", tmp_path, num_images=1)
+def test_warm_start_passes_over_one_bad_file_in_a_hundred_and_names_it(lite0, pictures, tmp_path):
+    folder = tmp_path / "some"
+    folder.mkdir()
+    (folder / "broken.jpg").write_bytes(b"broken")
+    with pytest.raises(UserError, match="broken.jpg is not an image .*and there is no other; name a folder of images"):
+        warm_start(lite0, "b0", folder)
+    shutil.copytree(pictures, folder, dirs_exist_ok=True)
+    found = warm_start(lite0, "b0", folder)
+    assert "statistics are of 6 images." in found.notes[1] and len(found.notes) == 4
+    assert found.notes[2].startswith("broken.jpg is not an image") and "not among them." in found.notes[2]
+    pixels = [found.processor(Image.open(path), return_tensors="pt").pixel_values for path in pictures.rglob("*.png")]
+    stem = found.model().efficientnet.encoder.stem
+    with torch.no_grad():
+        means = stem.conv(torch.cat(pixels)).mean((0, 2, 3))
+    torch.testing.assert_close(
+        found.state_dict["efficientnet.encoder.stem.bn.running_mean"], means, atol=1e-4, rtol=1e-4
+    )
+    (folder / "sub" / "empty.png").touch()
+    with pytest.raises(UserError, match="2 of 8 images are unreadable, more than one in a hundred .*; mend the data"):
+        warm_start(lite0, "b0", folder)
     with pytest.raises(UserError, match="nowhere is not a folder"):
         warm_start(lite0, "b0", tmp_path / "nowhere")

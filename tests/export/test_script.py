@@ -18,9 +18,20 @@ def test_command_prints_what_it_proved(command, checkpoint, photos, tmp_path):
     code, out, err = command("export", "--model", checkpoint, "--output_dir", tmp_path / "out", *flags)
     assert code == 0 and err == ""
     assert "opset 17, fp32" in out and "6 images" in out and "top-1 agreement 100.00 %" in out
-    assert f"wrote    {tmp_path}/out/model.onnx" in out and "top1     " in out
+    assert f"wrote    {tmp_path}/out/model.onnx" in out and "top1     " in out and "temperature" not in out
     card = (tmp_path / "out/README.md").read_text()
     assert "--opset 17" in card and "library_name: onnx" in card and "InferenceSession" in card
+
+
+def test_command_and_card_say_which_temperature_the_file_has(command, checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "model")
+    config = json.loads((checkpoint / "config.json").read_text()) | {"softmax_temperature": 2.5}
+    (tmp_path / "model/config.json").write_text(json.dumps(config))
+    flags = ["--output_dir", tmp_path / "out", "--opset", "17", "--num_images", "2"]
+    code, out, _ = command("export", "--model", tmp_path / "model", *flags)
+    said = "logits are divided by the checkpoint's temperature, 2.5"
+    assert code == 0 and f"\n         its {said}\n" in out
+    assert f"In the graph {said}; do not divide them again." in (tmp_path / "out/README.md").read_text()
 
 
 def test_upload_goes_through_the_hub_room(command, checkpoint, tmp_path, monkeypatch):
