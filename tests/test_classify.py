@@ -15,10 +15,11 @@ from effnet_hf import (
     EfficientNetNVConfig,
     EfficientNetNVForImageClassification,
     EfficientNetNVImageProcessor,
-    inference,
 )
 from effnet_hf.commands.classify import find_images
+from effnet_hf.data.pictures import USUAL
 from effnet_hf.errors import UserError
+from effnet_hf.inference import classifier
 from effnet_hf.run_folder import MARK
 
 from .data.torture import bad_files, encode, photo
@@ -104,11 +105,11 @@ def test_patterns_and_folders_pass_over_what_systems_leave_behind(tmp_path, monk
 
 
 def test_large_images_are_not_held_together(classify, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "PIXELS_AT_ONCE", 15_000)
+    monkeypatch.setattr(classifier, "PIXELS_AT_ONCE", 15_000)
     for i, side in enumerate((96, 16, 96, 200, 16, 16, 16, 16, 96)):
         (tmp_path / f"{i}.png").write_bytes(encode(photo(1, side, side), "PNG"))
     paths = sorted(tmp_path.iterdir())
-    batches = inference._batches(paths, 4, inference.USUAL)
+    batches = classifier._batches(paths, 4, USUAL)
     sizes = [[len(batch), sum(image.width**2 for _, image, _ in batch)] for batch in batches]
     assert sizes == [[2, 96**2 + 16**2], [1, 96**2], [1, 200**2], [4, 4 * 16**2], [1, 96**2]]
     code, out, _ = classify("--json", tmp_path)

@@ -1,18 +1,26 @@
-"""Classify images with a checkpoint, through transformers' own pipeline.
+"""Classify images with a checkpoint: a few on the console, through transformers' own pipeline, or whole folders into a
+file of predictions, through the loaders of training.
 
 effnet-hf classify --model runs/b0 cat.jpg holiday/ 'shots/*.png'
+effnet-hf classify --model runs/b0 photos/ --output predictions.csv     or .parquet, .jsonl; interrupted, it goes on
 find . -name '*.jpg' | effnet-hf classify --model me/effnet-b4 --json -
 """
 
+import argparse
 import glob
 import json
 import os
 import re
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..cli import ArgumentParser, at_least, path, program_name, run, say
 from ..errors import UserError, printable
+
+
+if TYPE_CHECKING:
+    from ..inference import Classifier
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="arithmetic")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, …; a GPU if there is one")
-    parser.add_argument("--batch_size", type=at_least(1), default=16, help="images at once")
+    parser.add_argument(
+        "--batch_size", type=at_least(1), help="images at once; 16, and 128 on a GPU where --output is given"
+    )
     parser.add_argument(
         "--bit_depth",
         type=int,
@@ -35,15 +45,29 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--max_pixels", type=at_least(1), default=178_956_970, help="refuse images of more pixels, width times height"
     )
+    parser.add_argument(
+        "--test_time_flip",
+        action="store_true",
+        help="mean of the probabilities of each image and its mirror image; twice the work",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object per image")
     parser.add_argument("--save_plot", type=path, metavar="PNG", help="draw the images with their bars")
+    parser.add_argument(
+        "--output", type=path, metavar="FILE", help="write a .csv, .parquet or .jsonl file of predictions instead"
+    )
+    parser.add_argument("--all_scores", action="store_true", help="--output: also the probability of every class")
+    parser.add_argument(
+        "--num_workers", type=at_least(0), help="--output: loader processes; from the machine by default"
+    )
+    parser.add_argument(
+        "--loader", choices=["imagefolder", "dali-cpu", "dali-gpu"], help="--output: input pipeline; imagefolder"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="--output: replace the file, and begin anew")
     arguments = parser.parse_args(argv)
+    refuse_what_means_nothing(arguments)
     paths = find_images(arguments.images)
-
-    if plot := arguments.save_plot:
-        named = next((path for path in paths if os.path.exists(plot) and path.exists() and path.samefile(plot)), None)
-        if named is not None:
-            raise UserError(f"--save_plot {printable(plot)} is one of the images; name another file.")
+    for flag in ("save_plot", "output"):
+        refuse_to_replace_an_image(flag, getattr(arguments, flag), paths)
 
     from ..inference import PLOT_FORMATS, Classifier, draw_predictions
 
@@ -56,11 +80,14 @@ def main(argv: list[str] | None = None) -> int:
         precision=arguments.precision,
         bit_depth=arguments.bit_depth,
         max_pixels=arguments.max_pixels,
+        test_time_flip=arguments.test_time_flip,
     )
     for note in classifier.reading.notes:
         say(note)
+    if arguments.output:
+        return predict(classifier, paths, arguments)
     results = []
-    for result in classifier(paths, top_k=arguments.top_k, batch_size=arguments.batch_size):
+    for result in classifier(paths, top_k=arguments.top_k, batch_size=arguments.batch_size or 16):
         results.append(result)
         if result.error:
             print(f"{program_name()}: error: {printable(result.path)} {result.error}", file=sys.stderr)
@@ -79,6 +106,50 @@ def main(argv: list[str] | None = None) -> int:
         draw_predictions(results, arguments.save_plot, reading=classifier.reading)
         print(f"plot: {printable(arguments.save_plot)}", file=sys.stderr)
     return 2 if any(result.error for result in results) else 0
+
+
+def refuse_what_means_nothing(arguments: argparse.Namespace) -> None:
+    """Raises `UserError` for flags that do nothing beside the others."""
+    if arguments.output:
+        for flag in ("json", "save_plot"):
+            if getattr(arguments, flag):
+                raise UserError(f"--{flag} is for the console, and --output writes a file; leave one of them out.")
+        return
+    for flag in ("all_scores", "num_workers", "loader", "overwrite"):
+        value = getattr(arguments, flag)
+        if value is not None and value is not False:  # 0 workers are some
+            raise UserError(f"--{flag} needs --output, the file to write predictions to.")
+
+
+def refuse_to_replace_an_image(flag: str, file: str | None, paths: list[Path]) -> None:
+    """Raises `UserError` where the file to write is one of those to read."""
+    if file is not None and os.path.exists(file) and any(p.exists() and p.samefile(file) for p in paths):
+        raise UserError(f"--{flag} {printable(file)} is one of the images; name another file.")
+
+
+def predict(classifier: "Classifier", paths: list[Path], arguments: argparse.Namespace) -> int:
+    """The file of predictions, and a line about it. A file that cannot be read is a row of it, and no failure."""
+    from ..inference import write_predictions
+
+    done = write_predictions(
+        classifier,
+        paths,
+        arguments.output,
+        top_k=arguments.top_k,
+        all_scores=arguments.all_scores,
+        batch_size=arguments.batch_size,
+        num_workers=arguments.num_workers,
+        loader=arguments.loader or "imagefolder",
+        overwrite=arguments.overwrite,
+    )
+    unread = ""
+    if done.unreadable:
+        unread = f", {done.unreadable:,} of them unreadable, see column error (the first: {printable(done.example)})"
+    text = f"predictions: {printable(done.path)}, {done.images:,} images{unread}, {done.images_per_second:.1f} images/s"
+    print(text, file=sys.stderr)
+    if done.unreadable == done.images:
+        raise UserError("none of the images can be read, so the file has no predictions, only the reasons.")
+    return 0
 
 
 def least(prediction: dict) -> str:

@@ -8,17 +8,16 @@ import torch
 from PIL import Image
 from transformers import pipeline
 
-from .checkpoint import open_checkpoint
-from .configuration import EfficientNetNVConfig
-from .data import BadPicture, Picture, Reading, read_file
-from .data.pictures import USUAL
-from .errors import UserError, printable
-from .files import atomic_write
-from .multi_label import is_multi_label, thresholds_of
-from .quiet import only_errors
+from ..checkpoint import open_checkpoint
+from ..configuration import EfficientNetNVConfig
+from ..data import BadPicture, Picture, Reading, read_file
+from ..errors import UserError
+from ..flips import use_test_time_flip
+from ..multi_label import is_multi_label, thresholds_of
+from ..quiet import only_errors
+from ..training import allow_tf32
 
 
-PLOT_FORMATS = (".png", ".pdf", ".svg", ".webp")
 PIXELS_AT_ONCE = 100_000_000  # 300 MB of RGB
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -43,6 +42,14 @@ class Classifier:
         precision: `"fp32"`, `"fp16"` (GPU only) or `"bf16"`.
         bit_depth: of deep images that do not state theirs; the image processor's by default.
         max_pixels: of an image.
+        test_time_flip: answers with the mean of the probabilities of an image and its mirror image; see
+            [`effnet_hf.flips.use_test_time_flip`].
+
+    Attributes:
+        network: in evaluation mode on `device`.
+        processor: how its images are prepared.
+        reading: how files are read.
+        config: of the network.
 
     Raises:
         UserError: no such model, one without classes, no such device, fp16 on a CPU.
@@ -55,6 +62,7 @@ class Classifier:
         precision: str = "fp32",
         bit_depth: int | None = None,
         max_pixels: int = Reading.max_pixels,
+        test_time_flip: bool = False,
     ):
         checkpoint = open_checkpoint(model)
         if not checkpoint.config.num_labels:
@@ -66,10 +74,13 @@ class Classifier:
         # Its weights stay fp32: halved, batch norm's statistics lose digits, and those above 65,504 become infinite.
         network, processor = checkpoint.load(), checkpoint.processor
         self.autocast = torch.autocast(place.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
-        self.model = model
+        self.model, self.precision, self.device, self.test_time_flip = model, precision, place, test_time_flip
         self.reading = Reading.of(Reading(bit_depth, max_pixels), processor)
-        self.config = checkpoint.config
-        network.register_forward_hook(self._require_numbers)
+        self.config, self.network, self.processor = checkpoint.config, network, processor
+        if test_time_flip:
+            use_test_time_flip(network)
+        # No bound method: a copy of the network would copy this object with it.
+        network.register_forward_hook(lambda network, images, output: self._require_numbers(output.logits))
         with only_errors():
             self.pipeline = pipeline("image-classification", model=network, image_processor=processor, device=place)
 
@@ -82,6 +93,7 @@ class Classifier:
         Raises:
             UserError: the network answers with NaN or infinity.
         """
+        allow_tf32(False)  # fp32 is fp32, as in `answers`
         asked = self.config.num_labels if is_multi_label(self.config) else top_k or 5
         for batch in _batches(paths, batch_size, self.reading):
             pictures = [picture for _, picture, _ in batch if picture is not None]
@@ -91,8 +103,8 @@ class Classifier:
                 predictions = told(next(found), self.config, top_k) if picture is not None else []
                 yield Prediction(path, predictions, error)
 
-    def _require_numbers(self, network, images, output) -> None:
-        if not output.logits.isfinite().all():  # of which softmax makes NaN, or a certainty
+    def _require_numbers(self, logits: torch.Tensor) -> None:
+        if not logits.isfinite().all():  # of which softmax makes NaN, or a certainty
             raise UserError(
                 f"--model {self.model} answers with NaN or infinity: its weights or its preprocessing are damaged, or"
                 " --precision fp16 is too narrow for them."
@@ -144,7 +156,7 @@ def _batches(
     batch: list[tuple[Path, Image.Image | None, str | None]] = []
     pixels = 0
     for path in paths:
-        picture, error = _open(path, reading)
+        picture, error = open_picture(path, reading)
         own = picture.width * picture.height if picture is not None else 0
         if batch and (len(batch) == size or pixels + own > PIXELS_AT_ONCE):
             yield batch
@@ -155,48 +167,9 @@ def _batches(
         yield batch
 
 
-def _open(path: Path, reading: Reading) -> tuple[Image.Image | None, str | None]:
+def open_picture(path: Path, reading: Reading) -> tuple[Image.Image | None, str | None]:
+    """In RGB, or why not, as the end of a sentence about it."""
     try:
         return Picture(read_file(path), reading).rgb(), None
     except BadPicture as error:
         return None, str(error)
-
-
-def draw_predictions(
-    results: list[Prediction],
-    path: str,
-    most: int = 12,
-    reading: Reading = USUAL,
-) -> None:
-    """Draws up to `most` images, each beside the bars of its classes, into a file of one of `PLOT_FORMATS`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    shown = [result for result in results if result.predictions][:most]
-    if not shown:
-        raise UserError("--save_plot: no image could be classified, so there is nothing to draw.")
-    figure, axes = plt.subplots(len(shown), 2, figsize=(7, 1.9 * len(shown)), squeeze=False, layout="constrained")
-    for (left, right), result in zip(axes, shown):
-        picture, _ = _open(result.path, reading)
-        if picture is not None:  # it was there when it was classified
-            picture.thumbnail((600, 600))
-            left.imshow(picture)
-        left.set_title(printable(result.path.name), fontsize=8, parse_math=False)
-        left.axis("off")
-        # Of several labels those that it has, or the one that is nearest to it.
-        bars_of = [each for each in result.predictions if each.get("passed", True)] or result.predictions[:1]
-        labels = [printable(prediction["label"].split(",")[0])[:28] for prediction in bars_of][::-1]
-        scores = [100 * prediction["score"] for prediction in bars_of][::-1]
-        bars = right.barh(range(len(labels)), scores, color="#76b900")
-        right.set_yticks(range(len(labels)), labels, fontsize=8, parse_math=False)
-        right.bar_label(bars, fmt="%.1f %%", fontsize=7, padding=2)
-        right.set_xlim(0, 115)
-        right.set_xticks([])
-        right.spines[:].set_visible(False)
-    try:
-        with atomic_write(path, "wb") as file:
-            figure.savefig(file, dpi=110, format=Path(path).suffix[1:])
-    finally:
-        plt.close(figure)
