@@ -1,7 +1,7 @@
 """Input pipelines: one loader interface, several backends. `build_loaders(recipe, processor, plan)` is the way in."""
 
 from .bad_files import BadFile, BadFiles
-from .classes import match_classes
+from .classes import in_words, match_classes
 from .device_stage import BatchMixer, DeviceStage
 from .folder import list_images
 from .listing import DataListing
@@ -32,6 +32,7 @@ __all__ = [
     "Split",
     "TrainTransform",
     "build_loaders",
+    "in_words",
     "list_images",
     "match_classes",
     "read_file",

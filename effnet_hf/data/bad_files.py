@@ -63,6 +63,10 @@ class BadFiles:
         return len(self._reasons)
 
     @property
+    def files(self) -> list[BadFile]:
+        return [BadFile(*each) for each in self._reasons.items()]
+
+    @property
     def names(self) -> list[str]:
         return list(self._reasons)
 

@@ -230,6 +230,13 @@ def _twice(names: list[str]) -> str:
     return " and ".join(printable(names[row]) for row in rows)
 
 
+def in_words(names: Sequence[str]) -> list[str]:
+    """Class names for a reader: beside a wnid of ImageNet's thousand what it means, as `n03888257 parachute`."""
+    if not any(map(_WNID.fullmatch, names)):
+        return list(names)
+    return [f"{name} {_table().word(name)}" if name in _table().place else name for name in names]
+
+
 def is_nameless(known: Sequence[str]) -> bool:
     """Whether a checkpoint's class names are the ones that transformers gives to classes without a name."""
     return list(known) == [f"LABEL_{i}" for i in range(len(known))]
@@ -303,6 +310,9 @@ class _Table:
 
     def named(self, indices: set[int]) -> str:
         return " or ".join(self.wnids[i] for i in sorted(indices))
+
+    def word(self, wnid: str) -> str:
+        return self._described[self.place[wnid]].split(",")[0]
 
     def agrees(self, known: list[str]) -> bool:
         """Whether a thousand words are these classes in this order."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from . import auto_augment
+from .transforms import RANDAUGMENT
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,16 @@ class DaliPolicy:
     Attributes:
         name: "autoaugment", "randaugment" or "trivialaugment".
         processor: has the size of the images.
+        randaugment: of that policy the number of operations and their magnitude, 0 to 30.
     """
 
     name: str
     processor: EfficientNetNVImageProcessor
+    randaugment: tuple[int, int] = RANDAUGMENT
 
     @property
     def steps(self) -> int:
-        return {"autoaugment": 2, "randaugment": 2, "trivialaugment": 1}[self.name]
+        return {"autoaugment": 2, "randaugment": self.randaugment[0], "trivialaugment": 1}[self.name]
 
     @property
     def levels(self) -> int:
@@ -46,7 +49,7 @@ class DaliPolicy:
             return np.array(rows + [(0, 0, 0)] * (self.steps - len(rows)), np.int32)
         rows = []
         for _ in range(self.steps):
-            level = 9 if self.name == "randaugment" else rng.randrange(self.levels)
+            level = self.randaugment[1] if self.name == "randaugment" else rng.randrange(self.levels)
             rows.append((rng.randrange(_SUITE_SIZE), level, rng.random() < 0.5))
         return np.array(rows, np.int32)
 

@@ -20,7 +20,7 @@ from .dali import decode_region, quiet_build
 from .dali_augment import DaliPolicy
 from .pictures import USUAL, Box, Picture, Reading
 from .sampler import BatchRequest
-from .transforms import draw_geometry
+from .transforms import RANDAUGMENT, draw_geometry
 from .worker_pool import PictureBatches, WorkerPool
 
 
@@ -46,11 +46,12 @@ class TrainPlanner:
         crop_scale: float = 0.08,
         horizontal_flip: float = 0.5,
         augmentation: str = "none",
+        randaugment: tuple[int, int] = RANDAUGMENT,
     ):
         self.processor = processor
         self.crop_scale = crop_scale
         self.horizontal_flip = horizontal_flip
-        self.policy = None if augmentation == "none" else DaliPolicy(augmentation, processor)
+        self.policy = None if augmentation == "none" else DaliPolicy(augmentation, processor, randaugment)
 
     def __call__(self, picture: Picture, seed: int):
         rng = random.Random(seed)

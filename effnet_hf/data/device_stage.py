@@ -1,4 +1,5 @@
-"""On the device: uint8 images are rescaled, normalised and mixed; or batches are made there, for benchmarks.
+"""On the device: uint8 images are rescaled, normalised, partly erased and mixed; or batches are made there, for
+benchmarks.
 
 Under CUDA this happens one batch ahead, on a side stream.
 """
@@ -16,7 +17,9 @@ from .sampler import BatchRequest, mix
 
 
 IMAGENET_SIZES = (1_281_167, 50_000)
-_STREAM = 0x6D69787570  # keeps the mixer's draws apart from those of the images
+_STREAM = 0x6D69787570  # keeps the mixer's draws apart from those of the images …
+_ERASER = 0x6572617365  # … and these apart from both
+_ERASED_SHARE, _ERASED_RATIO, _TRIES = (0.02, 0.33), (0.3, 3.3), 10  # torchvision's
 
 
 class DeviceStage:
@@ -30,6 +33,7 @@ class DeviceStage:
         processor: says whether and how to rescale and normalise.
         mixer: mixup or cutmix, or None.
         label_sets: uint8 (sets, classes) where an image has several labels; `labels` are then its rows.
+        eraser: random erasing, or None; it comes before the mixer.
     """
 
     def __init__(
@@ -39,10 +43,11 @@ class DeviceStage:
         channels_last: bool = True,
         mixer: "BatchMixer | None" = None,
         label_sets: np.ndarray | None = None,
+        eraser: "RandomEraser | None" = None,
     ):
         self.device = torch.device(device)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.mixer = mixer
+        self.mixer, self.eraser = mixer, eraser
         self._label_sets = None if label_sets is None else torch.from_numpy(label_sets).to(self.device)
         self._factor = processor.rescale_factor if processor.do_rescale else None
         self._normalises = processor.do_normalize
@@ -71,6 +76,8 @@ class DeviceStage:
         labels = batch["labels"].to(self.device, non_blocking=True)
         if self._label_sets is not None:
             labels = self._label_sets[labels].float()
+        if self.eraser is not None:
+            self.eraser(pixels, batch["request"])
         if self.mixer is not None:
             pixels, labels = self.mixer(pixels, labels, batch["request"])
         return {"pixel_values": pixels, "labels": labels, "index": batch["index"]}
@@ -108,6 +115,35 @@ class DeviceStage:
         with torch.cuda.stream(self._side):
             batch = next(batches, None)
             return None if batch is None else (self.stage(batch), self._side.record_event())
+
+
+class RandomEraser:
+    """torchvision's `RandomErasing`, image by image: a rectangle of 2 to 33 % of its area becomes 0, which is the mean
+    of normalised images.
+
+    Where is a function of (seed, epoch, slot), as mixup is: an image that an epoch has twice loses different parts.
+
+    Args:
+        probability: of an image to lose a part.
+    """
+
+    def __init__(self, seed: int, probability: float):
+        self.seed = seed
+        self.probability = probability
+
+    def __call__(self, pixels: torch.Tensor, request: BatchRequest) -> None:
+        """Changes (N, 3, H, W) float in place."""
+        rng = np.random.Generator(np.random.PCG64(mix(self.seed, request.epoch, request.slot, _ERASER)))
+        height, width = pixels.shape[-2:]
+        for number in np.flatnonzero(rng.random(len(pixels)) < self.probability).tolist():
+            for _ in range(_TRIES):
+                area = height * width * rng.uniform(*_ERASED_SHARE)
+                ratio = np.exp(rng.uniform(*np.log(_ERASED_RATIO)))
+                h, w = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
+                if h < height and w < width:
+                    top, left = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+                    pixels[number, :, top : top + h, left : left + w] = 0
+                    break
 
 
 class BatchMixer:
@@ -188,13 +224,14 @@ class SyntheticBatches:
         seed: int,
         channels_last: bool = True,
         mixer: BatchMixer | None = None,
+        eraser: RandomEraser | None = None,
     ):
         self._device = torch.device(device)
         self._shape = (3, processor.crop_size["height"], processor.crop_size["width"])
         self._num_classes = num_classes
         self._seed = seed
         self._memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._mixer = mixer
+        self._mixer, self._eraser = mixer, eraser
         self._made: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def batches(self, requests: Iterator[BatchRequest]) -> Iterator[dict]:
@@ -217,4 +254,6 @@ class SyntheticBatches:
         pixels = torch.randn((count, *self._shape), generator=generator)
         pixels = pixels.to(self._device, memory_format=self._memory_format)
         labels = torch.randint(self._num_classes, (count,), generator=generator).to(self._device)
+        if self._eraser is not None:
+            self._eraser(pixels, request)
         return self._mixer(pixels, labels, request) if self._mixer else (pixels, labels)

@@ -13,16 +13,18 @@ from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..recipes import Recipe
 from ..run_folder import RunFolder
 from .bad_files import BadFiles
+from .class_weights import class_weights
 from .cores import choose_workers, own_cores
 from .dali import DaliDecoder, dali_is_installed, require_dali
 from .dali_pipeline import DaliPipeline, EncodedBatches, EvaluationPlanner, TrainPlanner
-from .device_stage import IMAGENET_SIZES, BatchMixer, DeviceStage, SyntheticBatches, SyntheticImages
+from .device_stage import IMAGENET_SIZES, BatchMixer, DeviceStage, RandomEraser, SyntheticBatches, SyntheticImages
 from .listing import DataListing
 from .opening import open_data
 from .pictures import Reading
-from .sampler import BatchPlan, TrainingPlan, ValidationPlan
-from .source import DataSource
+from .sampler import BalancedTrainingPlan, BatchPlan, TrainingPlan, ValidationPlan
+from .source import DataSource, Split
 from .stream import StreamedSplit, StreamedTrainingPlan, StreamedValidationPlan
+from .survey import images_per_class
 from .transforms import EvaluationTransform, TrainTransform
 from .worker_pool import MicroBatches, WorkerPool
 
@@ -108,6 +110,8 @@ class Loaders:
         notes_on_copies: given that description, sentences about images that are trained and validated on.
         notes: sentences about the data worth printing once.
         present, label_sets: see `DataSource`.
+        class_weights: float32 (classes,), of the training loss; None where all are alike.
+        images: the validation images, to be looked at again; None where that cannot be: of a stream, or synthetic.
     """
 
     class_names: list[str]
@@ -118,6 +122,8 @@ class Loaders:
     notes: list[str] = field(default_factory=list)
     present: np.ndarray | None = None
     label_sets: np.ndarray | None = None
+    class_weights: np.ndarray | None = None
+    images: Split | None = None
 
     def close(self) -> None:
         for loader in (self.train, self.val):
@@ -159,16 +165,25 @@ def build_loaders(
     device = torch.device(device)
     require_one_size(processor, f"--model {recipe.model}" if recipe.model else "the image processor")
     source = _open_source(recipe, device, train, class_names)
+    if train and recipe.sampler == "balanced" and source.label_sets is not None:
+        raise UserError(
+            "--sampler balanced needs one label per image: with several, to take one class more often takes others"
+            " along; use --class_weights balanced."
+        )
+    weights = _class_weights(recipe, source) if train and recipe.class_weights is not None else None
 
     def loader(split, trains: bool) -> Loader:
-        mixer = None
+        mixer, eraser = None, None
+        if trains and recipe.random_erasing:
+            eraser = RandomEraser(recipe.seed, recipe.random_erasing)
         if trains and (recipe.mixup or recipe.cutmix):
             mixer = BatchMixer(len(source.class_names), recipe.seed, recipe.mixup, recipe.cutmix)
-        stage: DeviceStage | None = DeviceStage(device, processor, channels_last, mixer, source.label_sets)
+        stage: DeviceStage | None = DeviceStage(device, processor, channels_last, mixer, source.label_sets, eraser)
         backend: SyntheticBatches | DaliPipeline | WorkerPool
         if recipe.loader == "synthetic":
             classes = len(source.class_names)
-            backend, stage = SyntheticBatches(device, processor, classes, recipe.seed, channels_last, mixer), None
+            backend = SyntheticBatches(device, processor, classes, recipe.seed, channels_last, mixer, eraser)
+            stage = None
         elif recipe.loader == "dali-gpu":
             backend = _dali_pipeline(recipe, processor, plan, device, split, trains)
         else:
@@ -183,7 +198,7 @@ def build_loaders(
     return Loaders(
         source.class_names, training, validation, source.listing, source.notes_on_copies,
         [*source.notes, *Reading.of(recipe, processor).notes], source.present,
-        source.label_sets,
+        source.label_sets, class_weights=weights, images=source.val if isinstance(source.val, Split) else None,
     )  # fmt: skip
 
 
@@ -192,19 +207,55 @@ def _open_source(recipe: Recipe, device: torch.device, train: bool, class_names:
     if recipe.loader == "synthetic":
         names = class_names or [str(i) for i in range(recipe.num_labels or 1000)]
         return DataSource(names, *map(SyntheticImages, IMAGENET_SIZES))  # type: ignore[arg-type]
+    _require_loader(recipe, device)
+    return open_data(recipe, train, class_names)
+
+
+def _require_loader(recipe: Recipe, device: torch.device) -> None:
     if recipe.loader.startswith("dali"):
         require_dali()
     if recipe.loader == "dali-gpu" and device.type != "cuda":
         raise UserError("--loader dali-gpu decodes on a CUDA GPU and this run has none; use --loader dali-cpu.")
-    return open_data(recipe, train, class_names)
+
+
+def evaluation_backend(
+    recipe: Recipe, processor: EfficientNetNVImageProcessor, device: torch.device, split: Split
+) -> "DaliPipeline | WorkerPool":
+    """What reads and prepares images for evaluation as a recipe's `loader`, `num_workers`, `per_device_batch_size`,
+    `bit_depth` and `max_pixels` say; whoever asks it for batches says of which images.
+
+    Raises:
+        UserError: the loader is not installed, needs a GPU, or cannot follow the processor.
+    """
+    require_one_size(processor, f"--model {recipe.model}")
+    _require_loader(recipe, device)
+    assert recipe.per_device_batch_size is not None
+    make = _dali_pipeline if recipe.loader == "dali-gpu" else _worker_pool
+    return make(recipe, processor, BatchPlan(recipe.per_device_batch_size), device, split, False)
+
+
+def _class_weights(recipe: Recipe, source: DataSource) -> np.ndarray:
+    """Those that the recipe asks for; says in the source's notes what they are."""
+    assert isinstance(source.train, Split) and recipe.class_weights is not None
+    names, several = source.class_names, source.label_sets is not None
+    counts = images_per_class(source.train.labels, len(names), source.label_sets)
+    even = recipe.sampler == "balanced"
+    weights = class_weights(recipe.class_weights, names, counts, len(source.train), several, even)
+    least, most = int(weights.argmin()), int(weights.argmax())
+    source.notes.append(
+        f"class weights of the training loss: {weights[least]:.3g} ({names[least]}) to {weights[most]:.3g}"
+        f" ({names[most]}); the validation loss has none."
+    )
+    return weights
 
 
 def _sample_plan(recipe: Recipe, plan: BatchPlan, split, train: bool):
     streamed = {"split": split} if isinstance(split, StreamedSplit) else {}
     if train:
-        return (StreamedTrainingPlan if streamed else TrainingPlan)(
-            len(split), plan.per_device, recipe.seed, plan.rank, plan.world_size, plan.accumulation_steps, **streamed
-        )
+        sizes = len(split), plan.per_device, recipe.seed, plan.rank, plan.world_size, plan.accumulation_steps
+        if recipe.sampler == "balanced":
+            return BalancedTrainingPlan(*sizes, labels=split.labels)
+        return StreamedTrainingPlan(*sizes, split=split) if streamed else TrainingPlan(*sizes)
     kind = StreamedValidationPlan if streamed else ValidationPlan
     return kind(len(split), plan.per_device, plan.rank, plan.world_size, **streamed)
 
@@ -228,7 +279,8 @@ def _dali_pipeline(recipe: Recipe, processor, plan: BatchPlan, device: torch.dev
 
 def _augmentation(recipe: Recipe) -> dict:
     names = "crop_scale", "horizontal_flip", "augmentation"
-    return {name: getattr(recipe, name) for name in names}
+    strength = recipe.randaugment_operations, recipe.randaugment_magnitude
+    return {"randaugment": strength, **{name: getattr(recipe, name) for name in names}}
 
 
 def limit_sentence(

@@ -23,7 +23,7 @@ from .classes import known_by_name
 from .labels import ANY, MULTI, PREFERRED_LABELS, Columns, choose, preferred_first, read_labels
 from .names import role_of
 from .source import DataSource, Labeller, split_by_name
-from .splits import Splits, choose_splits
+from .splits import Fold, Splits, choose_splits
 from .stream import StreamedSplit
 
 
@@ -39,6 +39,7 @@ def open_named(
     class_names: list[str] | None = None,
     columns: Columns = ANY,
     val_split: str | None = None,
+    fold: Fold | None = None,
     flag: str = "--dataset_name",
 ) -> DataSource:
     """The images of `datasets.load_dataset(name, config)`, or of a folder that `save_to_disk` wrote.
@@ -46,7 +47,7 @@ def open_named(
     Args:
         columns: which ones are meant; by default those called `image` and `label`, or the only ones of their kind.
         flag: the option that names it, for sentences.
-        train, val_fraction, val_split, class_names: as for `DataSource.from_folder`.
+        train, val_fraction, val_split, fold, class_names: as for `DataSource.from_folder`.
 
     Raises:
         UserError: it cannot be loaded, or lacks a split, images or labels.
@@ -54,12 +55,13 @@ def open_named(
     where = f"{flag} {name}"
     splits, files, whole = _load(name, config, streaming, where)
     source = _Source(name, config, columns, where, Labeller(class_names, columns.classes_by_position), files)
-    if whole and not train and not val_fraction:
+    if whole and not train and not val_fraction and not fold:
         chosen = Splits(None, next(iter(splits)), [])
     else:
         chosen = choose_splits(
-            splits, where, train=train, val_fraction=val_fraction, val_split=val_split, may_hold_out=not streaming
-        )
+            splits, where, train=train, val_fraction=val_fraction, val_split=val_split, fold=fold,
+            may_hold_out=not streaming,
+        )  # fmt: skip
     source.labeller.notes += chosen.notes
     if chosen.train is None:
         assert chosen.val is not None
@@ -70,7 +72,7 @@ def open_named(
     if chosen.val is not None:
         held_out = source.split(splits[chosen.val], chosen.val)
     else:
-        training, held_out = split_by_name(training, val_fraction, by_class=source.labeller.label_sets is None)
+        training, held_out = split_by_name(training, val_fraction, source.labeller.groups, fold)
     return source.labeller.source(training if train else None, held_out)
 
 

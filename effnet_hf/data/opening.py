@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import UserError
 from ..recipes import Recipe
 from ..run_folder import made_by_a_run
@@ -10,8 +12,8 @@ from .labels import MULTI, Columns
 from .named_dataset import is_saved, open_named
 from .names import is_image, is_junk, role_of
 from .source import DataSource, Split
-from .splits import existing_folder
-from .survey import images_per_class, notes_on_classes
+from .splits import existing_folder, fold_of
+from .survey import images_per_class, note_on_balance, notes_on_classes
 from .table import find_metadata, open_list, read_list, read_metadata
 
 
@@ -36,17 +38,34 @@ def open_data(recipe: Recipe, train: bool = True, class_names: list[str] | None 
         own = len(source.class_names), source.label_sets
         counts = [images_per_class(split.labels, *own) for split in (source.train, source.val)]
         source.notes += notes_on_classes(source.class_names, *counts)
+        source.notes += note_on_balance(source.class_names, counts[0], _remedies(recipe, source))
+        images = sum(counts)
+        rare = np.flatnonzero((images > 0) & (images < recipe.folds))
+        if source.label_sets is None and len(rare):
+            more = f" and {len(rare) - 1:,} more" if len(rare) > 1 else ""
+            some = f"{source.class_names[rare[0]]}{more}"
+            source.notes.append(f"fewer images than --folds {recipe.folds}, so not in every fold: {some}.")
     return source
 
 
+def _remedies(recipe: Recipe, source: DataSource) -> list[str]:
+    """The flags for classes that are rare, as words of a sentence, but for those in use."""
+    several, flags = source.label_sets is not None, []
+    if recipe.sampler == "shuffled" and recipe.class_weights is None:
+        flags.append("--class_weights balanced" if several else "--sampler balanced or --class_weights balanced")
+    if recipe.select_best is None and not several:  # whose mAP is a mean over classes anyway
+        flags.append("--select_best macro_recall")
+    return flags
+
+
 def _open(recipe: Recipe, columns: Columns, train: bool, class_names: list[str] | None) -> DataSource:
-    share, val_split = recipe.val_fraction, recipe.val_split
+    share, val_split, fold = recipe.val_fraction, recipe.val_split, fold_of(recipe)
     if recipe.labels:
         images = read_list(recipe.labels, recipe.data_dir, columns)
-        return open_list(images, columns, share, train, class_names, val_split)
+        return open_list(images, columns, share, train, class_names, val_split, fold)
     if recipe.dataset_name:
         name, config = recipe.dataset_name, recipe.dataset_config
-        return open_named(name, config, recipe.streaming, share, train, class_names, columns, val_split)
+        return open_named(name, config, recipe.streaming, share, train, class_names, columns, val_split, fold)
     if not recipe.data_dir:
         raise UserError(
             "no data: give --data_dir DIR, --labels FILE.csv, --dataset_name user/name, or --loader synthetic."
@@ -54,11 +73,12 @@ def _open(recipe: Recipe, columns: Columns, train: bool, class_names: list[str] 
     root = existing_folder(recipe.data_dir)
     if is_saved(str(root)) or _is_for_datasets(root):
         flag = "--data_dir"
-        return open_named(str(root), recipe.dataset_config, False, share, train, class_names, columns, val_split, flag)
+        config = recipe.dataset_config
+        return open_named(str(root), config, False, share, train, class_names, columns, val_split, fold, flag)
     if found := find_metadata(root):
         listed = read_metadata(root, found, columns)
         if listed is not None:
-            return open_list(listed, columns, share, train, class_names, val_split)
+            return open_list(listed, columns, share, train, class_names, val_split, fold)
     for flag in ("image_column", "label_column", "label_separator"):
         if getattr(recipe, flag):
             raise UserError(
@@ -67,7 +87,7 @@ def _open(recipe: Recipe, columns: Columns, train: bool, class_names: list[str] 
             )
     by_position, several = recipe.classes_by_position, recipe.problem_type == MULTI
     try:
-        return DataSource.from_folder(recipe.data_dir, share, train, class_names, by_position, several, val_split)
+        return DataSource.from_folder(recipe.data_dir, share, train, class_names, by_position, several, val_split, fold)
     except UserError as error:
         if any(_is_shard(name) for _, _, names in os.walk(root) for name in names):
             raise UserError(f"{error} The Parquet or .tar files in it are read with --dataset_name {root}.") from None

@@ -3,10 +3,13 @@
 Update `u` of an epoch consumes `order[u * G : (u + 1) * G]`, G being the global batch. Within it, micro-batch `m` of
 rank `r` is the `(m * world_size + r)`-th run of `per_device_batch_size` images: two processes, or one process that
 accumulates twice, see the same micro-batches. That run's number, counted over the epoch, is its `slot`.
+
+A balanced epoch has the same number of updates and every class as often. Each class hands out its images as from a
+stack that is shuffled anew whenever it is empty, over all epochs.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +19,7 @@ from ..errors import UserError
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_CLASSES = 0x636C617373  # keeps the order within a class apart from that of an epoch
 
 
 def mix(*words: int) -> int:
@@ -42,6 +46,46 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.argsort(keys ^ (keys >> np.uint64(31)), kind="stable")
+
+
+def balanced_order(labels: np.ndarray, size: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    """`size` sample numbers, in which every class that there is stands equally often, or once more than another.
+
+    Which class that is goes round from epoch to epoch, and so do the images of a class: no image is taken again before
+    all others of its class were.
+
+    Args:
+        labels: int64 (samples,), classes.
+
+    Returns:
+        The numbers, and for each how many times all of its class had been taken before, counted from this epoch's
+        first: what tells the appearances of an image in one epoch apart. Both int64 (size,).
+    """
+    order = np.argsort(labels, kind="stable")
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-1))
+    counts, classes = np.diff(starts, append=len(labels)), len(starts)
+    share, rest = divmod(size, classes)
+    samples, repeats = [], []
+    for place, (start, count) in enumerate(zip(starts.tolist(), counts.tolist())):
+        # How many of this class earlier epochs have taken, and this one will have: the `rest` is dealt out in turn.
+        first, stop = (e * share + (e * rest - place + classes - 1) // classes for e in (epoch, epoch + 1))
+        laps = np.arange(first // count, -(-stop // count))
+        keys = _scrambled(laps.astype(np.uint64) + np.uint64(mix(seed, place, _CLASSES)))
+        keys = _scrambled(keys[:, None] + np.arange(1, count + 1, dtype=np.uint64))
+        stacks = np.argsort(keys, axis=1, kind="stable")
+        taken = slice(first - laps[0] * count, stop - laps[0] * count) if len(laps) else slice(0)
+        samples.append(order[start + stacks.ravel()[taken]])
+        repeats.append(np.repeat(laps - laps[:1], count)[taken])
+    shuffled = epoch_order(size, seed, epoch)
+    return np.concatenate(samples)[shuffled], np.concatenate(repeats)[shuffled]
+
+
+def _scrambled(words: np.ndarray) -> np.ndarray:
+    """SplitMix64's output for uint64 states that are neighbours."""
+    keys = words * np.uint64(_GOLDEN)
+    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return keys ^ (keys >> np.uint64(31))
 
 
 @dataclass(frozen=True)
@@ -76,6 +120,12 @@ class BatchRequest:
     slot: int  # position in the epoch over all ranks
     indices: np.ndarray
     split: Any = None  # the samples themselves, where they cannot be looked up by number (streaming)
+    repeats: np.ndarray | None = None  # int64, for each index which of its appearances in the epoch this is
+
+    def seeds(self, seed: int) -> list[int]:
+        """What seeds the randomness of each image: a function of the run's seed, epoch, image, and appearance."""
+        repeats = [0] * len(self.indices) if self.repeats is None else self.repeats.tolist()
+        return [mix(seed, self.epoch, *((i, n) if n else (i,))) for i, n in zip(self.indices.tolist(), repeats)]
 
 
 @dataclass(frozen=True)
@@ -117,11 +167,28 @@ class TrainingPlan:
 
     def requests(self, epoch: int, start_update: int = 0) -> Iterator[BatchRequest]:
         """This rank's micro-batches from update `start_update` on; what comes before is never touched."""
-        order = epoch_order(self.num_samples, self.seed, epoch)
+        order, repeats = self._order(epoch)
         for micro_batch in range(start_update * self.steps_per_update, self.batches_per_epoch):
             slot = micro_batch * self.world_size + self.rank
-            start = slot * self.per_device_batch_size
-            yield BatchRequest(epoch, slot, order[start : start + self.per_device_batch_size])
+            own = slice(slot * self.per_device_batch_size, (slot + 1) * self.per_device_batch_size)
+            yield BatchRequest(epoch, slot, order[own], repeats=None if repeats is None else repeats[own])
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return epoch_order(self.num_samples, self.seed, epoch), None
+
+
+@dataclass(frozen=True)
+class BalancedTrainingPlan(TrainingPlan):
+    """As many updates, and in each epoch every class as often.
+
+    Attributes:
+        labels: int64 (num_samples,), the classes.
+    """
+
+    labels: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64), compare=False, repr=False)
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray | None]:
+        return balanced_order(self.labels, self.updates_per_epoch * self.global_batch_size, self.seed, epoch)
 
 
 @dataclass(frozen=True)

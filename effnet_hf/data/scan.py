@@ -23,7 +23,7 @@ from .names import role_of
 from .opening import open_data
 from .pictures import USUAL, BadPicture, Picture, Reading
 from .source import DataSource, Split
-from .splits import existing_folder, find_splits, split_folders
+from .splits import existing_folder, find_splits, fold_of, split_folders
 from .survey import copies_of, digest_of, images_per_class, near_empty
 from .worker_pool import WorkerPool
 
@@ -212,7 +212,8 @@ def _open(scan: Scan, recipe: Recipe) -> None:
     scan.notes += source.notes
     held_out = source.train is not None and source.val is not None and source.train.folder == source.val.folder
     if held_out and root is not None and not recipe.labels:  # or two links to one folder
-        held_out = find_splits(root, val_fraction=recipe.val_fraction, val_split=recipe.val_split).val is None
+        chosen = find_splits(root, val_fraction=recipe.val_fraction, val_split=recipe.val_split, fold=fold_of(recipe))
+        held_out = chosen.val is None
     for name, use, split in zip(("train", "val"), uses, (source.train, source.val)):
         if split is None:
             continue
@@ -232,7 +233,7 @@ def _measurable(recipe: Recipe, sentence: str) -> DataSource | None:
     if not recipe.data_dir or recipe.labels:
         return None
     try:
-        find_splits(recipe.data_dir, val_fraction=recipe.val_fraction, val_split=recipe.val_split)
+        find_splits(recipe.data_dir, val_fraction=recipe.val_fraction, val_split=recipe.val_split, fold=fold_of(recipe))
         return None
     except UserError as error:
         if str(error) != sentence:

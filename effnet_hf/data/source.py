@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from .labels import Labels
 from .listing import SCHEMA, DataListing, rows, rows_of_dataset, rows_of_files, sizes_of_files
 from .names import one_spelling
 from .pictures import BadPicture, read_file
-from .splits import find_splits
+from .splits import Fold, find_splits
 from .survey import notes_on_copies
 
 
@@ -164,6 +165,7 @@ class DataSource:
         classes_by_position: bool = False,
         several: bool = False,
         val_split: str | None = None,
+        fold: Fold | None = None,
     ) -> "DataSource":
         """`train/` and `val/` of class folders (see `find_splits`), or class folders to split by file name.
 
@@ -174,11 +176,12 @@ class DataSource:
             classes_by_position: where the folders have other names, take both in order.
             several: images could have several labels, and each has one.
             val_split: the folder of the validation images, where it has another name.
+            fold: of the training images, to validate on.
 
         Raises:
             UserError: one sentence about what is wrong with the folder.
         """
-        splits = find_splits(data_dir, train=train, val_fraction=val_fraction, val_split=val_split)
+        splits = find_splits(data_dir, train=train, val_fraction=val_fraction, val_split=val_split, fold=fold)
         root, train_dir, val_dir = Path(os.path.expanduser(data_dir)), splits.train, splits.val
         labeller = Labeller(class_names, classes_by_position)
         labeller.notes += splits.notes
@@ -192,30 +195,49 @@ class DataSource:
         if val_dir is not None:
             validation = _folder_split(root, val_dir, labeller, several)
         else:
-            training, validation = split_by_name(training, val_fraction)
+            training, validation = split_by_name(training, val_fraction, labeller.groups, fold)
         return labeller.source(training if train else None, validation)
 
 
-def split_by_name(split: Split, fraction: float, by_class: bool = True) -> tuple[Split, Split]:
+def split_by_name(
+    split: Split, fraction: float, groups: Mapping[int, str] | None, fold: Fold | None = None
+) -> tuple[Split, Split]:
     """Training and validation part: of each class, the share of files whose hashed names come first.
 
     A file stays where it is when others are added or removed, but for a few at the border. A class of two or more
     images has at least one on each side.
 
     Args:
-        by_class: False takes that share of all files, as where an image has several classes.
+        groups: the data's own name of each label; None takes that share of all files, as where an image has several
+            classes.
+        fold: the validation part instead: one of so many runs of the hashed names in order. Every file is in one of
+            them, and they are of equal length but for one file, in each class and in all: what a class has over goes
+            to the folds where that of the class before it, by name, ended.
+
+    Raises:
+        UserError: there are fewer images than folds, or no part can be held out.
     """
+    if fold is not None and fold.of > len(split):
+        raise UserError(f"--folds {fold.of} is more than the {len(split):,} images there are; lower it.")
     hashes = np.empty(len(split), np.uint64)
     for index in range(len(split)):
         name = one_spelling(os.path.basename(split.name(index)))
         hashes[index] = int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "big")
-    groups = split.labels if by_class else np.zeros(len(split), np.int64)
-    order = np.lexsort((hashes, groups))
+    ranks = np.zeros(len(split), np.int64)
+    if groups is not None:  # by name: a checkpoint may number the classes otherwise
+        labels, places = np.unique(split.labels, return_inverse=True)
+        words = [one_spelling(groups[label]) for label in labels.tolist()]
+        ranks = np.argsort(sorted(range(len(words)), key=words.__getitem__))[places]
+    order = np.lexsort((hashes, ranks))
     held_out = np.zeros(len(split), bool)
-    _, starts, counts = np.unique(groups[order], return_index=True, return_counts=True)
+    _, starts, counts = np.unique(ranks[order], return_index=True, return_counts=True)
     for start, count in zip(starts, counts):
-        take = min(max(round(fraction * count), 1), count - 1)
-        held_out[order[start : start + take]] = True
+        if fold is not None:
+            lengths = np.bincount(np.arange(start, start + count) % fold.of, minlength=fold.of)
+            first, stop = lengths[: fold.number - 1].sum(), lengths[: fold.number].sum()
+        else:
+            first, stop = 0, min(max(round(fraction * count), 1), count - 1)
+        held_out[order[start + first : start + stop]] = True
     if not held_out.any():
         raise UserError(
             f"--val_fraction {fraction:g} holds out no image: every class has a single one; add images, or a val/"
@@ -235,10 +257,12 @@ class Labeller:
         class_names: in label order, once a split is labelled.
         notes: sentences about the classes, and about images without a label.
         present: see [`DataSource`].
+        groups: what the data calls the class of each label, for `split_by_name`; None where a label is a set of them.
     """
 
     def __init__(self, class_names: list[str] | None, classes_by_position: bool = False):
         self.class_names = class_names or []
+        self.groups: dict[int, str] | None = None
         self.notes: list[str] = []
         self.present: np.ndarray | None = None
         self._of_a_checkpoint = class_names is not None
@@ -279,6 +303,7 @@ class Labeller:
         numbers = labels.numbers
         if labels.sets is None:
             numbers = np.where(numbers >= 0, mapping[numbers], -1)
+            self.groups = dict(zip(mapping.tolist(), labels.names))
         else:
             sets = np.zeros((len(labels.sets), len(self.class_names)), np.uint8)
             sets[:, mapping[used]] = labels.sets[:, used]
@@ -342,4 +367,7 @@ def _folder_split(root: Path, folder: Path, labeller: Labeller, several: bool) -
     sets = np.eye(len(names), dtype=np.uint8) if several else None
     labels = Labels(names, dataset.data.column("label").to_numpy(), sets)
     place = os.path.realpath(folder), "" if folder == root else f"{folder.name}/"
-    return labeller.split(dataset, "image", labels, folder, folder=place)
+    split = labeller.split(dataset, "image", labels, folder, folder=place)
+    if several:  # an image has one all the same
+        labeller.groups = dict(enumerate(names))
+    return split

@@ -13,11 +13,19 @@ from pathlib import Path
 from typing import Generic, Literal, NamedTuple, TypeVar
 
 from ..errors import UserError, did_you_mean
+from ..recipes import Recipe
 from .folder import Tree, folders_in, holds_images, scan_tree
 from .names import SPLIT_NAMES, beside_roles, is_image, is_junk, role_of, roles_in
 
 
 Place = TypeVar("Place", str, Path)
+
+
+class Fold(NamedTuple):
+    """`--fold` of `--folds`: which part of the training images, counted from 1, is validated on."""
+
+    number: int
+    of: int
 
 
 class Splits(NamedTuple, Generic[Place]):
@@ -34,6 +42,11 @@ class Splits(NamedTuple, Generic[Place]):
     notes: list[str]
 
 
+def fold_of(recipe: Recipe) -> Fold | None:
+    """What `--folds` and `--fold` say."""
+    return Fold(recipe.fold, recipe.folds) if recipe.folds else None
+
+
 def choose_splits(
     names: Iterable[str],
     where: str,
@@ -41,6 +54,7 @@ def choose_splits(
     train: bool = True,
     val_fraction: float = 0.0,
     val_split: str | None = None,
+    fold: Fold | None = None,
     may_hold_out: bool = True,
     mark: str = "",
     unlabelled: Iterable[str] = (),
@@ -52,6 +66,7 @@ def choose_splits(
         where: what has them, for sentences.
         val_fraction: share of the training images to hold out where nothing is called val.
         val_split: the split to validate on, of any name.
+        fold: of the training images, to validate on; then no other split is used, whatever there is.
         may_hold_out: False for a stream, of which no share can be held out.
         mark: what stands behind a name in sentences: "/" for folders.
         unlabelled: names of splits without labels, for sentences.
@@ -77,6 +92,12 @@ def choose_splits(
     flat = "".join(f" {name}{mark} holds images without class folders." for name in unlabelled)
     notes: list[str] = []
     val: str | None
+    if fold is not None:
+        if (training := the("train")) is None:
+            raise UserError(f"{where} has a {there} but no train{mark}, and --folds divides the training images.")
+        if others := [f"{name}{mark}" for name in names if name != training]:
+            notes.append(f"--folds divides {training}{mark} alone: {', '.join(others)} stays unseen.")
+        return Splits(training, None, notes)
     if val_split is not None:
         if val_fraction:
             raise UserError("--val_fraction and --val_split say two ways to validate; drop one of them.")
@@ -117,6 +138,7 @@ def find_splits(
     train: bool = True,
     val_fraction: float = 0.0,
     val_split: str | None = None,
+    fold: Fold | None = None,
 ) -> Splits[Path]:
     """The folders of training and validation images below `data_dir`, or `data_dir` itself where it holds classes.
 
@@ -125,7 +147,7 @@ def find_splits(
 
     Args:
         flag: the option that names it, for sentences; "" where it has none.
-        train, val_fraction, val_split: see `choose_splits`.
+        train, val_fraction, val_split, fold: see `choose_splits`.
 
     Raises:
         UserError: `data_dir` is no folder, a split is missing, or names could be meant two ways.
@@ -142,8 +164,8 @@ def find_splits(
         if val_split is not None:
             raise UserError(f"{where} has class folders and no splits, so none to name with --val_split.")
         if not train:
-            return Splits(root, None, notes=notes) if val_fraction else Splits(None, root, notes=notes)
-        if not val_fraction:
+            return Splits(root, None, notes=notes) if val_fraction or fold else Splits(None, root, notes=notes)
+        if not val_fraction and not fold:
             scan_tree(root)  # what is wrong with the images comes first
             choices = _written(SPLIT_NAMES["val"], "/")
             raise UserError(f"{where} has none of {choices}; add one, or hold out a share with --val_fraction 0.1.")
@@ -153,15 +175,16 @@ def find_splits(
     names += [named] if named is not None and named not in names else []
     try:
         chosen = choose_splits(
-            names, where, train=train, val_fraction=val_fraction, val_split=val_split, mark="/", unlabelled=unlabelled
-        )
+            names, where, train=train, val_fraction=val_fraction, val_split=val_split, fold=fold, mark="/",
+            unlabelled=unlabelled,
+        )  # fmt: skip
     except UserError:
         for name in names:
             if train and role_of(name) == "train":
                 scan_tree(root / name)  # what is wrong with the images comes first
         raise
     passed_over = [f"{name}/ (holds images without class folders)" for name in unlabelled]
-    unused = [name for name in names if name not in chosen and (train or role_of(name) != "train")]
+    unused = [name for name in names if name not in chosen and (train or role_of(name) != "train") and not fold]
     passed_over += [f"{name}/" for name in [*unused, *found.others] if name != named]
     notes = list(chosen.notes)
     if passed_over:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .source import Split
 
 NEAR_EMPTY = 0.05  # of the largest class
+_FEW, _FIFTH = 10, 0.2  # and of so few images already this share of it is little
 _MOST_FILES = 50_000  # read at the start of a run, so that it stays a matter of seconds …
 _MOST_BYTES = 1 << 30  # … on a slow disk too
 _THREADS = 16
@@ -43,6 +44,29 @@ def notes_on_classes(class_names: Sequence[str], train: np.ndarray, val: np.ndar
             ((train == 0) & (val > 0), "without a training image"),
         )
         if which.any()
+    ]
+
+
+def note_on_balance(class_names: Sequence[str], counts: np.ndarray, flags: Sequence[str]) -> list[str]:
+    """A sentence about classes that a run may never learn to find without its figures showing it.
+
+    These have less than `NEAR_EMPTY` of the largest one's images; or less than a fifth, and fewer than ten.
+
+    Args:
+        counts: training images per class, int64 (classes,).
+        flags: what may help and is not in use; without any nothing is said.
+    """
+    most = int(counts.max(initial=0))
+    few = (counts < NEAR_EMPTY * most) | ((counts < _FEW) & (counts < _FIFTH * most))
+    rare = np.flatnonzero(few & (counts > 0))
+    if not len(rare) or not flags:
+        return []
+    rare = rare[np.argsort(counts[rare], kind="stable")]
+    some = ", ".join(f"{class_names[number]} {counts[number]:,}" for number in rare[:3])
+    more = f" and {len(rare) - 3:,} more classes" if len(rare) > 3 else ""
+    return [
+        f"few training images: {some}{more}; {class_names[int(counts.argmax())]} has {most:,}. What is rare may never"
+        f" be found, and top-1 would not show it: see {', '.join(flags)}."
     ]
 
 

@@ -28,7 +28,7 @@ from .labels import (
 from .listing import UNKNOWN, sizes_of_files
 from .names import as_on_disk, is_image, one_spelling, role_of
 from .source import DataSource, Labeller, Split, split_by_name
-from .splits import choose_splits, existing_folder
+from .splits import Fold, choose_splits, existing_folder
 
 
 METADATA = "metadata.csv", "metadata.jsonl"  # of a folder of images, as `datasets` has it
@@ -71,13 +71,14 @@ def open_list(
     train: bool = True,
     class_names: list[str] | None = None,
     val_split: str | None = None,
+    fold: Fold | None = None,
 ) -> DataSource:
     """The images of a list; rows of a column `split`, or in folders called train and val, are splits.
 
     Args:
         columns: which ones are meant, and what a cell holds.
-        train, val_fraction, val_split, class_names: as for `DataSource.from_folder`. Without splits and `val_fraction`
-            all images are measured.
+        train, val_fraction, val_split, fold, class_names: as for `DataSource.from_folder`. Without splits and a part
+            to hold out all images are measured.
 
     Raises:
         UserError: it cannot be meant, in one sentence.
@@ -110,9 +111,9 @@ def open_list(
             raise UserError(
                 f"--val_split {val_split}: {images.where} has no column `split`, and no folders train/ and val/."
             )
-        if not train and not val_fraction:
+        if not train and not val_fraction and not fold:
             return labeller.source(None, split(None))
-        if not val_fraction:
+        if not val_fraction and not fold:
             raise UserError(
                 f"{images.where} does not say what to validate on: add a column `split` of train and val, or hold out"
                 " a share with --val_fraction 0.1."
@@ -120,21 +121,21 @@ def open_list(
         training, held_out = split(None), None
     else:
         names = sorted(set(images.splits))
-        chosen = choose_splits(names, images.where, train=train, val_fraction=val_fraction, val_split=val_split)
+        chosen = choose_splits(
+            names, images.where, train=train, val_fraction=val_fraction, val_split=val_split, fold=fold
+        )
         labeller.notes += chosen.notes
-        others = [name for name in names if name not in chosen and role_of(name) != "train"]
+        others = [name for name in names if name not in chosen and role_of(name) != "train" and not fold]
         if others:
-            count = sum(map(images.splits.count, others))
-            words = ", ".join(map(printable, others))
+            count, words = sum(map(images.splits.count, others)), ", ".join(map(printable, others))
             labeller.notes.append(f"{count:,} images of {images.where} are of other splits: passed over ({words}).")
         if chosen.train is None:
             return labeller.source(None, split(chosen.val))
-        training = split(chosen.train)
-        held_out = None if chosen.val is None else split(chosen.val)
+        training, held_out = split(chosen.train), None if chosen.val is None else split(chosen.val)
     if train:
         labeller.require_variety(training, images.where)
     if held_out is None:
-        training, held_out = split_by_name(training, val_fraction, by_class=labeller.label_sets is None)
+        training, held_out = split_by_name(training, val_fraction, labeller.groups, fold)
     return labeller.source(training if train else None, held_out)
 
 

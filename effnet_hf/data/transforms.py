@@ -1,7 +1,7 @@
 """From an opened image to the uint8 one, of the processor's crop size, that leaves a worker.
 
-Randomness comes from one number per (seed, epoch, sample), so an image looks the same in epoch 7 whichever worker,
-rank or resumed run prepares it.
+Randomness comes from one number per (seed, epoch, sample, appearance of it), so an image looks the same in epoch 7
+whichever worker, rank or resumed run prepares it, and different where a balanced epoch has it twice.
 """
 
 import math
@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..recipes import Recipe
 from . import auto_augment
 from .pictures import Box, Picture
 
 
+RANDAUGMENT = Recipe.randaugment_operations, Recipe.randaugment_magnitude
 _ASPECT_RATIO = (3 / 4, 4 / 3)
 _IN_TORCH = {int(Image.Resampling.BILINEAR): "bilinear", int(Image.Resampling.BICUBIC): "bicubic"}
 
@@ -63,11 +65,12 @@ class TrainTransform:
         crop_scale: float = 0.08,
         horizontal_flip: float = 0.5,
         augmentation: str = "none",
+        randaugment: tuple[int, int] = RANDAUGMENT,
     ):
         self.processor = processor
         self.crop_scale = crop_scale
         self.horizontal_flip = horizontal_flip
-        self.policy = make_policy(augmentation)
+        self.policy = make_policy(augmentation, randaugment)
 
     def box(self, picture: Picture, seed: int) -> Box:
         """The part of the image that `self(picture, seed)` will ask for."""
@@ -118,27 +121,33 @@ def resize(pixels: torch.Tensor, size: tuple[int, int], resample: int) -> torch.
     return resized[0].permute(1, 2, 0)
 
 
-def make_policy(name: str):
-    """A callable (image, random.Random) -> image, or None for "none"."""
+def make_policy(name: str, randaugment: tuple[int, int] = RANDAUGMENT):
+    """A callable (image, random.Random) -> image, or None for "none".
+
+    Args:
+        randaugment: of that policy the number of operations and their magnitude, 0 to 30.
+    """
     if name == "none":
         return None
     if name == "autoaugment":
         return auto_augment.auto_augment
-    return _FromTorchvision(name)
+    return _FromTorchvision(name, randaugment)
 
 
 class _FromTorchvision:
-    """RandAugment (2 operations, magnitude 9 of 30) or TrivialAugment as torchvision has them, grey outside.
+    """RandAugment or TrivialAugment as torchvision has them, grey outside.
 
     They draw from torch's process-wide generator, which is seeded for the call and put back after it.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, randaugment: tuple[int, int]):
         from torchvision import transforms
 
-        classes = {"randaugment": transforms.RandAugment, "trivialaugment": transforms.TrivialAugmentWide}
-        mode = transforms.InterpolationMode.BILINEAR
-        self._transform = classes[name](interpolation=mode, fill=list(auto_augment.GREY))
+        options = {"interpolation": transforms.InterpolationMode.BILINEAR, "fill": list(auto_augment.GREY)}
+        if name == "randaugment":
+            self._transform = transforms.RandAugment(*randaugment, **options)
+        else:
+            self._transform = transforms.TrivialAugmentWide(**options)
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
         with torch.random.fork_rng(devices=[]):

@@ -28,7 +28,7 @@ from torch.utils.data._utils import signal_handling
 from ..errors import UserError, first_line
 from .bad_files import BadFile
 from .pictures import USUAL, BadPicture, Picture, Reading
-from .sampler import BatchRequest, mix
+from .sampler import BatchRequest
 from .source import Split
 
 
@@ -68,12 +68,14 @@ class PictureBatches(Dataset):
         """The prepared images, and `labels`, `index` (int64 tensors), the `request` and the `bad` files met.
 
         An image that takes the place of an unreadable one keeps that one's `index`.
+
+        Args:
+            opened: images that were opened before, by their place in the request.
         """
         split = self.split_of(request)
         prepared, labels, kept, bad = [], [], [], []
-        for index in request.indices.tolist():
-            seed = mix(self.seed, request.epoch, index)
-            candidate, picture, stand_ins = index, (opened or {}).get(index), None
+        for place, (index, seed) in enumerate(zip(request.indices.tolist(), request.seeds(self.seed))):
+            candidate, picture, stand_ins = index, (opened or {}).get(place), None
             while candidate is not None:
                 try:
                     picture = picture or Picture(split.read(candidate), self.reading)
@@ -119,17 +121,17 @@ class MicroBatches(PictureBatches):
 
     def _predecode(self, request: BatchRequest) -> dict[int, Picture]:
         """Opens the images and has the decoder fill in the part that the transform will ask for."""
-        split, opened = self.split_of(request), {}
-        for index in request.indices.tolist():
+        split, opened, seeds = self.split_of(request), {}, request.seeds(self.seed)
+        for place, index in enumerate(request.indices.tolist()):  # an image may be there twice
             try:
-                opened[index] = Picture(split.read(index), self.reading)
+                opened[place] = Picture(split.read(index), self.reading)
             except BadPicture:
                 continue  # `load` meets it again and says so
-        plain = {index: picture for index, picture in opened.items() if picture.plain_jpeg}
-        boxes = {i: self.transform.box(picture, mix(self.seed, request.epoch, i)) for i, picture in plain.items()}
-        regions = self.decoder.decode([(plain[i].data, boxes[i]) for i in plain])
-        for index, region in zip(plain, regions):
-            plain[index].preload(boxes[index], region)
+        plain = {place: picture for place, picture in opened.items() if picture.plain_jpeg}
+        boxes = {place: self.transform.box(picture, seeds[place]) for place, picture in plain.items()}
+        regions = self.decoder.decode([(plain[place].data, boxes[place]) for place in plain])
+        for place, region in zip(plain, regions):
+            plain[place].preload(boxes[place], region)
         return opened
 
 

@@ -15,7 +15,7 @@ from effnet_hf.data.dali import DaliDecoder, quiet_build, require_dali
 from effnet_hf.data.dali_augment import DaliPolicy
 from effnet_hf.data.dali_pipeline import DaliPipeline, EncodedBatches, EvaluationPlanner, TrainPlanner
 from effnet_hf.data.pictures import Box, Picture
-from effnet_hf.data.sampler import TrainingPlan, ValidationPlan
+from effnet_hf.data.sampler import BalancedTrainingPlan, TrainingPlan, ValidationPlan
 from effnet_hf.data.source import DataSource
 from effnet_hf.data.transforms import EvaluationTransform, TrainTransform
 from effnet_hf.data.worker_pool import MicroBatches
@@ -185,6 +185,15 @@ def test_torchvisions_policies_have_the_same_operations_in_dali(dali, name):
             assert np.allclose(operation.mag_range[-1], float(theirs[operation.name][-1]), rtol=0.01), operation.name
 
 
+def test_randaugments_strength_is_drawn_for_dali_too():
+    draws = DaliPolicy("randaugment", PROCESSOR, (3, 21)).draw(random.Random(0))
+    assert draws.shape == (3, 3) and draws[:, 1].tolist() == [21] * 3
+    planner = TrainPlanner(PROCESSOR, augmentation="randaugment", randaugment=(1, 4))
+    assert planner.policy.steps == 1 and planner.policy.draw(random.Random(0))[0, 1] == 4
+    usual = TrainPlanner(PROCESSOR, augmentation="randaugment").policy.draw(random.Random(0))
+    assert usual.shape == (2, 3) and usual[:, 1].tolist() == [9, 9]
+
+
 @pytest.mark.parametrize("name", ["randaugment", "trivialaugment"])
 def test_torchvisions_policies_run_and_change_pictures(dali, name):
     policy = DaliPolicy(name, PROCESSOR)
@@ -228,6 +237,20 @@ def test_the_graph_makes_imagefolders_training_pictures_from_the_same_draws(pict
         for a, b in zip(ours, theirs):
             assert a["labels"].tolist() == b["labels"].tolist() and a["index"].tolist() == b["index"].tolist()
         assert max(differences(ours, theirs)) < largest
+
+
+def test_a_balanced_epoch_is_that_of_imagefolder_repeats_and_all(pictures):
+    split = DataSource.from_folder(str(pictures)).train
+    split = split.subset(np.flatnonzero(split.labels * 20 + 3 > np.arange(60)))  # 3 birds, all cats and dogs
+    plan = BalancedTrainingPlan(len(split), 4, seed=5, labels=split.labels)
+    reference = MicroBatches(split, TrainTransform(PROCESSOR), 5, True)
+    theirs = [reference[request] for request in plan.requests(1)]
+    ours = list(pipeline(split, train_planner()).batches(plan.requests(1)))
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["labels"].tolist() == b["labels"].tolist() and a["index"].tolist() == b["index"].tolist()
+    assert max(differences(ours, theirs)) < 0.6
+    decoded = MicroBatches(split, TrainTransform(PROCESSOR), 5, True, decoder=DaliDecoder(4))
+    assert max(differences([decoded[request] for request in plan.requests(1)], theirs)) < 0.6
 
 
 def test_the_graph_evaluates_like_the_image_processor(pictures):

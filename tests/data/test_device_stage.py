@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from effnet_hf import EfficientNetNVImageProcessor
-from effnet_hf.data.device_stage import BatchMixer, DeviceStage, draw_box
+from effnet_hf.data.device_stage import BatchMixer, DeviceStage, RandomEraser, draw_box
 from effnet_hf.data.sampler import BatchRequest
 
 
@@ -214,3 +214,59 @@ def test_several_labels_become_targets_and_are_mixed_as_the_images_are(how):
     pixels, shares = mixer(plain["pixel_values"], torch.arange(5), request(3))  # every image its own class
     assert torch.equal(mixed["pixel_values"], pixels) and not torch.equal(pixels, plain["pixel_values"])
     assert torch.allclose(mixed["labels"], shares @ plain["labels"])
+
+
+# ---- random erasing
+
+
+def erased(probability=1.0, seed=0, slot=0, epoch=0, count=8, size=(32, 48)):
+    """Where a batch without a zero has lost something, bool (count, height, width)."""
+    pixels = torch.randn((count, 3, *size), generator=torch.Generator().manual_seed(1)).abs() + 0.1
+    before = pixels.clone()
+    RandomEraser(seed, probability)(pixels, request(slot, epoch))
+    lost = (pixels == 0).all(1)
+    assert torch.equal(pixels.permute(0, 2, 3, 1)[~lost], before.permute(0, 2, 3, 1)[~lost])
+    return lost
+
+
+def test_an_image_loses_one_rectangle_of_torchvisions_areas_and_shapes():
+    areas, ratios = [], []
+    for slot in range(60):
+        for lost in erased(slot=slot):
+            rows, columns = torch.where(lost.any(1))[0], torch.where(lost.any(0))[0]
+            height, width = len(rows), len(columns)
+            assert lost.sum() == height * width and rows[-1] - rows[0] == height - 1
+            areas.append(height * width / (32 * 48))
+            ratios.append(height / width)
+    assert 0.01 < min(areas) < 0.04 and 0.31 < max(areas) < 0.35
+    assert min(ratios) < 0.4 and 2.2 < max(ratios) < 3.8  # a tall one of a third does not fit
+    assert stats.kstest(areas, stats.uniform(0.02, 0.31).cdf).statistic < 0.1
+
+
+def test_as_many_images_as_the_probability_says_lose_something():
+    share = np.mean([erased(0.25, slot=slot).any((1, 2)).float().mean() for slot in range(100)])
+    assert share == pytest.approx(0.25, abs=0.04)
+    assert not erased(0.0).any()
+
+
+def test_erasing_is_a_function_of_seed_epoch_and_slot_and_differs_between_images():
+    first = erased()
+    assert torch.equal(first, erased())
+    for other in (erased(seed=1), erased(epoch=1), erased(slot=1)):
+        assert not torch.equal(first, other)
+    assert len({tuple(lost.flatten().tolist()) for lost in first}) == 8
+
+
+def test_erasing_comes_after_normalising_and_before_mixing():
+    seen = []
+
+    def mixer(pixels, labels, request):
+        seen.append(pixels.clone())
+        return pixels, labels
+
+    batch = {**host_batch(8), "request": request()}
+    processor = EfficientNetNVImageProcessor()
+    plain = DeviceStage("cpu", processor).stage(batch)["pixel_values"]
+    DeviceStage("cpu", processor, mixer=mixer, eraser=RandomEraser(0, 1.0)).stage(batch)
+    changed = seen[0] != plain
+    assert changed.any() and (seen[0][changed] == 0).all()

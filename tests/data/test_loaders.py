@@ -1,3 +1,4 @@
+import shutil
 import threading
 import time
 
@@ -193,3 +194,53 @@ def test_the_loader_says_what_limits_a_run(loaders):
 def test_the_limit_is_named_with_what_to_change(options, expected):
     sentence = limit_sentence(**{"data_wait": 2.0, "compute": 1.0, **options})
     assert expected in sentence and sentence.endswith(".") and "\n" not in sentence
+
+
+def test_a_balanced_epoch_shows_a_repeated_image_differently_each_time(loaders, pictures, tmp_path):
+    few = tmp_path / "few"
+    for name, count in (("bird", 2), ("cat", 20), ("dog", 20)):
+        for split in ("train", "val"):
+            (few / split / name).mkdir(parents=True)
+            for file in sorted((pictures / "train" / name).iterdir())[:count]:
+                shutil.copy(file, few / split / name)
+    options = {"data_dir": str(few), "sampler": "balanced"}
+    plain = collect(loaders(options).train.epoch(1))
+    workers = collect(loaders({**options, "num_workers": 2}).train.epoch(1))
+    assert same(plain, workers) and same(plain[3:], collect(loaders(options).train.epoch(1, start_update=3)))
+    labels = torch.tensor(sum((labels for _, labels, _ in plain), []))
+    assert labels.bincount().tolist() in ([13, 13, 14], [13, 14, 13], [14, 13, 13])
+    first = [pixels[i] for index, _, pixels in plain for i, number in enumerate(index) if number == 0]
+    assert len(first) in (6, 7) and len({image.numpy().tobytes() for image in first}) == len(first)
+
+
+def test_erasing_and_strength_reach_every_pipeline_of_training_alone(loaders):
+    ours = loaders({"random_erasing": 1.0, "horizontal_flip": 0.0})
+    assert all((batch["pixel_values"] == 0).all(1).any() for batch in ours.train.epoch())
+    assert not any((batch["pixel_values"] == 0).all(1).any() for batch in ours.val.epoch())
+    synthetic = loaders({"random_erasing": 1.0, "loader": "synthetic"})
+    assert (next(synthetic.train.epoch())["pixel_values"] == 0).all(1).any()
+    strong = loaders({"augmentation": "randaugment", "randaugment_operations": 3, "randaugment_magnitude": 1})
+    policy = strong.train._backend._dataset.transform.policy._transform
+    assert (policy.num_ops, policy.magnitude) == (3, 1)
+
+
+def test_class_weights_are_those_of_the_training_images_and_said(loaders, recipe, tmp_path):
+    (tmp_path / "weights.csv").write_text("bird,1\ncat,1\ndog,4\n")
+    ours = loaders({"class_weights": str(tmp_path / "weights.csv")})
+    assert ours.class_weights.tolist() == [0.5, 0.5, 2.0]
+    assert "class weights of the training loss: 0.5 (bird) to 2 (dog); the validation loss has none." in ours.notes
+    assert loaders({"class_weights": "balanced"}).class_weights.tolist() == [1.0, 1.0, 1.0]
+    assert loaders().class_weights is None
+    assert loaders({"class_weights": "balanced"}, train=False).class_weights is None
+
+
+def test_several_labels_cannot_be_sampled_evenly_but_weighed(loaders, pictures, tmp_path):
+    rows = [f"train/{name}/{i:02}.{'png' if i % 7 == 3 else 'jpg'},{label}" for name, label in
+            (("bird", "bird"), ("cat", "bird;cat"), ("dog", "dog")) for i in range(20)]  # fmt: skip
+    (tmp_path / "labels.csv").write_text("\n".join(["path,label", *rows]))
+    options = {"labels": str(tmp_path / "labels.csv"), "label_separator": ";", "folds": 2, "fold": 1}
+    with pytest.raises(UserError, match="--sampler balanced needs one label per image.*--class_weights balanced"):
+        loaders({**options, "sampler": "balanced"})
+    ours = loaders({**options, "class_weights": "balanced"})
+    counts = ours.label_sets[[ours.train._backend._dataset.split.label(i) for i in range(30)]].sum(0)
+    assert ours.class_weights == pytest.approx((30 - counts) / counts)

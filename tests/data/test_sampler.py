@@ -1,7 +1,16 @@
+import time
+
 import numpy as np
 import pytest
 
-from effnet_hf.data.sampler import TrainingPlan, ValidationPlan, epoch_order, mix
+from effnet_hf.data.sampler import (
+    BalancedTrainingPlan,
+    TrainingPlan,
+    ValidationPlan,
+    balanced_order,
+    epoch_order,
+    mix,
+)
 from effnet_hf.errors import UserError
 
 
@@ -65,3 +74,72 @@ def test_validation_sees_every_picture_once_over_all_ranks(world_size, num_sampl
     seen = [index for plan in plans for batch in indices(plan) for index in batch]
     assert sorted(seen) == list(range(num_samples))
     assert [len(indices(plan)) for plan in plans] == [plan.batches_per_epoch for plan in plans]
+
+
+# ---- every class as often
+
+UNBALANCED = np.repeat([2, 0, 5], [31, 7, 2])[np.random.default_rng(0).permutation(40)]  # of classes 0 to 5, three
+
+
+def balanced(**options):
+    return BalancedTrainingPlan(40, 4, labels=UNBALANCED, **options)
+
+
+def test_a_balanced_epoch_has_every_class_as_often_and_as_many_updates():
+    plan, plain = balanced(seed=1, steps_per_update=3), TrainingPlan(40, 4, seed=1, steps_per_update=3)
+    assert plan.updates_per_epoch == plain.updates_per_epoch == 3
+    for epoch in range(6):
+        seen = sum(indices(plan, epoch), [])
+        counts = np.bincount(UNBALANCED[seen], minlength=6)
+        assert counts[[1, 3, 4]].tolist() == [0, 0, 0] and counts[[0, 2, 5]].tolist() == [12, 12, 12]
+
+
+def test_what_does_not_divide_goes_round_the_classes_from_epoch_to_epoch():
+    counts = sum(np.bincount(UNBALANCED[balanced_order(UNBALANCED, 40, 0, epoch)[0]]) for epoch in range(3))
+    assert counts.tolist() == [40, 0, 40, 0, 0, 40]
+
+
+def test_no_image_of_a_class_is_taken_again_before_all_others_were_over_all_epochs():
+    taken = np.concatenate([balanced_order(UNBALANCED, 40, 7, epoch)[0] for epoch in range(31)])
+    for name in (0, 2, 5):
+        own = np.flatnonzero(name == UNBALANCED)
+        times = np.bincount(taken, minlength=40)[own]
+        assert times.max() - times.min() <= 1 and times.sum() in (413, 414)
+    order = balanced_order(UNBALANCED, 40, 7, 3)[0]
+    assert order.tolist() != np.sort(order).tolist()
+    assert balanced_order(UNBALANCED, 40, 7, 4)[0].tolist() != balanced_order(UNBALANCED, 40, 8, 4)[0].tolist()
+
+
+def test_the_balanced_order_never_changes_between_versions():
+    order, repeats = balanced_order(np.array([0, 0, 0, 1]), 6, 42, 3)
+    assert (order.tolist(), repeats.tolist()) == ([1, 3, 0, 3, 2, 3], [0, 0, 0, 1, 0, 2])
+
+
+@pytest.mark.parametrize("update", [0, 1, 4])
+def test_a_balanced_run_resumes_in_the_same_sequence_whatever_the_processes(update):
+    plan = balanced(seed=3, steps_per_update=2)
+    whole = [(r.slot, r.indices.tolist(), r.repeats.tolist()) for r in plan.requests(2, update)]
+    assert whole == [(r.slot, r.indices.tolist(), r.repeats.tolist()) for r in plan.requests(2)][2 * update :]
+    ranks = [list(balanced(seed=3, rank=rank, world_size=2).requests(2, update)) for rank in (0, 1)]
+    together = [request for pair in zip(*ranks) for request in pair]
+    assert whole == [(r.slot, r.indices.tolist(), r.repeats.tolist()) for r in together]
+
+
+def test_an_image_has_another_seed_each_time_it_appears_and_the_plain_one_the_first_time():
+    seeds = {}
+    for request in balanced(seed=3).requests(1):
+        for index, repeat, seed in zip(request.indices.tolist(), request.repeats.tolist(), request.seeds(3)):
+            assert seed == (mix(3, 1, index, repeat) if repeat else mix(3, 1, index))
+            seeds.setdefault(index, []).append(seed)
+    rare = [seeds[index] for index in np.flatnonzero(UNBALANCED == 5).tolist()]
+    assert all(len(each) > 5 and len(set(each)) == len(each) for each in rare)
+    request = next(TrainingPlan(40, 4, seed=3).requests(1))
+    assert request.repeats is None and request.seeds(3) == [mix(3, 1, index) for index in request.indices.tolist()]
+
+
+def test_a_large_unbalanced_set_is_ordered_in_seconds():
+    labels = np.concatenate([np.arange(999), np.full(500_000, 999)])  # 999 classes of a single image
+    started = time.perf_counter()
+    order, _ = balanced_order(labels, 500_000, 0, 5)
+    assert np.bincount(labels[order]).tolist() == [500] * 1000
+    assert time.perf_counter() - started < 10

@@ -1,3 +1,4 @@
+import itertools
 import json
 import os
 import re
@@ -161,6 +162,22 @@ def test_a_list_of_images_is_scanned_like_folders(tmp_path, capsys):
     (tmp_path / "labels.csv").write_text("path,label\n" + "".join(f"{i}.jpg,{'ab'[i % 2]}\n" for i in range(8)))
     status, text = look(capsys, tmp_path, "--labels", tmp_path / "labels.csv", "--val_fraction", "0.25")
     assert status == 0 and "train: 6 images in 2 classes" in text and "val: 2 images in 2 classes" in text
+
+
+def test_labels_that_are_swapped_in_one_split_show_in_the_drawing(tmp_path, capsys):
+    colours = {"train/a": "red", "train/b": "blue", "val/a": "blue", "val/b": "red"}
+    for place, colour in colours.items():
+        (tmp_path / "set" / place).mkdir(parents=True)
+        Image.new("RGB", (40, 40), colour).save(tmp_path / "set" / place / "0.png")
+    look(capsys, tmp_path / "set", "--save_plot", tmp_path / "plot.png")
+    with Image.open(tmp_path / "plot.png") as plot:
+        x = int(0.17 * plot.width) + 30
+        down = [plot.convert("RGB").getpixel((x, y)) for y in range(plot.height)]
+    named = {(255, 0, 0): "red", (0, 0, 255): "blue"}
+    rows = [
+        colour for colour, _ in itertools.groupby(named.get(pixel) for pixel in down if pixel in {*named, (255,) * 3})
+    ]
+    assert [colour for colour in rows if colour] == ["red", "blue", "blue", "red"]
 
 
 def test_samples_of_every_class_are_drawn(tmp_path, capsys):

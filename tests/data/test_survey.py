@@ -5,7 +5,7 @@ import pytest
 
 from effnet_hf.data import DataSource
 from effnet_hf.data.opening import open_data
-from effnet_hf.data.survey import images_per_class, near_empty, notes_on_classes, notes_on_copies
+from effnet_hf.data.survey import images_per_class, near_empty, note_on_balance, notes_on_classes, notes_on_copies
 from effnet_hf.recipes import Recipe
 
 from .test_folder import write
@@ -97,3 +97,45 @@ def test_what_was_not_compared_is_said(distinct):
             "identical images in training and validation were looked for: none; 11 of 11 validation images were not"
             " compared; `effnet-hf scan` does."
         ]
+
+
+FLAGS = ["--sampler balanced", "--select_best macro_recall"]
+
+
+@pytest.mark.parametrize(
+    "counts, some",
+    [
+        ([36, 3], "dog 3; cat has 36."),  # 8 %, but so few
+        ([1000, 49], "dog 49; cat has 1,000."),
+        ([1000, 51], None),
+        ([40, 8], None),  # a fifth
+        ([9, 4], None),
+        ([5, 5], None),
+        ([900, 0], None),  # said elsewhere
+        ([1000, 9, 3, 20, 8], "owl 3, elk 8, dog 9 and 1 more classes; cat has 1,000."),
+    ],
+)
+def test_rare_classes_are_named_with_what_helps(counts, some):
+    names = ["cat", "dog", "owl", "fox", "elk"][: len(counts)]
+    notes = note_on_balance(names, np.array(counts), FLAGS)
+    assert bool(notes) == bool(some)
+    assert not some or f"few training images: {some}" in notes[0]
+    assert not some or notes[0].endswith("see --sampler balanced, --select_best macro_recall.")
+    assert note_on_balance(names, np.array(counts), []) == []
+
+
+@pytest.mark.parametrize(
+    "options, flags",
+    [
+        ({}, "see --sampler balanced or --class_weights balanced, --select_best macro_recall."),
+        ({"sampler": "balanced"}, "see --select_best macro_recall."),
+        ({"class_weights": "balanced"}, "see --select_best macro_recall."),
+        ({"select_best": "macro_f1"}, "see --sampler balanced or --class_weights balanced."),
+        ({"select_best": "macro_f1", "sampler": "balanced"}, None),
+    ],
+)
+def test_flags_that_are_in_use_are_not_suggested(options, flags, tmp_path):
+    write(tmp_path, *(f"train/a/{i}.jpg" for i in range(30)), "train/b/1.jpg", "train/b/2.jpg")
+    write(tmp_path, "val/a/1.jpg", "val/b/1.jpg")
+    notes = [note for note in open_data(Recipe(data_dir=str(tmp_path), **options)).notes if "few training" in note]
+    assert [note[note.index("see ") :] for note in notes] == ([flags] if flags else [])

@@ -127,3 +127,19 @@ def test_evaluation_pixels_are_the_image_processors(name, resample):
 def test_crop_scale_is_the_smallest_share():
     areas = [g.box.width * g.box.height / (400 * 400) for g in geometries(400, 400, scale=0.3)]
     assert 0.295 < min(areas) < 0.31
+
+
+def test_randaugment_has_as_many_operations_and_the_magnitude_that_are_asked_for():
+    def mean_change(strength):
+        plain = TrainTransform(sized(48))
+        transform = TrainTransform(sized(48), augmentation="randaugment", randaugment=strength)
+        assert (transform.policy._transform.num_ops, transform.policy._transform.magnitude) == strength
+        changes = [
+            np.abs(transform(Picture(JPEG), seed).astype(int) - plain(Picture(JPEG), seed)) for seed in range(30)
+        ]
+        return np.mean(changes)
+
+    assert mean_change((1, 3)) < mean_change((2, 9)) < mean_change((4, 28))
+    default = TrainTransform(sized(48), augmentation="randaugment")
+    same = TrainTransform(sized(48), augmentation="randaugment", randaugment=(2, 9))
+    assert np.array_equal(default(Picture(JPEG), 7), same(Picture(JPEG), 7))
