@@ -17,6 +17,8 @@ NAMES = (
     "streaming",
     "val_fraction",
     "val_split",
+    "folds",
+    "fold",
     "labels",
     "image_column",
     "label_column",

@@ -61,6 +61,10 @@ class DataOptions:
         [], "column of the labels, `label` by default; several columns of 0 and 1 are several labels per image"
     )
     label_separator: str | None = option(None, "what stands between several labels in one cell, e.g. ';'")
+    folds: int = option(
+        0, "k-fold cross-validation: divide the training images into so many parts, each class evenly", low=0, high=100
+    )
+    fold: int = option(0, "which part to validate on, from 1; the others are trained on", low=0, high=100)
     problem_type: Literal["single_label_classification", "multi_label_classification"] | None = option(
         None, "one label per image or several; what the labels look like decides by default"
     )
@@ -87,8 +91,16 @@ class DataOptions:
     )
     horizontal_flip: float = option(0.5, "probability of mirroring a training image", low=0, high=1)
     augmentation: Literal["none", "autoaugment", "randaugment", "trivialaugment"] = option("none", "per-image policy")
+    randaugment_operations: int = option(2, "operations that randaugment applies to an image", low=1, high=14)
+    randaugment_magnitude: int = option(9, "their strength, of 30", low=0, high=30)
+    random_erasing: float = option(
+        0.0, "probability of a training image to lose a rectangle of up to a third of its area", low=0, high=1
+    )
     mixup: float = option(0.0, "alpha of mixup's Beta distribution, 0 is off", low=0)
     cutmix: float = option(0.0, "alpha of cutmix's Beta distribution, 0 is off", low=0)
+    sampler: Literal["shuffled", "balanced"] = option(
+        "shuffled", "an epoch has every training image once, or every class as often and as many images"
+    )
     strict: bool = option(False, "stop at the first unreadable image instead of replacing it")
     max_bad_files: float = option(
         0.01, "stop when more than this share of a split is unreadable; one image may be, but for 0", low=0, high=1
@@ -127,6 +139,20 @@ class OptimizationOptions:
     rmsprop_eps: float = option(0.01, "added outside the root", low=0)
     adam_betas: list[float] = option([0.9, 0.999], "of AdamW", low=0, high=1 - 1e-6)
     label_smoothing: float = option(0.1, "training loss only; validation is plain cross entropy", low=0, high=1)
+    class_weights: str | None = option(
+        None,
+        "what a class weighs in the training loss: `balanced`, a CSV or JSON file of classes and weights, or `none`",
+    )
+    layer_decay: float = option(
+        1.0,
+        "learning rate of each stage, as a share of the next one's, from the classifier down; 1 is off",
+        low=0.01,
+        high=1,
+    )
+    freeze: Literal["none", "stages", "backbone"] = option(
+        "none", "keep a --model's stem and stages as they are, or its whole backbone: all but the classifier"
+    )
+    freeze_epochs: int = option(0, "freeze for so many epochs, then train everything; 0 is all epochs", low=0)
     gradient_clip: float = option(0.0, "largest gradient norm, 0 is off", low=0)
     distillation_weight: float = option(
         0.0, "share of the loss that follows a teacher's logits instead of the labels", low=0, high=1
@@ -187,6 +213,13 @@ class RunOptions:
     )
     accept_changed_data: bool = option(False, "go on with --resume although images were added, removed or replaced")
     run_epochs: int = option(0, "stop after so many epochs of this launch (staged jobs), 0 is all of them", low=0)
+    select_best: Literal["top1", "macro_recall", "macro_f1", "loss", "map", "f1"] | None = option(
+        None, "figure that decides which epoch is best, and early stopping; top1, or map with several labels per image"
+    )
+    report: bool = option(
+        True,
+        "draw the first batch, the curves after every epoch, and write a report on the best model to output_dir/report",
+    )
     top_k: int = option(5, "k of the second accuracy", low=1)
     log_every: int = option(20, "optimizer steps between two lines of metrics", low=1)
     report_to: list[str] = option([], "Accelerate trackers: tensorboard, wandb, trackio, …")

@@ -1,5 +1,6 @@
 """The typed recipe: reads YAML, takes flags on top, refuses what cannot be meant."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -24,6 +25,7 @@ from ..configuration import EfficientNetNVConfig
 from ..errors import UserError, did_you_mean, first_line, printable
 from ..run_folder import RunFolder
 from . import options
+from .precedence import give_way, hardware_preset
 
 
 FOLDER = Path(__file__).parent
@@ -36,6 +38,7 @@ LARGEST = {int: 1_000_000_000, float: 1e30}  # of a number without an end of its
 LARGEST_FILE = 1 << 16  # bytes of a recipe; ours are of 2,000
 _DIGITS = 100
 OLD_SPELLINGS = {"--topk": "--top_k"}
+FOR_WEIGHTS = ("finetune", "imagenette-finetune")  # recipes that say nothing useful without --model
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,10 @@ class Recipe(
             )
         if self.nesterov and (self.optimizer != "sgd" or self.momentum == 0):
             raise UserError("--nesterov needs --optimizer sgd with a momentum.")
+        if self.freeze_epochs and self.freeze == "none":
+            raise UserError(
+                f"--freeze_epochs {self.freeze_epochs} says for how long, not what; add --freeze stages or backbone."
+            )
         if self.push_to_hub and not self.hub_model_id:
             raise UserError("--push_to_hub needs --hub_model_id, e.g. me/effnet-b4.")
         if self.data_dir and self.dataset_name:
@@ -95,6 +102,43 @@ class Recipe(
             raise UserError("--label_separator parts the cells of one --label_column, and there are several; give one.")
         if self.label_separator is not None and not self.label_separator:
             raise UserError("--label_separator is empty; give what stands between two labels of a cell, e.g. ';'.")
+        k, n = self.fold, self.folds
+        if n == 1:
+            raise UserError("--folds 1 leaves nothing to train on; give a number of folds from 2 on.")
+        if n and not k:
+            raise UserError(f"--folds {n} needs --fold, which of them to validate on: one from 1 to {n}.")
+        if k > n:
+            wrong = (
+                f"is not one of --folds {n}; give one from 1 to {n}" if n else "needs --folds, of how many it is one"
+            )
+            raise UserError(f"--fold {k} {wrong}.")
+        for name in ("val_fraction", "val_split", "streaming"):
+            if self.folds and getattr(self, name):
+                raise UserError(f"--folds says what is validated on, and goes without --{name}; drop one of them.")
+        if self.folds and self.accept_changed_data:
+            raise UserError(
+                "--folds goes without --accept_changed_data true: other images change the folds, and a network would be"
+                " measured on what it was trained on; train the fold anew."
+            )
+        names = ("randaugment_operations", "randaugment_magnitude") if self.augmentation != "randaugment" else ()
+        if any(getattr(self, name) != getattr(Recipe, name) for name in names):
+            raise UserError(
+                "--randaugment_operations and --randaugment_magnitude are the strength of --augmentation randaugment;"
+                f" this is {self.augmentation}."
+            )
+        if self.class_weights == "none":  # a flag over a file that has some
+            object.__setattr__(self, "class_weights", None)
+        if self.sampler == "balanced" and self.class_weights == "balanced":
+            raise UserError(
+                "--sampler balanced and --class_weights balanced mend the same thing, together twice; give one."
+            )
+        unknown = "--streaming" if self.streaming else "--loader synthetic" if self.loader == "synthetic" else ""
+        needs = {"--sampler balanced": self.sampler == "balanced", "--class_weights": self.class_weights is not None}
+        for flag, given in needs.items():
+            if given and unknown:
+                raise UserError(f"{flag} has to know how many images each class has, and {unknown} does not; drop one.")
+        if self.class_weights not in (None, "balanced"):
+            object.__setattr__(self, "class_weights", _path("class_weights", self.class_weights))
         if len(set(self.label_column)) < len(self.label_column):
             raise UserError("--label_column names a column twice.")
         self.model_config()  # the architecture checks its own options
@@ -178,6 +222,7 @@ def parse_recipe(
     own.add_argument("-h", "--help", action="store_true", help="print this, with the values of --config, and stop")
     own.add_argument(
         "--config",
+        "--recipe",
         default=config,
         metavar="RECIPE",
         help=f"built-in recipe or YAML file; built in: {', '.join(available_recipes())}",
@@ -206,7 +251,15 @@ def parse_recipe(
             _coerce(name, values.get(name, getattr(Recipe, name)), _HINTS[name]) for name in ("warmup_epochs", "epochs")
         )
         given["warmup_epochs"] = warmup * given["epochs"] / max(epochs, 1)
-    return Recipe(**_merged(values, given)), arguments
+    recipe = Recipe(**_merged(values, given))
+    if recipe.resume and recipe.model is None and (model := _resumed_model(recipe)):
+        recipe = Recipe(**_merged(values, {**given, "model": model}))
+    if recipe.model is None and arguments.config in FOR_WEIGHTS and not arguments.print_config:
+        raise UserError(
+            f"--config {arguments.config} fine-tunes weights; give them with --model, a folder or a Hub id, or train"
+            " from scratch with --config b0."
+        )
+    return recipe, arguments
 
 
 class _RecipeParser(OneLineErrors, HfArgumentParser):
@@ -309,8 +362,8 @@ def _path(name: str, value: Any) -> Any:
 def _merged(values: dict, given: dict) -> dict:
     """A file's `values` and what was `given` over them.
 
-    The preset of `hardware` goes over the file when it is given, and under it when the file names it itself, as one
-    does that `to_yaml` wrote.
+    What a flag makes meaningless in the file is dropped. The preset of `hardware` goes over the file when it is given,
+    and under it when the file names it itself, as one does that `to_yaml` wrote.
     """
     values, given = (
         {name: _path(name, value) if name in PATHS else value for name, value in source.items()}
@@ -321,33 +374,24 @@ def _merged(values: dict, given: dict) -> dict:
         speaks = not folder.path.is_dir() or folder.processor.is_file()
         its_own = OF_A_CONFIG + (OF_A_PROCESSOR if speaks else ())
         values = {name: value for name, value in values.items() if name not in its_own}
+    values = give_way(values, given)
     merged = {**values, **given}
-    preset = _hardware_preset(merged) if merged.get("hardware") else {}
+    preset = hardware_preset(merged) if merged.get("hardware") else {}
     return {**values, **preset, **given} if given.get("hardware") else {**preset, **merged}
+
+
+def _resumed_model(recipe: Recipe) -> str | None:
+    """The `--model` of the run that is gone on with; None where it had none, or where no checkpoint can be read."""
+    run = RunFolder(recipe.output_dir if recipe.resume == "auto" else str(recipe.resume))
+    for folder in [run.path] if run.progress.is_file() else reversed(run.all_checkpoints()):
+        with contextlib.suppress(UserError):
+            return _read_values(str(RunFolder(folder).recipe)).get("model")
+    return None
 
 
 def _same_place(one: str, other: object) -> bool:
     """Whether two values of `model` mean the same folder or Hub id."""
     return isinstance(other, str) and os.path.realpath(one) == os.path.realpath(other)
-
-
-def _hardware_preset(values: dict) -> dict:
-    """Per-device batch, precision and workers of a machine, from `hardware.yaml`."""
-    table = yaml.safe_load((FOLDER / "hardware.yaml").read_text(encoding="utf-8"))
-    name = str(values["hardware"]).lower()
-    if name not in table:
-        raise UserError(f"--hardware {values['hardware']!r} is unknown; known: {', '.join(table)}.")
-    machine = table[name]
-    precision = values.get("precision") or machine["precision"]
-    if precision not in machine["per_device_batch_size"]:
-        known = ", ".join(machine["per_device_batch_size"])
-        raise UserError(f"--hardware {name} has no preset for --precision {precision}; it has {known}.")
-    size = str(values.get("variant", "b0")).removeprefix("widese-")
-    batches = machine["per_device_batch_size"][precision]
-    preset = {"precision": precision, "num_workers": machine["num_workers"]}
-    if size in batches:
-        preset["per_device_batch_size"] = batches[size]
-    return preset
 
 
 def _coerce(name: str, value, hint):

@@ -304,3 +304,78 @@ def test_an_old_name_in_a_file_still_works(tmp_path, capsys):
 def test_a_typed_false_wins_over_the_file(words, wanted, tmp_path):
     (tmp_path / "own.yaml").write_text("overwrite: true")
     assert parse_recipe(["--config", str(tmp_path / "own.yaml"), *words])[0].overwrite is wanted
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"randaugment_magnitude": 5}, "are the strength of --augmentation randaugment; this is none"),
+        ({"randaugment_operations": 3, "augmentation": "autoaugment"}, "this is autoaugment"),
+        ({"sampler": "balanced", "class_weights": "balanced"}, "mend the same thing, together twice; give one"),
+        (
+            {"sampler": "balanced", "loader": "synthetic"},
+            "--sampler balanced has to .* --loader synthetic does not",
+        ),
+        ({"class_weights": "w.csv", "dataset_name": "a/b", "streaming": True}, "--class_weights has to .* --streaming"),
+        ({"select_best": "accuracy"}, "--select_best must be one of top1, macro_recall, macro_f1, loss, map, f1"),
+        ({"random_erasing": 1.5}, "--random_erasing must be between 0 and 1"),
+    ],
+)
+def test_options_for_unbalanced_folders_that_contradict_each_other(options, words):
+    with pytest.raises(UserError, match=words):
+        Recipe(**options)
+
+
+@pytest.mark.parametrize(
+    "document, words, wanted",
+    [
+        ("freeze: stages\nfreeze_epochs: 2", "--freeze none", {"freeze_epochs": 0}),
+        ("augmentation: randaugment\nrandaugment_magnitude: 12", "--augmentation none", {"randaugment_magnitude": 9}),
+        (
+            "augmentation: randaugment\nrandaugment_operations: 3",
+            "--randaugment_magnitude 5",
+            {"randaugment_operations": 3},
+        ),
+        ("optimizer: sgd\nnesterov: true", "--optimizer adamw", {"nesterov": False}),
+        ("optimizer: sgd\nnesterov: true", "--momentum 0", {"nesterov": False, "optimizer": "sgd"}),
+        ("folds: 5\nfold: 2", "--folds 0", {"fold": 0}),
+        ("folds: 5\nfold: 2", "--fold 3", {"folds": 5, "fold": 3}),
+        ("folds: 5\nfold: 2", "--val_fraction 0.2", {"folds": 0, "fold": 0, "val_fraction": 0.2}),
+        ("folds: 5\nfold: 2", "--val_split test", {"folds": 0, "fold": 0}),
+        ("val_split: test", "--folds 5 --fold 1", {"val_split": None, "folds": 5}),
+        ("val_fraction: 0.2\naccept_changed_data: true", "--folds 5 --fold 1", {"val_fraction": 0.0}),
+        ("val_fraction: 0.2", "--val_split test", {"val_fraction": 0.0}),
+        ("sampler: balanced", "--class_weights balanced", {"sampler": "shuffled"}),
+        ("class_weights: balanced", "--sampler balanced", {"class_weights": None}),
+        ("class_weights: /w.csv", "--sampler balanced", {"class_weights": "/w.csv"}),
+        ("class_weights: balanced", "--class_weights none --loader synthetic", {"class_weights": None}),
+        ("data_dir: a\nlabels: b.csv", "--dataset_name me/set --streaming", {"data_dir": None, "labels": None}),
+        ("dataset_name: me/set\nstreaming: true", "--data_dir a", {"dataset_name": None, "streaming": False}),
+    ],
+)
+def test_what_a_flag_makes_meaningless_in_the_file_gives_way(document, words, wanted, tmp_path):
+    (tmp_path / "own.yaml").write_text(document)
+    recipe, _ = parse_recipe(["--config", str(tmp_path / "own.yaml"), *words.split()])
+    assert {name: getattr(recipe, name) for name in wanted} == wanted
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--augmentation none --randaugment_magnitude 12",
+        "--freeze none --freeze_epochs 2",
+        "--folds 5 --fold 1 --val_fraction 0.2",
+        "--optimizer adamw --nesterov",
+        "--sampler balanced --class_weights balanced",
+    ],
+)
+def test_what_was_typed_does_not(words):
+    with pytest.raises(UserError):
+        parse_recipe(words.split())
+
+
+def test_a_file_of_weights_is_a_path_and_may_go_with_the_sampler(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = Recipe(class_weights="~/w.csv", sampler="balanced")
+    assert recipe.class_weights == "/home/me/w.csv" and Recipe(class_weights="balanced").class_weights == "balanced"
+    assert Recipe(augmentation="randaugment", randaugment_operations=3).randaugment_operations == 3
