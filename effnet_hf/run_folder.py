@@ -4,6 +4,7 @@ output_dir/
   .effnet_hf.json                     whose folder it is, and which names runs made in it; .lock while one runs
   config.json model.safetensors preprocessor_config.json README.md   the best model, opens with from_pretrained
   recipe.yaml metrics.jsonl summary.json plots/
+  report/                             what the best model knows: report.html, its figures and pictures; stays local
   manifest.json                       size and SHA-256 of config, weights, processor and code
   ema/                                the moving average of the weights
   checkpoints/update-00001250/        the same files plus what resuming needs, see training/resume.py
@@ -40,6 +41,7 @@ class RunFolder:
     summary = _Entry("summary.json")
     bad_files = _Entry("bad_files.txt")
     plots = _Entry("plots")
+    report = _Entry("report")
     logs = _Entry("logs")
     profile = _Entry("profile")
     config = _Entry("config.json")
@@ -52,6 +54,8 @@ class RunFolder:
     sensitivity = _Entry("sensitivity.json")
     sensitivity_plot = _Entry("sensitivity.png")
     benchmark = _Entry("benchmark.json")
+    rate_test = _Entry("lr_find.json")
+    rate_curve = _Entry("lr_find.png")
     checkpoints = _Entry("checkpoints")
     best = _Entry("checkpoints/best")
     incoming = _Entry("checkpoints/incoming")  # a checkpoint of another folder, until it takes its place
@@ -64,6 +68,7 @@ class RunFolder:
     def written_while_running(self, recipe: Any) -> list[str]:
         """What a run of a recipe may write right in its folder before its end."""
         entries = [self.recipe, self.metrics, self.bad_files, self.checkpoints]
+        entries += [self.plots] if recipe.report else []
         entries += [self.logs] if recipe.report_to else []
         entries += [self.profile] if recipe.profile else []
         entries += [self.quantization, self.sensitivity, self.sensitivity_plot] if recipe.placement != "none" else []
@@ -72,7 +77,9 @@ class RunFolder:
     def published(self, recipe: Any) -> list[str]:
         """What it writes there at its end, besides the files of its model's code."""
         entries = [self.config, self.weights, self.processor, self.card, self.manifest, self.summary, self.plots]
-        return [path.name for path in [*entries, *([self.ema] if recipe.ema_decay else [])]]
+        entries += [self.ema] if recipe.ema_decay else []
+        entries += [self.report] if recipe.report else []
+        return [path.name for path in entries]
 
     @staticmethod
     def is_a_runs_name(name: str) -> bool:

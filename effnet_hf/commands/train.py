@@ -16,7 +16,16 @@ from .benchmark import run_benchmark
 def add_flags(parser) -> None:
     parser.add_argument("--benchmark", choices=["train", "inference"], help="time steps instead of training")
     parser.add_argument(
-        "--steps", type=at_least(1), default=100, help="steps that --benchmark times, after 10 it does not"
+        "--lr_find",
+        "--lr-find",
+        action="store_true",
+        help="raise the learning rate step by step instead and suggest one",
+    )
+    parser.add_argument(
+        "--steps",
+        type=at_least(1),
+        help="steps that --benchmark times (100 by default), after 10 it does not; or of --lr_find (by default 100, or"
+        " what takes a minute here)",
     )
     add_token_flag(parser)
 
@@ -38,10 +47,24 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if recipe.placement != "none":
         raise UserError(f"--config {arguments.config} is a recipe that quantizes; run {invocation('qat')} instead.")
+    if arguments.steps and not (arguments.benchmark or arguments.lr_find):
+        raise UserError(
+            f"--steps {arguments.steps} goes with --benchmark or --lr_find; leave it out, a run's length is --epochs."
+        )
     require_data(recipe)
     use_token(arguments.hub_token)
+    if arguments.lr_find:
+        if arguments.benchmark:
+            raise UserError("--lr_find and --benchmark are two things to do instead of training; give one.")
+        if recipe.resume:
+            raise UserError("--lr_find tries rates from the start of a run; leave out --resume.")
     if arguments.benchmark:
-        return run_benchmark(recipe, arguments.benchmark, arguments.steps)
+        return run_benchmark(recipe, arguments.benchmark, arguments.steps or 100)
+    if arguments.lr_find:
+        from ..training import find_learning_rate
+
+        find_learning_rate(recipe, arguments.steps)
+        return 0
     from ..training import train  # torch takes seconds to import, so it waits until the flags are known to be right
 
     return train(recipe)

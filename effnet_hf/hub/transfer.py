@@ -3,6 +3,7 @@
 import shlex
 from pathlib import Path
 
+import huggingface_hub
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -17,8 +18,9 @@ from huggingface_hub.errors import (
 from ..errors import UserError
 
 
-# Not for the Hub: hidden files, and what only a resumed training needs (optimizer, random states).
-_LOCAL_ONLY = [".*", "*/.*", "checkpoints/*"]
+# Not for the Hub: what only a resumed training needs (optimizer, random states), and pictures and names of the data.
+_OF_A_RUN = ["checkpoints/*", "report/*", "plots/first_batch.png"]
+_LOCAL_ONLY = [".*", "*/.*", *_OF_A_RUN]
 # HfHubHTTPError derives from the HTTP library's own root error: requests' before huggingface_hub 1.0, httpx' since.
 _FAILURES: tuple[type[Exception], ...] = (OSError, HFValidationError, HfHubHTTPError.__mro__[1])
 
@@ -50,7 +52,8 @@ def push_folder(
     again, so a second call continues an interrupted one.
 
     Args:
-        folder: everything in it is uploaded, but hidden files and `checkpoints/`.
+        folder: everything in it is uploaded, but hidden files, `checkpoints/`, and what shows images of a run's data:
+            `report/` and `plots/first_batch.png`.
         repo_id: `"me/x"`; created if it does not exist, without a name before the slash under the token's owner.
         private: whether a new repository is private; by default what the owner's settings say.
         revision: branch to push to, created if it does not exist.
@@ -74,13 +77,20 @@ def push_folder(
             ignore_patterns=_LOCAL_ONLY,
         )
     except Exception as error:  # of the HTTP library, the storage client or the disk: the way out is the same
-        again = ["hf", "upload", repo_id, str(folder), ".", "--exclude", "checkpoints/*"]
+        again = ["hf", "upload", repo_id, str(folder), ".", *_excluding(_OF_A_RUN)]
         again += (["--revision", revision] if revision else []) + (["--private"] if private else [])
         raise UserError(
             f"Upload to {repo_id} failed: {_reason(error, revision)} The result is safe in {folder}; "
             f"to upload it again: {shlex.join(again)}"
         ) from error
     return str(commit.commit_url).partition("/commit/")[0]
+
+
+def _excluding(patterns: list[str]) -> list[str]:
+    """As `hf upload` takes them: up to huggingface_hub 0.36 all behind one flag, since 1.0 each behind its own."""
+    if huggingface_hub.__version__.startswith("0."):
+        return ["--exclude", *patterns]
+    return [word for pattern in patterns for word in ("--exclude", pattern)]
 
 
 def _reason(error: Exception, revision: str | None) -> str:

@@ -2,6 +2,7 @@
 
 from .evaluation import validate_checkpoint
 from .loop import train, train_step, validate
+from .lr_find import find_learning_rate
 from .memory import largest_map
 from .metrics import LatencyMeter, LossMeter, TopKAccuracy, percentiles
 from .model import Start, build_model, build_processor, open_start
@@ -27,6 +28,7 @@ __all__ = [
     "restore_run",
     "training_steps",
     "describe_device",
+    "find_learning_rate",
     "keep_freed_memory",
     "largest_map",
     "learning_rate",

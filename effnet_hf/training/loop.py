@@ -10,14 +10,17 @@ import time
 import torch
 from accelerate import Accelerator
 
+from ..analysis import Recorder
 from ..errors import OneProcessError, UserError, sentence_of
 from ..multi_label import is_multi_label
 from ..recipes import Recipe
 from ..run_folder import RunFolder
+from .batch_sheet import show_first_batch
 from .launcher import with_others
 from .metrics import Accuracy, LatencyMeter, LossMeter, SeveralLabels, Speed, percentiles
 from .optim import distillation_loss, learning_rate, set_learning_rate, training_loss
 from .owner import only_run
+from .plots import LiveCurves
 from .precision import start_accelerator
 from .publish import finish, push
 from .run import Quantizing, Run
@@ -81,9 +84,13 @@ def train_epochs(run: Run) -> bool:
     recipe, progress = run.recipe, run.progress
     first_epoch = progress.epoch + progress.is_trained
     last_epoch = min(recipe.epochs, first_epoch + (recipe.run_epochs or recipe.epochs))
+    curves = LiveCurves(run)
     while progress.epoch < last_epoch and not run.patience_is_over:
+        run.thaw_if_due()
         if not train_epoch(run) or not end_epoch(run, last_epoch):
             return False
+        if recipe.report:
+            curves.refresh()
     return True
 
 
@@ -104,6 +111,8 @@ def train_epoch(run: Run) -> bool:
 
     try:
         for batch in speed.watch(run.interruption.watch(loader.epoch(progress.epoch, start_update=progress.update))):
+            if recipe.report and not run.first_batch_shown:
+                show_first_batch(run, batch)
             rate = learning_rate(recipe, progress.epoch, progress.update, loader.updates_per_epoch)
             set_learning_rate(run.optimizer, rate)
             run.remember(losses)
@@ -210,7 +219,7 @@ def train_step(run: Run, batch: dict) -> torch.Tensor:
     with accelerator.accumulate(run.model):
         logits = _answers(run, batch)
         several = is_multi_label(run.bare_model.config)
-        loss = training_loss(logits, batch["labels"], recipe.label_smoothing, several)
+        loss = training_loss(logits, batch["labels"], recipe.label_smoothing, several, run.class_weights)
         if run.teacher is not None:
             with torch.no_grad(), accelerator.autocast():
                 taught = run.teacher(pixel_values=batch["pixel_values"]).logits
@@ -255,12 +264,18 @@ def end_epoch(run: Run, last_epoch: int) -> bool:
 
     # Without DDP, whose forward pass is a collective: the processes may have different numbers of batches.
     networks = {"val": run.bare_model, **({"val_ema": run.ema.model} if run.ema is not None else {})}
+    recorders = dict.fromkeys(networks) | ({kind: Recorder() for kind in networks} if recipe.report else {})
     results = {}
     try:
         for kind, network in networks.items():
-            choose_thresholds = True
             results[kind] = validate(
-                network, run.loaders.val, run.accelerator, recipe.top_k, run.interruption, choose_thresholds
+                network,
+                run.loaders.val,
+                run.accelerator,
+                recipe.top_k,
+                run.interruption,
+                choose_thresholds=True,
+                recorder=recorders[kind],
             )
     except Diverged as error:
         refuse_divergence(error.loss, run, f"{kind}.loss")
@@ -269,14 +284,11 @@ def end_epoch(run: Run, last_epoch: int) -> bool:
         save(run)
         return False
 
-    first, second = run.figure_names
-    kind, figures = max(results.items(), key=lambda item: (item[1][first], -item[1]["loss"]))
+    kind, figures = max(results.items(), key=lambda item: run.standing(item[1]))
     progress.epochs_since_best += 1
-    # Small validation sets often tie on top-1; the loss then says which model is surer of it.
-    if (figures[first], -figures["loss"]) > (progress.best_top1, -progress.best_loss):
-        progress.best_top1, progress.best_loss, progress.best_topk = (figures[name] for name in (first, "loss", second))
-        progress.best_epoch, progress.best_is_ema, progress.epochs_since_best = progress.epoch, kind == "val_ema", 0
-        progress.num_validated = int(figures["n"])
+    if progress.best_epoch < 0 or run.standing(figures) > run.standing(run.best_figures()):
+        run.note_best(figures, kind == "val_ema")
+        run.best_answers, run.best_speed = recorders[kind], figures.get("total_ips")
         run.checkpoints.save_best(run.ema.model if run.ema is not None and progress.best_is_ema else run.bare_model)
     run.log_epoch(progress.loss_sum / max(progress.loss_count, 1), results)
     progress.start_epoch(progress.epoch + 1)
@@ -299,6 +311,7 @@ def validate(
     top_k: int = 5,
     interruption: Interruption | None = None,
     choose_thresholds: bool = False,
+    recorder: Recorder | None = None,
 ) -> dict[str, float]:
     """Top-1, top-k (percent) and cross entropy over every image exactly once, on any number of processes.
 
@@ -312,6 +325,7 @@ def validate(
     Args:
         interruption: ends it between two batches.
         choose_thresholds: put the best thresholds for these images into `config.thresholds` first.
+        recorder: gets every answer of this process.
 
     Raises:
         Stopped: it did, on all processes.
@@ -335,6 +349,8 @@ def validate(
             logits = model(pixel_values=batch["pixel_values"]).logits.float()
         labels = batch["labels"]
         sums[0] += answers.add(logits, labels)
+        if recorder is not None:
+            recorder.add(logits, labels, batch["index"])
         sums[1] += len(labels)
         sizes.append(len(labels))
     sums = accelerator.reduce(sums, reduction="sum").tolist()

@@ -9,33 +9,69 @@ import torch
 from torch.nn import functional
 
 from ..configuration import EfficientNetNVConfig
+from ..errors import UserError
 from ..multi_label import choose_thresholds, macro_f1, mean_average_precision, thresholds_of
 
 
 def topk_correct(logits: torch.Tensor, labels: torch.Tensor, ks: tuple[int, ...]) -> torch.Tensor:
-    """How many labels (N,) are among the k best of logits (N, classes), for each k; k is capped at the classes."""
-    best = logits.topk(min(max(ks), logits.shape[-1]), dim=-1).indices
-    hits = best == labels[:, None]
-    return torch.stack([hits[:, :k].any(-1).sum() for k in ks])
+    """How many labels (N,) are among the k best of logits (N, classes), for each k. Of equal ones the first is best, as
+    in `argmax` and in a report; `topk` takes any."""
+    label = labels[:, None]
+    own = logits.gather(-1, label)
+    later = torch.arange(logits.shape[-1], device=logits.device) > label
+    beaten = (own > logits) | (own == logits) & later  # by the label; NaN is not
+    rank = logits.shape[-1] - beaten.sum(-1, dtype=torch.int32)
+    return torch.stack([(rank <= k).sum() for k in ks])
 
 
 class Accuracy:
-    """Top-1 and top-k of a validation, percent, summed on the device."""
+    """Top-1, top-k and the means of recall and F1 over the classes that have an image, of a validation, percent.
+
+    Accuracies are summed on the device; label and answer of every image are kept, for the means.
+    """
 
     def __init__(self, top_k: int, device: torch.device):
         self.top_k = top_k
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # top-1, top-k, images
+        self.pairs = [torch.empty((0, 2), dtype=torch.int64, device=device)]  # label, answer
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Counts a batch, (N, classes) and (N,), and returns the sum of its losses."""
         self.sums[:2] += topk_correct(logits, labels, (1, self.top_k))
         self.sums[2] += len(labels)
+        self.pairs.append(torch.stack([labels, logits.argmax(-1)], 1))
         return functional.cross_entropy(logits, labels, reduction="sum")
 
     def figures(self, accelerator, choose: bool) -> dict[str, float]:
         """Of all processes; a collective call."""
+        from sklearn.metrics import f1_score, recall_score
+
         right, among, images = accelerator.reduce(self.sums, reduction="sum").tolist()
-        return {"top1": 100 * right / images, f"top{self.top_k}": 100 * among / images}
+        pairs = accelerator.gather(accelerator.pad_across_processes(torch.cat(self.pairs), pad_index=-1)).cpu().numpy()
+        labels, answers = pairs[pairs[:, 0] >= 0].T
+        over = {"labels": np.unique(labels), "average": "macro", "zero_division": 0}
+        return {
+            "top1": 100 * right / images,
+            f"top{self.top_k}": 100 * among / images,
+            "macro_recall": 100 * float(recall_score(labels, answers, **over)),
+            "macro_f1": 100 * float(f1_score(labels, answers, **over)),
+        }
+
+
+def deciding_figure(select_best: str | None, several: bool) -> str:
+    """The figure of a validation that decides which model is best: `--select_best`, or top-1 or mAP.
+
+    Args:
+        several: whether the data has several labels per image.
+
+    Raises:
+        UserError: that data has no such figure.
+    """
+    allowed = ("map", "f1", "loss") if several else ("top1", "macro_recall", "macro_f1", "loss")
+    if select_best is not None and select_best not in allowed:
+        kind = "several labels per image" if several else "one label per image"
+        raise UserError(f"--select_best {select_best}: the data has {kind}; choose one of {', '.join(allowed)}.")
+    return select_best or allowed[0]
 
 
 class SeveralLabels:

@@ -37,12 +37,14 @@ class Start:
         teacher: the checkpoint to distil from.
         config: the architecture, before the data's classes are known.
         processor: how images are prepared.
+        notes: a sentence for each of them that loses a temperature: it belongs to weights that do not change.
     """
 
     checkpoint: Checkpoint | None
     teacher: Checkpoint | None
     config: EfficientNetNVConfig
     processor: EfficientNetNVImageProcessor
+    notes: tuple[str, ...] = ()
 
     @property
     def image_size(self) -> int:
@@ -74,6 +76,7 @@ def open_start(recipe: Recipe, resumed: Path | None = None) -> Start:
         raise UserError(
             "--classes_by_position is about the classes of a checkpoint; give one with --model, or leave it out."
         )
+    notes = tuple(_drop_temperature(each) for each in (checkpoint, teacher) if each and each.config.softmax_temperature)
     config = checkpoint.config if checkpoint is not None else recipe.model_config()
     before = Checkpoint(str(resumed), "--resume", config) if resumed is not None else None
     if before is not None and before.has_processor:
@@ -94,7 +97,15 @@ def open_start(recipe: Recipe, resumed: Path | None = None) -> Start:
                     f"{teacher.flag} {teacher.name} was trained with {name} {there[name]} and would see images prepared"
                     f" with {name} {here[name]}; give a teacher whose preprocessor_config.json says the same."
                 )
-    return Start(checkpoint, teacher, config, processor)
+    return Start(checkpoint, teacher, config, processor, notes)
+
+
+def _drop_temperature(checkpoint: Checkpoint) -> str:
+    temperature, checkpoint.config.softmax_temperature = checkpoint.config.softmax_temperature, None
+    return (
+        f"{checkpoint.flag} {checkpoint.name} divides its logits by {temperature:g}, its temperature; not here:"
+        f" {invocation('validate')} --calibrate finds one for the weights that come of this"
+    )
 
 
 def build_processor(

@@ -13,15 +13,32 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     """Batch norm without weight decay, everything else with it, biases of linear layers included (as the original).
 
     B0 has 98 tensors in the first group and 115 in the second, B4 192 and 226.
+
+    With `layer_decay` d there are two groups for every stage, with an `lr_scale` that [`set_learning_rate`] multiplies
+    the rate by: 1 for classifier and head convolution, d for the last stage, d^2 for the one before it, and so on to
+    the stem. (timm's `param_groups_layer_decay` counts blocks instead, of which B0 has 16 and B7 55.)
     """
     kinds = (nn.BatchNorm2d, nn.SyncBatchNorm)
     norms = {id(p) for m in model.modules() if isinstance(m, kinds) for p in m.parameters(recurse=False)}
     norm_decay = recipe.weight_decay if recipe.bn_weight_decay else 0.0
     parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
+    groups = [
         {"params": [p for p in parameters if id(p) in norms], "weight_decay": norm_decay},
         {"params": [p for p in parameters if id(p) not in norms], "weight_decay": recipe.weight_decay},
     ]
+    return groups if recipe.layer_decay == 1 else _by_stage(groups, model, recipe.layer_decay)
+
+
+def _by_stage(groups: list[dict], model: nn.Module, decay: float) -> list[dict]:
+    encoder = model.efficientnet.encoder
+    parts = [encoder.stem, *encoder.stages]
+    scales = {id(p): decay ** (len(parts) - i) for i, part in enumerate(parts) for p in part.parameters()}
+    divided = []
+    for group in groups:
+        for scale in sorted({scales.get(id(p), 1.0) for p in group["params"]}):
+            params = [p for p in group["params"] if scales.get(id(p), 1.0) == scale]
+            divided.append({**group, "params": params, "lr_scale": scale})
+    return divided
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
@@ -81,7 +98,7 @@ def learning_rate(recipe: Recipe, epoch: int, update: int, updates_per_epoch: in
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Sets the rate of the next step.
+    """Sets the rate of the next step, of a group with an `lr_scale` that share of it.
 
     Raises:
         UserError: the optimizer's arithmetic cannot hold it.
@@ -92,11 +109,21 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             " or --lr_step_gamma."
         )
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("lr_scale", 1.0)
+
+
+def layer_rates(optimizer: torch.optim.Optimizer, rate: float) -> str:
+    """What `layer_decay` makes of a rate, in a sentence."""
+    lowest = min(group.get("lr_scale", 1.0) for group in optimizer.param_groups)
+    return f"that is the classifier's rate; the stem's is {rate * lowest:.4g}, the stages' lie between them"
 
 
 def training_loss(
-    logits: torch.Tensor, targets: torch.Tensor, label_smoothing: float, multi_label: bool = False
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    label_smoothing: float,
+    multi_label: bool = False,
+    class_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Cross entropy in fp32 against class indices (N,) or mixed-up probabilities (N, classes).
 
@@ -105,10 +132,18 @@ def training_loss(
     Args:
         multi_label: binary cross entropy against (N, classes), the mean over images and classes, as transformers'; a
             target t becomes `t (1 - eps) + eps / 2`.
+        class_weights: float32 (classes,), the factor of each class's term, of smoothed and mixed-up targets too. The
+            sum is divided by the number of images, not by their weights as torch does for indices: so a batch has the
+            same gradient whole and in parts. With `multi_label`, of the terms for having a label (`pos_weight`).
     """
     if multi_label:
         targets = targets * (1 - label_smoothing) + label_smoothing / 2
-        return nn.functional.binary_cross_entropy_with_logits(logits.float(), targets)
+        return nn.functional.binary_cross_entropy_with_logits(logits.float(), targets, pos_weight=class_weights)
+    if class_weights is not None:
+        total = nn.functional.cross_entropy(
+            logits.float(), targets, class_weights, label_smoothing=label_smoothing, reduction="sum"
+        )
+        return total / len(logits)
     return nn.functional.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
 
 

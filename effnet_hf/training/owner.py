@@ -20,12 +20,13 @@ from accelerate.utils import broadcast_object_list
 from ..errors import UserError, printable
 from ..files import atomic_write, lock_beside, make_folders, meant, recover, remove, writing
 from ..lock import held
+from ..manifest import MANIFEST, foreign_file, problem, read_manifest
 from ..reading import read_json
 from ..recipes import Recipe
 from ..run_folder import RunFolder
 
 
-# Besides hidden files and a benchmark's figures, what may lie in a folder before its first run: a log of that.
+# Besides hidden files and what a benchmark or --lr_find wrote, what may lie in a folder before its first run: its log.
 _BEFORE_A_RUN = (".log", ".out", ".err")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -126,7 +127,8 @@ class Owner:
             raise UserError(f"{self.run.checkpoints} is a link to a folder that is not there; is its disk mounted?")
         if self.marked:
             recover(self.run.path, RunFolder.is_a_runs_name)
-            recover(self.run.plots, lambda name: True)
+            for folder in (self.run.plots, self.run.report):
+                recover(folder, lambda name: True)
             # A name that runs have never used here is somebody else's, if it is taken.
             foreign = sorted(name for name in self.needed - self.made if os.path.lexists(self.run.path / name))
             if foreign == [self.run.checkpoints.name] and _is_empty(self.run.checkpoints):
@@ -180,22 +182,36 @@ class Owner:
     def clear(self) -> None:
         """Removes all that runs made, the published model too, and nothing else; but for a checkpoint that is on its
         way here."""
-        checkpoints, kept = (
-            self.run.checkpoints,
-            self.run.incoming.name if self.pending.get("what") == "import" else None,
-        )
+        checkpoints, report = self.run.checkpoints, self.run.report
+        kept = self.run.incoming.name if self.pending.get("what") == "import" else None
         if checkpoints.name in self.made and checkpoints.is_dir():
             for path in checkpoints.iterdir():  # not the folder itself, which may be a link to another disk
                 if RunFolder.is_in_checkpoints(meant(path.name)) and path.name != kept:
                     remove(path)
-        for name in sorted(self.made - {checkpoints.name}):
+        if report.name in self.made:
+            _remove_report(report)
+        for name in sorted(self.made - {checkpoints.name, report.name}):
             remove(self.run.path / name)
-        self.made &= {checkpoints.name}
+        self.made &= {checkpoints.name, *([report.name] if report.exists() else [])}
 
     def _write(self) -> None:
         content = {"effnet_hf": 1, "made": sorted(self.made), "pending": self.pending}
         with atomic_write(self.run.mark) as file:
             file.write(json.dumps(content, indent=1) + "\n")
+
+
+def _remove_report(folder: Path) -> None:
+    """Where somebody has put a file beside it, or marks into it, only what is still as it was written."""
+    if folder.is_symlink() or foreign_file(folder, edited=True) is None:
+        remove(folder)
+        return
+    names: list[str] = []
+    with contextlib.suppress(UserError):  # it has no manifest any more
+        names = list(read_manifest(folder))
+    for name in names:
+        if problem(folder, only=(name,)) is None:
+            remove(folder / name)
+    remove(folder / MANIFEST)
 
 
 def _is_pending(what: object, name: object) -> bool:
@@ -210,7 +226,8 @@ def _may_lie_there(run: RunFolder, path: Path) -> bool:
         return _is_empty(path)
     if path.name == "lost+found" and os.path.ismount(run.path):  # a file system's own
         return True
-    return path.name.startswith(".") or path.suffix in _BEFORE_A_RUN or path == run.benchmark
+    own = (run.benchmark, run.rate_test, run.rate_curve)
+    return path.name.startswith(".") or path.suffix in _BEFORE_A_RUN or path in own
 
 
 def _is_empty(folder: Path) -> bool:

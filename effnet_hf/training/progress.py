@@ -31,7 +31,10 @@ class Progress:
     is_trained: bool = False  # all steps of `epoch` are done, its validation is still to come
     best_top1: float = _bounded(-1.0, -1, 100)  # of several labels per image: mAP, and below F1
     best_topk: float = _bounded(0.0, 0, 100)
+    best_macro_recall: float = _bounded(0.0, 0, 100)  # of one label per image
+    best_macro_f1: float = _bounded(0.0, 0, 100)
     best_loss: float = 0.0
+    best_by: str = ""  # the figure that decides which model is best
     best_epoch: int = _bounded(-1, -1)
     best_is_ema: bool = False
     num_validated: int = _bounded(0)

@@ -2,19 +2,22 @@
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import accelerate
 import torch
 from accelerate import Accelerator
 
+from ..analysis import Recorder
 from ..data import BatchPlan, Loader, Loaders
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
-from ..multi_label import figure_names
+from ..multi_label import figure_names, is_multi_label
 from ..recipes import Recipe
 from .ema import ModelEMA
-from .metrics import LossMeter, Speed
+from .freezing import Freezing
+from .metrics import LossMeter, Speed, deciding_figure
 from .model import Start
 from .original_run import OriginalRun
 from .profiling import Profiler
@@ -60,9 +63,13 @@ class Run:
     progress: Progress
     interruption: Interruption
     profiler: Profiler
+    freezing: Freezing
     started: float = field(default_factory=time.monotonic)
     saved_at: float = field(default_factory=time.monotonic)
     limit_told: str = ""  # the verdict that the console has seen last
+    first_batch_shown: bool = False
+    best_answers: Recorder | None = None  # to the validation images; None also where this launch has not found the best
+    best_speed: float | None = None  # images per second then
     saved_updates: int = -1  # `progress.total_updates` of the newest checkpoint
     before_step: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)  # see `remember`
 
@@ -73,8 +80,54 @@ class Run:
 
     @property
     def figure_names(self) -> tuple[str, str]:
-        """Of a validation, beside its loss; the first decides which model is best."""
+        """Of a validation, beside its loss, the two that are shown whatever decides."""
         return figure_names(self.bare_model.config, self.recipe.top_k)
+
+    @property
+    def telling_names(self) -> list[str]:
+        """These and the one that decides, but for one that is always 100 %: top-5 of five classes or fewer."""
+        config, (first, second) = self.bare_model.config, self.figure_names
+        names = [first, second] if is_multi_label(config) or config.num_labels > self.recipe.top_k else [first]
+        return names if self.best_by in (*names, "loss") else [*names, self.best_by]
+
+    @property
+    def best_by(self) -> str:
+        """The figure that decides which model is best."""
+        return deciding_figure(self.recipe.select_best, is_multi_label(self.bare_model.config))
+
+    def standing(self, figures: dict[str, float]) -> tuple[float, float]:
+        """By what validations compare, the better the larger. Small validation sets often tie on a percentage; the loss
+        then says which model is surer of it."""
+        loss = -figures["loss"]
+        return loss if self.best_by == "loss" else figures[self.best_by], loss
+
+    def best_figures(self) -> dict[str, float]:
+        """Of the best model so far, every figure but speed, by name."""
+        first, second = self.figure_names
+        progress = self.progress
+        macro = {"macro_recall": progress.best_macro_recall, "macro_f1": progress.best_macro_f1}
+        return {
+            first: progress.best_top1,
+            second: progress.best_topk,
+            **({} if is_multi_label(self.bare_model.config) else macro),
+            "loss": progress.best_loss,
+        }
+
+    def note_best(self, figures: dict[str, float], is_ema: bool) -> None:
+        """Remembers this epoch's as the best."""
+        progress, (first, second) = self.progress, self.figure_names
+        progress.best_top1, progress.best_topk, progress.best_loss = (figures[name] for name in (first, second, "loss"))
+        progress.best_macro_recall, progress.best_macro_f1 = (
+            figures.get(name, 0.0) for name in ("macro_recall", "macro_f1")
+        )
+        progress.best_by, progress.best_epoch, progress.best_is_ema = self.best_by, progress.epoch, is_ema
+        progress.num_validated, progress.epochs_since_best = int(figures["n"]), 0
+
+    @cached_property
+    def class_weights(self) -> torch.Tensor | None:
+        """float32 (classes,), of the training loss."""
+        weights = self.loaders.class_weights
+        return None if weights is None else torch.from_numpy(weights).to(self.accelerator.device)
 
     @property
     def patience_is_over(self) -> bool:
@@ -137,6 +190,12 @@ class Run:
             for name, tensor in network.state_dict().items()  # what is saved
             if tensor.is_floating_point() and tensor.numel()
         ]
+
+    def thaw_if_due(self) -> None:
+        """Before an epoch: what was frozen for the ones before it trains from now on."""
+        if self.freezing.is_over(self.progress.epoch):
+            self.model = self.freezing.thaw(self.model, self.optimizer, self.accelerator)
+            self.report.line(f"thawed   everything trains from epoch {self.freezing.epochs + 1} on")
 
     def share_statistics(self) -> None:
         """Gives all processes the first one's batch norm statistics, which are the ones that are saved."""
@@ -214,7 +273,8 @@ class Run:
         for kind, figures in results.items():
             values = {f"{kind}.{name}": value for name, value in figures.items()}
             self.report.log(kind, progress.total_updates, values, epoch=progress.epoch)
-            text += "".join(f"  {kind}.{name} {figures[name]:6.2f}" for name in self.figure_names)
+            text += "".join(f"  {kind}.{name} {figures[name]:6.2f}" for name in self.telling_names)
             text += f"  {kind}.loss {figures['loss']:.4f}"
-        self.report.log("epoch", progress.total_updates, {"train.loss": train_loss}, epoch=progress.epoch)
+        values = {"train.loss": train_loss, "best_epoch": progress.best_epoch + 1, "best_is_ema": progress.best_is_ema}
+        self.report.log("epoch", progress.total_updates, values, epoch=progress.epoch)
         self.report.line(text + ("  best" if progress.epochs_since_best == 0 else ""))

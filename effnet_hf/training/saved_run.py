@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 # What a resumed run must have in common with its checkpoint.
 FIXED = (
-    "seed", "global_batch_size", "variant", "optimizer", "top_k", "placement", "qat_batch_norm", "float_layers",
+    "seed", "global_batch_size", "sampler", "folds", "fold", "variant", "optimizer", "top_k", "placement",
+    "qat_batch_norm", "float_layers", "freeze", "freeze_epochs",
 )  # fmt: skip
 
 
@@ -30,14 +31,9 @@ class SavedRun:
     folder: Path
     checkpoints: "Checkpoints"
 
-    def read_progress(self, num_samples: int, updates_per_epoch: int) -> Progress:
-        """Where it stands.
-
-        Raises:
-            UserError: it is unreadable, or its position means another sample in this run.
-        """
-        recipe, name = self.checkpoints.recipe, f"--resume {self.folder}"
-        progress, then = Progress.read(RunFolder(self.folder).progress), load_recipe(str(RunFolder(self.folder).recipe))
+    def _check_recipe(self) -> None:
+        """Raises `UserError` for a recipe that a resumed run cannot change to."""
+        recipe, then = self.checkpoints.recipe, load_recipe(str(RunFolder(self.folder).recipe))
         now: dict[str, object] = {option: getattr(recipe, option) for option in FIXED}
         before: dict[str, object] = {option: getattr(then, option) for option in FIXED}
         # The decay may change; an average that begins in the middle would be another thing under the same name.
@@ -46,10 +42,19 @@ class SavedRun:
         for option, old in before.items():
             if old != now[option]:
                 raise UserError(
-                    f"{name} was trained with --{option} {old}, not {now[option]};"
+                    f"--resume {self.folder} was trained with --{option} {old}, not {now[option]};"
                     " resume with its value, start from its weights with --model, or start afresh with --overwrite and"
                     " without --resume."
                 )
+
+    def read_progress(self, num_samples: int, updates_per_epoch: int) -> Progress:
+        """Where it stands.
+
+        Raises:
+            UserError: it is unreadable, or its position means another sample in this run.
+        """
+        recipe, name = self.checkpoints.recipe, f"--resume {self.folder}"
+        progress = Progress.read(RunFolder(self.folder).progress)
         if progress.num_samples != num_samples and not recipe.accept_changed_data:
             raise UserError(
                 f"{name} was trained on {progress.num_samples} images, the data now has {num_samples};"
@@ -104,8 +109,14 @@ class SavedRun:
             UserError: the checkpoint does not fit this run; until then nothing on the disk has changed.
         """
         train, accelerator, checkpoints = run.train_loader, run.accelerator, self.checkpoints
+        self._check_recipe()  # first: another fold has other images, too
         checkpoints.notes += on_main(accelerator, self._check_data)  # names what differs, before numbers are compared
         progress = self.read_progress(train.num_samples, train.updates_per_epoch)
+        if progress.best_epoch >= 0 and progress.best_by != run.best_by:
+            raise UserError(
+                f"--resume {self.folder} has chosen its best model by {progress.best_by}, not {run.best_by}; resume"
+                f" with --select_best {progress.best_by}."
+            )
         checkpoints.state.read(self.folder, progress)
         if progress.num_samples != train.num_samples:  # the position within the epoch means other images now
             progress.start_epoch(progress.epoch + progress.is_trained)

@@ -16,8 +16,10 @@ from ..run_folder import RunFolder
 from .batches import plan_for
 from .compilation import compile_model
 from .ema import ModelEMA
+from .freezing import Freezing, check_fine_tuning
+from .metrics import deciding_figure
 from .model import Head, build_networks, open_start, preparation
-from .optim import build_optimizer, peak_learning_rate
+from .optim import build_optimizer, layer_rates, peak_learning_rate
 from .original_run import OriginalRun
 from .precision import wants_channels_last
 from .profiling import Profiler
@@ -30,6 +32,14 @@ from .signals import Interruption
 from .state import TrainingState
 
 
+# Options that make a run another one than plain training; those with a line of their own are not among them.
+_WAYS = (
+    "augmentation", "randaugment_operations", "randaugment_magnitude", "random_erasing", "mixup", "cutmix", "sampler",
+    "class_weights", "label_smoothing", "gradient_clip", "distillation_weight", "ema_decay", "folds", "fold",
+    "select_best", "early_stopping_patience",
+)  # fmt: skip
+
+
 def build_run(recipe: Recipe, accelerator: Accelerator, quantization: Quantizing | None = None) -> Run:
     """Loaders, model, optimizer and moving average of a run that has not begun; [`restore_run`] comes next.
 
@@ -40,6 +50,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator, quantization: Quantizing
     """
     if recipe.precision is None:
         recipe = recipe.replace(precision=accelerator.mixed_precision.replace("no", "fp32"))
+    check_fine_tuning(recipe)
     checkpoints = Checkpoints(accelerator, recipe)
     resumed = checkpoints.find()
     resuming = isinstance(resumed, SavedRun)
@@ -52,6 +63,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator, quantization: Quantizing
     assert loaders.train is not None
     set_seed(recipe.seed)  # the same fresh weights on every process …
     several = loaders.label_sets is not None
+    deciding_figure(recipe.select_best, several)  # refused before anything is written
     model, teacher = build_networks(recipe, start, loaders.class_names, accelerator.device, channels_last, several)
     if not resuming:
         if quantization is not None:
@@ -62,6 +74,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator, quantization: Quantizing
         model = quantization.prepare(model, loaders, accelerator, report, resuming)
     ema = ModelEMA(model, recipe.ema_decay) if recipe.ema_decay else None
     optimizer = build_optimizer(model, recipe)
+    freezing = Freezing(model, recipe)
     for network in (model, *([ema.model] if ema is not None else [])):
         compile_model(network, recipe.compile, recipe.deterministic)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -69,7 +82,7 @@ def build_run(recipe: Recipe, accelerator: Accelerator, quantization: Quantizing
     return Run(
         recipe, accelerator, plan, loaders, start.processor, wrapped, model, optimizer, ema, teacher, start,
         quantization, checkpoints, resumed, report, Progress(num_samples=loaders.train.num_samples),
-        Interruption(accelerator), Profiler(recipe, accelerator),
+        Interruption(accelerator), Profiler(recipe, accelerator), freezing,
     )  # fmt: skip
 
 
@@ -116,7 +129,7 @@ def introduce(run: Run, chosen: str = "") -> None:
     )
     epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs != 1)}"
     report.line(f"batch    {run.plan}; {train.updates_per_epoch} steps per epoch, {epochs}")
-    notes = list(run.loaders.notes)
+    notes = [*run.start.notes, *run.loaders.notes]
     if train.updates_per_epoch < 10:
         steps = f"{train.updates_per_epoch} step{'s' * (train.updates_per_epoch != 1)}"
         flags = "--global_batch_size" + " and --per_device_batch_size" * (recipe.per_device_batch_size is not None)
@@ -134,6 +147,12 @@ def introduce(run: Run, chosen: str = "") -> None:
     for note in filter(None, notes):
         report.line(f"         {note}")
     report.line(f"optimize {recipe.optimizer}, learning rate {peak:.4g}{scaled}, {recipe.lr_schedule}")
+    if ways := [f"{name} {value}" for name in _WAYS if (value := getattr(recipe, name)) != getattr(Recipe, name)]:
+        report.line(f"         {', '.join(ways)}")
+    if recipe.layer_decay != 1:
+        report.line(f"         {layer_rates(run.optimizer, peak)}")
+    if frozen := run.freezing.describe(recipe.epochs):
+        report.line(f"freeze   {frozen}")
     report.line(f"device   {accelerator.num_processes} x {describe_device(accelerator.device)}, {recipe.precision}")
     if isinstance(run.resumed, SavedRun):
         where = f"epoch {progress.epoch + 1}, step {progress.update}"

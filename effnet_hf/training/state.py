@@ -159,7 +159,10 @@ class TrainingState:
                 if entries is not None:
                     entries.setdefault("momentum_buffer", torch.zeros_like(parameter, device="cpu"))
         needed = _NEEDED.get(type(_bare(self.optimizer)).__name__, ())
+        frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
         for name, number in numbers.items() if state else ():
+            if name in frozen and number not in state:  # it has not been trained yet
+                continue
             if not all(key in state.get(number, ()) for key in needed):
                 raise UserError(f"{folder / _OPTIMIZER} lacks some of {', '.join(needed)} for {name}.")
         return state

@@ -52,7 +52,7 @@ def benchmark_steps(recipe: Recipe, mode: str, steps: int) -> dict:
     with with_others(), tempfile.TemporaryDirectory() as scratch:
         recipe, accelerator, _ = start_accelerator(recipe)
         if not recipe.overwrite:
-            on_main(accelerator, lambda: _refuse_to_replace(target))
+            on_main(accelerator, lambda: refuse_to_replace(target, {"mode", "steps", "total_ips", "compute_ips"}))
         run = build_run(recipe.replace(output_dir=scratch, quiet=True, resume=None), accelerator)
         try:
             restore_run(run)
@@ -86,15 +86,15 @@ def benchmark_steps(recipe: Recipe, mode: str, steps: int) -> dict:
     return figures
 
 
-def _refuse_to_replace(target: Path) -> None:
-    """Raises `UserError` for a file that is there and is not of an earlier benchmark."""
+def refuse_to_replace(target: Path, keys: set[str], writer: str = "a benchmark") -> None:
+    """Raises `UserError` for a file that is there and lacks the keys of one that `writer` wrote."""
     if not os.path.lexists(target):
         return
     with contextlib.suppress(UserError):
-        if {"mode", "steps", "total_ips", "compute_ips"} <= read_json(target).keys():
+        if keys <= read_json(target).keys():
             return
     raise UserError(
-        f"{target} was not written by a benchmark; move it away, name another --output_dir, or replace it with"
+        f"{target} was not written by {writer}; move it away, name another --output_dir, or replace it with"
         " --overwrite."
     )
 

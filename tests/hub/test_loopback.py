@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 
 from effnet_hf import EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.hub import CardFacts, render_card
+from effnet_hf.hub.transfer import _OF_A_RUN, _excluding
 from tests.child_path import child_path
 from tests.conftest import tiny_config
 
@@ -40,6 +42,9 @@ def write_run(folder: Path, seed: int = 0) -> Path:
     (folder / "model.onnx").write_bytes(f"onnx {seed}".encode() * 1000)
     (folder / "plots").mkdir()
     (folder / "plots" / "curves.png").write_bytes(b"png")
+    (folder / "plots" / "first_batch.png").write_bytes(b"photographs")
+    (folder / "report").mkdir()
+    (folder / "report" / "report.html").write_text("photographs")
     (folder / "checkpoints" / "update-1").mkdir(parents=True)
     (folder / "checkpoints" / "update-1" / "optimizer.bin").write_bytes(b"secret")
     (folder / "checkpoints" / "README.md").write_text("no metadata")
@@ -97,7 +102,9 @@ def test_push_and_download(pushes):
     expected = {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and "checkpoints" not in path.parts and path.name != ".hidden"
+        if path.is_file()
+        and not {"checkpoints", "report"} & {*path.parts}
+        and path.name not in (".hidden", "first_batch.png")
     }
     assert pushed["branches"]["main"] == pushed["branches"]["v1"] == expected
     assert "configuration.py" in expected and "plots/curves.png" in expected
@@ -116,7 +123,7 @@ def test_push_and_download(pushes):
     }.items():
         assert answers[key].startswith(f"UserError: {words}"), answers[key]
         assert "\n" not in answers[key] and "Traceback" not in answers[key]
-    again = f"to upload it again: hf upload me/z {folder} . --exclude 'checkpoints/*'"
+    again = f"to upload it again: hf upload me/z {folder} . {shlex.join(_excluding(_OF_A_RUN))}"
     assert answers["no token"].endswith(f"The result is safe in {folder}; {again} --private")
     assert answers["reader"].endswith(f"{again} --revision v1")
     assert hub.repos["me/public"]["branches"]["main"] == {}

@@ -144,9 +144,8 @@ def test_checkpoints_are_pruned_and_the_best_is_kept(squares, tmp_path):
 
 def test_equal_top1_is_decided_by_the_loss(squares, tmp_path, monkeypatch):
     losses = iter([0.5, 0.3, 0.4])
-    monkeypatch.setattr(
-        "effnet_hf.training.loop.validate", lambda *_: {"top1": 50.0, "top5": 100.0, "loss": next(losses), "n": 12}
-    )
+    shares = {"top1": 50.0, "top5": 100.0, "macro_recall": 50.0, "macro_f1": 50.0}
+    monkeypatch.setattr("effnet_hf.training.loop.validate", lambda *_, **__: {**shares, "loss": next(losses), "n": 12})
     train(small_recipe(squares, tmp_path / "run", epochs=3, ema_decay=0.0))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert (summary["best_epoch"], summary["loss"]) == (2, 0.3)

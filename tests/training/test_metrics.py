@@ -1,22 +1,66 @@
 """Accuracy, speed and latency figures mean what their names say."""
 
+import csv
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, f1_score
+from accelerate import Accelerator
+from sklearn.metrics import average_precision_score, f1_score, recall_score
 
 from effnet_hf import EfficientNetNVConfig
+from effnet_hf.analysis import Answers, measure
+from effnet_hf.analysis.tables import write_tables
+from effnet_hf.errors import UserError
 from effnet_hf.training import TopKAccuracy
-from effnet_hf.training.metrics import LatencyMeter, SeveralLabels, Speed, percentiles, topk_correct
+from effnet_hf.training.metrics import (
+    Accuracy,
+    LatencyMeter,
+    SeveralLabels,
+    Speed,
+    deciding_figure,
+    percentiles,
+    topk_correct,
+)
 
 
 def test_topk_counts_by_hand():
     logits = torch.tensor([[0.1, 0.5, 0.4], [0.9, 0.05, 0.05], [0.2, 0.3, 0.5]])
     labels = torch.tensor([2, 0, 0])
     assert topk_correct(logits, labels, (1, 2, 5)).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        torch.zeros(64, 7),
+        torch.full((64, 7), -3.5),
+        torch.randn(64, 7, generator=torch.Generator().manual_seed(0)).mul(0.01).add(1).bfloat16(),  # 7 of 256 values
+        torch.randn(64, 7, generator=torch.Generator().manual_seed(0)),  # no two are equal
+    ],
+    ids=["zeros", "constant", "bf16", "distinct"],
+)
+def test_of_equal_answers_the_first_is_best_everywhere(logits, tmp_path):
+    labels = torch.arange(64) % 7
+    answers = Answers(logits.float().numpy(), labels.numpy(), np.arange(64), list("abcdefg"))
+    figures, report = Accuracy(3, torch.device("cpu")), measure(answers, top_k=3)
+    write_tables(tmp_path, answers, report, list("x" * 64))
+    with open(tmp_path / "predictions.csv") as file:
+        rows = list(csv.DictReader(file))
+    figures.add(logits, labels)
+    right, among, _ = figures.sums.tolist()
+    assert right == sum(int(row["correct"]) for row in rows) == (logits.argmax(1) == labels).sum()
+    assert (right / 64, among / 64) == (report.accuracy.value, report.top_k_accuracy.value)
+    assert topk_correct(logits, labels, (2, 9)).tolist() == [sum(int(row["rank"]) <= 2 for row in rows), 64]
+    if logits.unique().numel() == logits.numel():
+        assert among == (logits.topk(3).indices == labels[:, None]).sum()
+
+
+def test_a_label_without_a_number_is_not_right():
+    logits = torch.tensor([[torch.nan, torch.nan], [torch.nan, 1.0]])
+    assert topk_correct(logits, torch.tensor([0, 1]), (1,)).tolist() == [0]
 
 
 def test_evaluate_metric_agrees_with_scikit_learn_offline():
@@ -125,3 +169,36 @@ def test_answers_of_several_processes_are_counted_once_each():
     assert figures["f1"] == pytest.approx(100 * f1_score(targets, found, average="macro"))
     alone.figures(one, choose=True)
     assert config.thresholds == [0.5, 0.5]  # too few images
+
+
+def test_means_over_classes_are_scikit_learns_over_the_classes_that_have_images():
+    rng = np.random.default_rng(1)
+    labels, logits = rng.choice([0, 2, 3], 200, p=[0.9, 0.08, 0.02]), rng.normal(size=(200, 5))
+    logits[np.arange(200), labels] += 1.0
+    answers = Accuracy(2, torch.device("cpu"))
+    for rows in np.split(np.arange(200), [64, 128]):
+        answers.add(torch.tensor(logits[rows]), torch.tensor(labels[rows]))
+    figures = answers.figures(Accelerator(cpu=True), choose=False)
+    found = logits.argmax(1)
+    assert set(found) > {0, 2, 3}  # answers of absent classes cost recall, and are no classes of their own
+    for name, score in (("macro_recall", recall_score), ("macro_f1", f1_score)):
+        assert figures[name] == 100 * score(labels, found, labels=[0, 2, 3], average="macro", zero_division=0)
+    assert list(figures) == ["top1", "top2", "macro_recall", "macro_f1"]
+
+
+def test_a_class_that_is_never_found_shows():
+    answers = Accuracy(1, torch.device("cpu"))
+    answers.add(torch.tensor([[1.0, 0.0]]).expand(39, 2), torch.tensor([0] * 36 + [1] * 3))
+    figures = answers.figures(Accelerator(cpu=True), choose=False)
+    assert figures["top1"] == pytest.approx(92.3077) and figures["macro_recall"] == 50
+    assert figures["macro_f1"] == pytest.approx(48)
+
+
+@pytest.mark.parametrize(
+    "several, default, wrong", [(False, "top1", ("map", "f1")), (True, "map", ("top1", "macro_f1"))]
+)
+def test_the_deciding_figure_is_one_that_the_data_has(several, default, wrong):
+    assert deciding_figure(None, several) == default and deciding_figure("loss", several) == "loss"
+    for name in wrong:
+        with pytest.raises(UserError, match=f"--select_best {name}: the data has .*; choose one of {default}"):
+            deciding_figure(name, several)

@@ -112,6 +112,46 @@ def test_loss_is_the_originals(smoothing, soft):
     assert loss.item() == pytest.approx(soft_cross_entropy(logits, targets, smoothing), rel=1e-6)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("soft", [False, True])
+def test_class_weights_multiply_each_classs_term_and_a_batch_is_the_mean_of_its_parts(smoothing, soft):
+    rng = np.random.default_rng(0)
+    logits, labels, weights = rng.normal(size=(8, 5)), rng.integers(0, 5, 8), rng.uniform(0.1, 9, 5)
+    targets = np.eye(5)[labels]
+    if soft:
+        targets = 0.3 * targets + 0.7 * targets[::-1]
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    expected = -(weights * (targets * (1 - smoothing) + smoothing / 5) * log_p).sum(1).mean()
+    given = torch.tensor(targets) if soft else torch.tensor(labels)
+    own = torch.tensor(weights, dtype=torch.float32)
+
+    def loss_and_gradient(rows):
+        x = torch.tensor(logits, dtype=torch.float32, requires_grad=True)
+        part = given[rows].float() if soft else given[rows]
+        loss = training_loss(x[rows], part, smoothing, class_weights=own)
+        (gradient,) = torch.autograd.grad(loss, x)
+        return loss.item(), gradient
+
+    loss, gradient = loss_and_gradient(slice(None))
+    parts = [loss_and_gradient(slice(i, i + 2)) for i in range(0, 8, 2)]
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert np.mean([part for part, _ in parts]) == pytest.approx(loss, rel=1e-5)
+    assert torch.allclose(torch.stack([part for _, part in parts]).mean(0), gradient, atol=1e-6)
+
+
+def test_equal_weights_change_nothing_and_several_labels_weigh_the_ones():
+    torch.manual_seed(0)
+    logits, labels, several = torch.randn(6, 4), torch.arange(6) % 4, torch.randint(2, (6, 4)).float()
+    assert training_loss(logits, labels, 0.1, class_weights=torch.ones(4)) == pytest.approx(
+        training_loss(logits, labels, 0.1).item(), rel=1e-6
+    )
+    weights = torch.tensor([1.0, 2.0, 5.0, 0.5])
+    p = logits.sigmoid()
+    by_hand = -(weights * several * p.log() + (1 - several) * (1 - p).log()).mean()
+    loss = training_loss(logits, several, 0.0, multi_label=True, class_weights=weights)
+    assert loss == pytest.approx(by_hand.item(), rel=1e-5)
+
+
 def rmsprop_step(state, weight, gradient, rate, decay, alpha=0.9, eps=0.01, momentum=0.9):
     """torch's RMSprop in numpy float64: coupled decay, eps outside the root, rate outside the buffer."""
     gradient = gradient + decay * weight

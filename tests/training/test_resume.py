@@ -109,8 +109,8 @@ def test_going_back_to_an_older_checkpoint_leaves_the_later_ones_behind(squares,
 def test_going_back_goes_back_to_the_best_model_of_that_time(squares, tmp_path, monkeypatch):
     top1 = iter([50.0, 60.0, 70.0, 50.0, 10.0])  # the last two after going back: that epoch's again, and the next one's
 
-    def validated(*arguments, validate=loop.validate):
-        return {**validate(*arguments), "top1": next(top1)}
+    def validated(*arguments, validate=loop.validate, **settings):
+        return {**validate(*arguments, **settings), "top1": next(top1)}
 
     monkeypatch.setattr(loop, "validate", validated)
     recipe = small_recipe(squares, tmp_path, **PLAIN, keep_checkpoints=9).replace(epochs=3)

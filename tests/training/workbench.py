@@ -76,6 +76,7 @@ def small_recipe(data_dir: Path, output_dir: Path, **changes) -> Recipe:
         "ema_decay": 0.9,
         "num_workers": 0,
         "log_every": 1,
+        "report": False,  # it is drawn in a test of its own
         "quiet": True,
     }
     return Recipe(**{**settings, **changes})
