@@ -6,11 +6,13 @@ A table of somebody else's figures has a line `<!-- quoted: WHOSE -->` above it 
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 
 from lib.report import table, with_interval
 
@@ -35,6 +37,14 @@ EXPORT = "2026-11-25-export-cpu"
 H200 = "2026-11-26-h200"
 SERVE = "2026-11-26-serve"
 RELIABILITY = "2026-11-26-reliability"
+PREDICT = "2026-11-27-predict-cpu"
+TUNED = "2026-11-27-finetune-cpu"
+PROJECTS = {
+    "effnet_hf": "ours, `--config finetune`",
+    "transformers": "transformers' script",
+    "timm": "timm's flags",
+    "fastai": "fastai's `fine_tune`",
+}
 IMAGES = 1000  # that the Imagenette subset is validated on
 
 
@@ -114,6 +124,71 @@ def finetuned() -> str:
         top1, top5, loss = (last(f"{FINETUNED}/{name}.jsonl", f"val.{metric}") for metric in ("top1", "top5", "loss"))
         rows.append([label, bold(with_interval(top1, IMAGES)), f"{top5:.1f}", f"{loss:.4f}"])
     return markdown_table(["model", "top-1, % (95 % interval, n = 1,000)", "top-5, %", "loss"], rows)
+
+
+def tuned_runs() -> dict:
+    """Of the fine-tuning comparison, in the order of its runs: `[folder][project]`, its rows by seed, of the folders
+    that every project has been run on."""
+    found: dict = {}
+    for line in (RESULTS / TUNED / "runs.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        found.setdefault(row["folder"], {}).setdefault(row["by"], {})[row["seed"]] = row
+    return {folder: projects for folder, projects in found.items() if projects.keys() >= PROJECTS.keys()}
+
+
+def spread(values: list[float]) -> float:
+    """Half the 95 % interval of the mean of two or three values, by Student's t."""
+    return {2: 12.706, 3: 4.303}[len(values)] * stdev(values) / math.sqrt(len(values))
+
+
+def tuned() -> str:
+    """Top-1 of every project, and how ours stands: the mean difference over seeds to each peer, with its interval."""
+    rows = []
+    for folder, projects in tuned_runs().items():
+        row, verdict = [f"`{folder}`, {projects['effnet_hf'][0]['size']} px"], "best"
+        if any(len(projects[name]) < 2 for name in PROJECTS):
+            verdict = "not decided: one seed"
+        for name in PROJECTS:
+            top1 = [run["top1"] for run in projects[name].values()]
+            half = f" ± {spread(top1):.1f}" if len(top1) > 1 else ""
+            row.append(f"{mean(top1):.1f}{half} (n = {len(top1)})")
+            ahead = [
+                projects["effnet_hf"][seed]["top1"] - run["top1"]
+                for seed, run in projects[name].items()
+                if name != "effnet_hf" and seed in projects["effnet_hf"]
+            ]
+            if len(ahead) < 2:
+                continue
+            if abs(mean(ahead)) <= spread(ahead):
+                verdict = "tied" if verdict == "best" else verdict
+            elif mean(ahead) < 0:
+                verdict = f"behind {name}"
+        rows.append([*row, verdict])
+    return markdown_table(["top-1, %, mean of n seeds ± 95 %", *PROJECTS.values(), "ours is"], rows)
+
+
+def tuned_cost() -> str:
+    """Epochs, optimizer steps and CPU seconds that each project got."""
+    rows = []
+    for folder, projects in tuned_runs().items():
+        images = projects["timm"][0]["images"]
+        cells = [
+            f"{runs[0]['epochs']:g} / {runs[0]['steps']} / {mean(run['seconds'] for run in runs.values()):.0f}"
+            for runs in (projects[name] for name in PROJECTS)
+        ]
+        rows.append([f"`{folder}`", f"{images[0]} / {images[1]}", *cells])
+    return markdown_table(["epochs / steps / CPU seconds", "images", *PROJECTS.values()], rows)
+
+
+def tuning() -> str:
+    """Top-1 on the folders that the recipe was chosen on."""
+    found: dict = {}
+    for line in (RESULTS / TUNED / "tuning.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        found.setdefault(row["name"], {})[row["folder"]] = f"{row['top1']:.1f}"
+    folders = ("tune-imagenette-20", "tune-imagenette-100", "tune-fashion-mnist")
+    rows = [[name, *(top1.get(folder, "not run") for folder in folders)] for name, top1 in found.items()]
+    return markdown_table(["top-1, % (n = 400, one seed)", *(f"`{folder}`" for folder in folders)], rows)
 
 
 def quantized(*header: str) -> str:
@@ -245,11 +320,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "scratch-runs": scratch_runs,
     "overhead-steps": partial(as_printed, f"{SCRATCH}/overhead.json", "rows"),
     "finetuned": finetuned,
+    "tuned": tuned,
+    "tuned-cost": tuned_cost,
+    "tuning": tuning,
     "quantization-steps": partial(quantized, "model", TOP1),
     "quantization-second-start": second_start,
     "quantization-cost": quantization_cost,
     "quantization-step-ratio": lambda: f"**{figure(f'{QUANTIZED}/cost.json', 'qat_step_to_float_step'):.2f}**",
     "export-parity": export_parity,
+    "predict-speed": partial(as_printed, f"{PREDICT}/speed.json", "rows"),
     "serve-load": partial(as_printed, f"{SERVE}/load.json", "load"),
     "serve-end": lambda: f"{figure(f'{SERVE}/load.json', 'end', 'seconds'):.1f} s",
     "reliability": reliability,

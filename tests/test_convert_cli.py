@@ -60,9 +60,11 @@ def test_from_auto_to_folder(convert, checkpoint, ours, tmp_path):
         "checkpoint.pth.tar: nvidia names, b0, 1000 classes, 224 x 224 px, the same function"
     )
     assert out.endswith(
-        'open   import effnet_hf; AutoModelForImageClassification.from_pretrained("made/folder")\n'
+        "open   import effnet_hf, transformers; transformers.AutoModelForImageClassification"
+        '.from_pretrained("made/folder")\n'
         "resume python train.py --config b0 --data_dir DIR --resume made/folder\n"
     )
+    exec(out.split("open   ")[1].splitlines()[0], {})  # as it would be pasted
     folder = tmp_path / "made" / "folder"
     assert sorted(path.name for path in folder.iterdir()) == [
         "README.md",
@@ -168,6 +170,14 @@ def test_nothing_is_overwritten_unasked(convert, checkpoint, tmp_path):
         ("x.pth --output_dir y --warm_start b0", "--warm_start needs --images DIR"),
         ("x.pth --output_dir y --images .", "--images does nothing without --warm_start"),
         ("checkpoint.pth.tar --to nvidia --output_dir z", "end its name in .pth or .safetensors"),
+        # what is wrong with the place is said before the source is opened
+        ("no.pth --output_dir .", "is not empty; name another folder, or add --overwrite (in Python overwrite=True)."),
+        ("no.pth --to timm --output_dir .", "is not empty; name another folder"),
+        ("no.pth --output_dir checkpoint.pth.tar", "checkpoint.pth.tar is a file; name a folder to write to."),
+        ("no.pth --to timm --output_dir checkpoint.pth.tar", "exists; name another file, or add --overwrite (in"),
+        ("no.pth --to nvidia --output_dir z", "end its name in .pth or .safetensors"),
+        ("lite --output_dir y", "an NGC path nvidia/model:version. Did you mean 'lite0'?"),
+        ("Lite-0 --output_dir y", "Did you mean 'lite0'?"),
         ("some/where --output_dir y", "There is no local some/where. Cannot fetch some/where from the Hub: "),
     ],
 )

@@ -11,6 +11,7 @@ from PIL import Image
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.conversion import load_foreign, write_foreign
+from effnet_hf.inference import Classifier, write_predictions
 
 from .reading import python_blocks
 
@@ -33,6 +34,9 @@ def world(tmp_path_factory):
         place = folder / "images" / ("val" if number % 4 == 3 else "train") / ("cat" if number < 4 else "dog")
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(place / f"{number}.jpg")
+    classifier, photos = Classifier(str(folder / "runs/mine"), device="cpu"), sorted(folder.glob("images/*/*/*.jpg"))
+    for kind in ("csv", "parquet"):
+        write_predictions(classifier, photos, folder / f"predictions.{kind}", num_workers=0)
     if HAS_MODELOPT:
         quantize(model, placement="nvidia")
         calibrate(model, [torch.randn(2, 3, 64, 64)])
