@@ -25,12 +25,14 @@ def gate(book: Book) -> None:
     with book.row("versions and device") as row:
         versions = [f"python {platform.python_version()}"]
         for name in ("torch", "torchvision", "transformers", "accelerate", "timm", "datasets", "evaluate", "modelopt",
-                     "triton", "sklearn", "onnx", "onnxruntime", "nvidia.dali"):  # fmt: skip
+                     "triton", "sklearn", "scipy", "torchmetrics", "onnx", "onnxruntime", "nvidia.dali"):  # fmt: skip
             try:
                 versions.append(f"{name} {getattr(importlib.import_module(name), '__version__', 'there')}")
             except ImportError:
                 versions.append(f"{name} missing")
         row.evidence = ", ".join(versions)
+        for name in ("sklearn", "scipy", "torchmetrics"):  # what only the end of a validation or a training imports
+            expect(f"{name} missing" not in versions, f"{name} is not installed, and validating needs it")
         if not book.rehearse:
             expect(torch.cuda.is_available(), f"torch {torch.__version__} sees no CUDA device; {row.evidence}")
             card, (free, total) = torch.cuda.get_device_properties(0), torch.cuda.mem_get_info()
