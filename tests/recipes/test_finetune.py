@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -54,20 +55,16 @@ def test_its_rate_follows_the_root_of_another_batch_and_its_warm_up_the_epochs(b
     assert peak == pytest.approx(load_recipe("finetune").learning_rate * math.sqrt(batch / 16))
 
 
+def words(spelling: str, model: Path, folder: Path, output_dir: Path) -> list[str]:
+    """A command line that fine-tunes."""
+    return [spelling, "finetune", "--model", str(model), "--data_dir", str(folder), "--output_dir", str(output_dir)]
+
+
 def test_it_fine_tunes_a_small_folder_of_new_classes(tmp_path):
     folder, tiny = write_squares(tmp_path / "squares", per_class=16), write_tiny(tmp_path / "tiny")
     (folder / "train/red").rename(folder / "train/scarlet")
     (folder / "val/red").rename(folder / "val/scarlet")
-    flags = [
-        "--recipe",
-        "finetune",
-        "--model",
-        str(tiny),
-        "--data_dir",
-        str(folder),
-        "--output_dir",
-        str(tmp_path / "a"),
-    ]
+    flags = words("--recipe", tiny, folder, tmp_path / "a")
     with cheap_training():
         assert train.main([*flags, "--epochs", "6", "--checkpoint_every_epochs", "0"]) == 0
     rows = [json.loads(line) for line in (tmp_path / "a/metrics.jsonl").read_text().splitlines()]
@@ -79,15 +76,6 @@ def test_it_fine_tunes_a_small_folder_of_new_classes(tmp_path):
 
 def test_a_folder_smaller_than_its_batch_is_told_which_batch_fits(tmp_path):
     folder, tiny = write_squares(tmp_path / "squares", per_class=3), write_tiny(tmp_path / "tiny")
-    flags = [
-        "--config",
-        "finetune",
-        "--model",
-        str(tiny),
-        "--data_dir",
-        str(folder),
-        "--output_dir",
-        str(tmp_path / "a"),
-    ]
+    flags = words("--config", tiny, folder, tmp_path / "a")
     with pytest.raises(UserError, match=r"the training data has 9; lower --global_batch_size, e\.g\. to 8"):
         train.main(flags)
