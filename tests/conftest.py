@@ -3,6 +3,7 @@ import gc
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 
@@ -77,6 +78,26 @@ def no_pipeline_left(request):
     yield
     if "dali" in request.path.read_text("utf-8"):
         gc.collect()
+
+
+def _forget_accelerator():
+    """Accelerate keeps one precision per process."""
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def pytest_fixture_setup(fixturedef):
+    """A fixture of a whole file, which is made before those of a test, starts as a new process would."""
+    if fixturedef.scope != "function":
+        _forget_accelerator()
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """And so does every test."""
+    _forget_accelerator()
+    yield
+    _forget_accelerator()
 
 
 @pytest.fixture(autouse=True)

@@ -27,22 +27,16 @@ def squares(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def float_model(squares, tmp_path_factory):
-    from accelerate.state import AcceleratorState
-
     output = tmp_path_factory.mktemp("runs") / "float"
     settings = {"augmentation": "none", "mixup": 0.0, "ema_decay": 0.0, "batch_norm_momentum": 0.2, "epochs": 4}
     assert train(small_recipe(squares, output, learning_rate=0.002, survival_prob=1.0, **settings)) == 0
-    AcceleratorState._reset_state(reset_partial_state=True)
     return output
 
 
 @pytest.fixture(scope="module")
 def whole_run(squares, float_model, tmp_path_factory):
-    from accelerate.state import AcceleratorState
-
     output = tmp_path_factory.mktemp("runs") / "qat"
     assert run(quantized_recipe(squares, output, float_model, sensitivity="sqnr", distillation_weight=0.3)) == 0
-    AcceleratorState._reset_state(reset_partial_state=True)
     return output
 
 
