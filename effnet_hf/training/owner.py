@@ -154,12 +154,16 @@ class Owner:
         for name in sorted(set(names) - self.made):
             path = self.run.path / name
             if os.path.lexists(path) and not (name == self.run.checkpoints.name and path.is_dir()):
-                aside = path.with_name(f"{name}.before-{secrets.token_hex(4)}")
-                log.warning("%s was not written by this run; it is %s now", path, aside.name)
-                os.rename(path, aside)
+                log.warning("%s was not written by this run; it is %s now", path, _aside(path).name)
         if not self.made.issuperset(names):
             self.made.update(names)
             self._write()
+
+    def set_aside(self, folder: Path) -> None:
+        """Keeps a folder that is about to be replaced, where somebody has put a file into it."""
+        if folder.is_dir() and not folder.is_symlink() and (theirs := foreign_file(folder)):
+            aside = _aside(folder)
+            log.warning("%s holds %s, which no run wrote; it is %s now", folder, printable(theirs), aside.name)
 
     def has_made(self, path: Path) -> bool:
         """Whether a path is, or lies in, what runs made here."""
@@ -182,17 +186,24 @@ class Owner:
     def clear(self) -> None:
         """Removes all that runs made, the published model too, and nothing else; but for a checkpoint that is on its
         way here."""
-        checkpoints, report = self.run.checkpoints, self.run.report
+        checkpoints = self.run.checkpoints
         kept = self.run.incoming.name if self.pending.get("what") == "import" else None
         if checkpoints.name in self.made and checkpoints.is_dir():
             for path in checkpoints.iterdir():  # not the folder itself, which may be a link to another disk
                 if RunFolder.is_in_checkpoints(meant(path.name)) and path.name != kept:
                     remove(path)
-        if report.name in self.made:
-            _remove_report(report)
-        for name in sorted(self.made - {checkpoints.name, report.name}):
-            remove(self.run.path / name)
-        self.made &= {checkpoints.name, *([report.name] if report.exists() else [])}
+        theirs = set()
+        for name in sorted(self.made - {checkpoints.name}):
+            path = self.run.path / name
+            if path == self.run.plots:
+                _remove_plots(path)
+            elif path in (self.run.report, self.run.ema):
+                _remove_written(path)
+            else:
+                remove(path)
+            if os.path.lexists(path):  # for what somebody put into it
+                theirs.add(name)
+        self.made &= {checkpoints.name, *theirs}
 
     def _write(self) -> None:
         content = {"effnet_hf": 1, "made": sorted(self.made), "pending": self.pending}
@@ -200,7 +211,26 @@ class Owner:
             file.write(json.dumps(content, indent=1) + "\n")
 
 
-def _remove_report(folder: Path) -> None:
+def _aside(path: Path) -> Path:
+    """Renames it; where it is now."""
+    aside = path.with_name(f"{path.name}.before-{secrets.token_hex(4)}")
+    os.rename(path, aside)
+    return aside
+
+
+def _remove_plots(folder: Path) -> None:
+    """Where somebody has put a file beside them, only the drawings."""
+    from .plots import is_ours  # matplotlib takes a second
+
+    if folder.is_dir() and not folder.is_symlink():
+        for path in folder.iterdir():
+            if is_ours(path):
+                remove(path)
+    if folder.is_symlink() or _is_empty(folder):
+        remove(folder)
+
+
+def _remove_written(folder: Path) -> None:
     """Where somebody has put a file beside it, or marks into it, only what is still as it was written."""
     if folder.is_symlink() or foreign_file(folder, edited=True) is None:
         remove(folder)

@@ -66,14 +66,15 @@ _SHARE = 0.1  # of a run's time that may go into drawing
 
 def refuse_to_replace_a_drawing(target: Path) -> None:
     """Raises `UserError` for what is there and is no drawing of ours."""
-    if os.path.lexists(target) and not _is_ours(target):
+    if os.path.lexists(target) and not is_ours(target):
         raise UserError(
             f"{target} may not have been drawn by this command; move it away, name another --output_dir, or replace it"
             " with --overwrite."
         )
 
 
-def _is_ours(target: Path) -> bool:
+def is_ours(target: Path) -> bool:
+    """Whether it is a drawing of ours."""
     if not target.is_file():  # a pipe would be waited for
         return False
     try:

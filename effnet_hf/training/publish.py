@@ -39,6 +39,7 @@ def finish(run: Run) -> None:
         config = run.ema.model.config
         if config.thresholds == run.bare_model.config.thresholds:  # no validation of this launch has chosen its own
             config.thresholds = EfficientNetNVConfig.from_pretrained(folder.path).thresholds
+        run.checkpoints.owner.set_aside(folder.ema)
         with (
             _keeping_temperature(run, folder.ema),
             atomic_folder(folder.ema, overwrite=True, ours=True) as average,

@@ -84,6 +84,26 @@ def test_overwriting_removes_what_runs_made_and_nothing_else(recipe, tmp_path):
     assert not (folder / "plots").is_symlink() and problem(folder) is None
 
 
+@pytest.mark.parametrize("change", [{"overwrite": True, "learning_rate": 0.5}, {"resume": "auto"}])
+def test_files_put_beside_plots_and_into_the_average_are_kept(recipe, tmp_path, caplog, change):
+    recipe = recipe.replace(ema_decay=0.5, epochs=2)
+    assert train(recipe.replace(run_epochs=1)) == 0
+    folder = tmp_path / "run"
+    made = {path.name for path in folder.iterdir()}
+    drawn = (folder / "plots/curves.png").read_bytes()
+    for name in ("plots/a/mine.txt", "plots/mine.png", "ema/mine.txt"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    assert train(recipe.replace(**change)) == 0
+    assert (folder / "plots/a/mine.txt").read_text() == (folder / "plots/mine.png").read_text() == "mine"
+    assert (folder / "plots/curves.png").read_bytes() != drawn
+    (aside,) = folder.glob("ema.before-*")
+    assert (aside / "mine.txt").read_text() == "mine"
+    assert f"ema holds mine.txt, which no run wrote; it is {aside.name} now" in caplog.text
+    assert not (folder / "ema/mine.txt").exists() and problem(folder / "ema") is None
+    assert {path.name for path in folder.iterdir()} == made | {aside.name}
+
+
 def test_what_somebody_writes_during_a_run_is_moved_aside_and_said(recipe, tmp_path, caplog):
     assert train(recipe.replace(run_epochs=1)) == 0
     for path in RunFolder(tmp_path / "run").published(recipe):
