@@ -105,7 +105,9 @@ def show(figures: dict | None, top_k: int, as_json: bool = False) -> None:
             f"   calibration error {figures['ece']:.4f}"
         )
         if never := figures["never_found"]:
-            print(f"never found: {_listed(never)}")
+            from ..data import in_words
+
+            print(f"never found: {_listed(in_words(never))}")
     known, present = figures["classes_of_the_checkpoint"], figures["classes_of_the_data"]
     if figures["classes"] < known:
         print(f"restricted to the {present:,} classes of the data; the checkpoint knows {known:,}")

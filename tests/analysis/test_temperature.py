@@ -266,3 +266,10 @@ def test_class_that_is_never_found_is_named(capsys, model, tmp_path):
     shown = run(capsys, "--model", model, "--data_dir", tmp_path / "data")
     assert "top1 80.00 %" in shown and "recall 50.00 %" in shown and "never found: one" in shown
     assert np.isfinite(float(shown.split("calibration error ")[1].split()[0]))
+
+
+def test_class_that_is_never_found_is_named_in_words(capsys):
+    figures = {"top1": 50.0, "classes": 2, "loss": 1.0, "macro_recall": 50.0, "macro_f1": 50.0, "ece": 0.5}
+    figures |= {"never_found": ["n03888257"], "n": 2, "total_ips": 1.0}
+    validate.show(figures | {"classes_of_the_checkpoint": 2, "classes_of_the_data": 2}, top_k=5)
+    assert "never found: n03888257 parachute\n" in capsys.readouterr().out
