@@ -80,7 +80,7 @@ def no_pipeline_left(request):
         gc.collect()
 
 
-def _forget_accelerator():
+def forget_accelerator():
     """Accelerate keeps one precision per process."""
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
@@ -89,15 +89,15 @@ def _forget_accelerator():
 def pytest_fixture_setup(fixturedef):
     """A fixture of a whole file, which is made before those of a test, starts as a new process would."""
     if fixturedef.scope != "function":
-        _forget_accelerator()
+        forget_accelerator()
 
 
 @pytest.fixture(autouse=True)
 def fresh_accelerator():
     """And so does every test."""
-    _forget_accelerator()
+    forget_accelerator()
     yield
-    _forget_accelerator()
+    forget_accelerator()
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,6 @@ from effnet_hf.errors import UserError
 from effnet_hf.manifest import write_manifest
 from effnet_hf.training import build_run, restore_run, start_accelerator, train
 
-from .training.conftest import fresh_accelerator  # noqa: F401
 from .training.workbench import small_recipe, write_squares
 
 

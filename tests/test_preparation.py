@@ -23,7 +23,8 @@ from effnet_hf.inference import Classifier
 from effnet_hf.tables import markdown_table
 from effnet_hf.training import train, validate_checkpoint
 
-from .training.conftest import cheap_runs, fresh_accelerator  # noqa: F401
+from .conftest import forget_accelerator
+from .training.conftest import cheap_runs  # noqa: F401
 from .training.workbench import quantized_recipe, read_rows, small_recipe
 
 
@@ -188,7 +189,7 @@ def test_same_pixels_or_a_refusal(setting, network, images, deep_images, tmp_pat
     loss, probabilities = expected(network, processor, images)
     cells, found = drawn(), {}
     for command, run in COMMANDS.items():
-        fresh_accelerator.__wrapped__()
+        forget_accelerator()
         try:
             figure = run(str(model), images, tmp_path / command.strip("`"))
         except UserError as error:

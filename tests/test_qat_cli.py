@@ -10,7 +10,7 @@ from transformers import pipeline
 from effnet_hf.commands import train
 
 from .test_scripts import ROOT, command  # noqa: F401
-from .training.conftest import cheap_runs, fresh_accelerator  # noqa: F401
+from .training.conftest import cheap_runs  # noqa: F401
 
 
 pytest.importorskip("modelopt", reason="needs the quant extra: pip install -e '.[quant]'")

@@ -18,7 +18,7 @@ from PIL import Image
 from effnet_hf.cli import run
 from effnet_hf.commands import train
 
-from .training.conftest import cheap_runs, fresh_accelerator  # noqa: F401
+from .training.conftest import cheap_runs  # noqa: F401
 from .training.workbench import small_recipe, write_squares
 
 

@@ -11,7 +11,6 @@ from effnet_hf.commands import train
 from effnet_hf.recipes import Recipe
 from effnet_hf.training import loop
 
-from .training.conftest import fresh_accelerator  # noqa: F401
 from .training.workbench import small_recipe, write_squares
 
 

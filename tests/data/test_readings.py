@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from accelerate.state import AcceleratorState
 
 from effnet_hf.commands import classify, export, validate
 from effnet_hf.data.opening import open_data
@@ -21,6 +20,7 @@ from effnet_hf.training import setup
 from effnet_hf.training import validate as measure
 from effnet_hf.training.precision import start_accelerator
 
+from ..conftest import forget_accelerator
 from . import probe
 from .digit_folders import FOLDERS
 
@@ -155,7 +155,7 @@ def test_what_is_read(row, written, checkpoint, tmp_path, capsys):
         if wanted == UNTRIED:
             continue
         heard.clear()
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_accelerator()
         scratch = tmp_path / command
         try:
             found = act(flags, checkpoint, scratch, printed)

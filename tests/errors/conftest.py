@@ -13,7 +13,6 @@ from transformers import ResNetConfig
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 
-from ..training.conftest import fresh_accelerator  # noqa: F401
 from ..training.workbench import small_recipe, write_squares
 
 

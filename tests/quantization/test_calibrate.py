@@ -8,7 +8,6 @@ from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification
 from effnet_hf.errors import UserError
 from effnet_hf.quantization import calibrate, quantize, quantizers
 
-from ..training.conftest import fresh_accelerator  # noqa: F401
 from .two_processes import batches_of, build, calibrate_here
 
 

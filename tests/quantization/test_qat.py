@@ -16,7 +16,7 @@ from effnet_hf.run_folder import RunFolder
 from effnet_hf.training import train, validate_checkpoint
 from effnet_hf.training.signals import EXIT_INTERRUPTED, Interruption
 
-from ..training.conftest import cheap_runs, fresh_accelerator  # noqa: F401
+from ..training.conftest import cheap_runs  # noqa: F401
 from ..training.workbench import built, fingerprint, quantized_recipe, run, small_recipe, write_squares
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from effnet_hf import EfficientNetNVImageProcessor
 from effnet_hf.training.batch_sheet import draw_batch, label_texts, odd_values
 
+from ..conftest import forget_accelerator
 from .workbench import read_rows, run, small_recipe, write_squares, write_tiny
 
 
@@ -143,9 +144,7 @@ def test_a_run_is_the_same_with_and_without_its_pictures(data, tmp_path, capsys)
     for drawn in (False, True):
         recipe = small_recipe(data, tmp_path / str(drawn), **settings)
         object.__setattr__(recipe, "report", drawn)
-        from accelerate.state import AcceleratorState
-
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_accelerator()
         run(recipe)
         losses[drawn] = [row["train.loss"] for row in read_rows(tmp_path / str(drawn), "train")]
         assert (tmp_path / str(drawn) / "plots/first_batch.png").exists() == drawn

@@ -12,7 +12,6 @@ from effnet_hf.commands import validate
 from effnet_hf.errors import UserError
 from effnet_hf.training import validate_checkpoint
 
-from .conftest import fresh_accelerator  # noqa: F401
 from .workbench import small_recipe, write_squares, write_tiny
 
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from effnet_hf import EfficientNetNVForImageClassification
@@ -18,6 +17,7 @@ from effnet_hf.training.optim import build_optimizer, parameter_groups, set_lear
 from effnet_hf.training.progress import Progress
 from effnet_hf.training.state import TrainingState
 
+from ..conftest import forget_accelerator
 from .test_optim import model_on_meta
 from .workbench import fingerprint, quantized_recipe, run, small_recipe, write_squares, write_tiny
 
@@ -33,7 +33,7 @@ def tiny(tmp_path_factory):
 
 
 def launch(recipe):
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     return run(recipe)
 
 

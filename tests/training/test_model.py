@@ -13,7 +13,7 @@ from effnet_hf.errors import UserError
 from effnet_hf.training import open_start, train, validate_checkpoint
 from effnet_hf.training.model import Head, build_networks, take_classes
 
-from .conftest import cheap_runs, fresh_accelerator  # noqa: F401
+from .conftest import cheap_runs  # noqa: F401
 from .workbench import built, fingerprint, quantized_recipe, run, small_recipe, write_squares, write_tiny
 
 

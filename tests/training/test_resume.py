@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 
 from effnet_hf.errors import UserError
 from effnet_hf.training import loop, setup, train
@@ -18,6 +17,7 @@ from effnet_hf.training.resume import Checkpoints
 from effnet_hf.training.signals import EXIT_INTERRUPTED, Interruption
 from effnet_hf.training.state import TrainingState
 
+from ..conftest import forget_accelerator
 from .workbench import fingerprint, read_rows, small_recipe, write_squares
 
 
@@ -247,7 +247,7 @@ def test_a_change_of_precision_and_of_the_batch_per_device_is_said(squares, tmp_
     )
     assert train(recipe) == 0
     capsys.readouterr()
-    AcceleratorState._reset_state(True)  # as a new process would be
+    forget_accelerator()  # as a new process would be
     assert train(recipe.replace(precision="bf16", per_device_batch_size=8, run_epochs=0)) == 0
     said = capsys.readouterr().out
     assert "precision: fp32 until here, bf16 from here on" in said
