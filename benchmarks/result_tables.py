@@ -180,6 +180,24 @@ def tuned_cost() -> str:
     return markdown_table(["epochs / steps / CPU seconds", "images", *PROJECTS.values()], rows)
 
 
+def tuned_options() -> str:
+    """What an option adds to the recipe: the mean difference over seeds, with its interval."""
+    found: dict = {}
+    for line in (RESULTS / TUNED / "options.jsonl").read_text("utf-8").splitlines():
+        row = json.loads(line)
+        found.setdefault((row["folder"], row["option"]), {})[row["seed"]] = row
+    rows = []
+    for (folder, option), runs in sorted(found.items(), key=lambda item: item[0][0]):  # otherwise as they were run
+        top1, f1 = (mean(run[name] for run in runs.values()) for name in ("top1", "macro_f1"))
+        cells = [f"`{folder}`", f"`{option}`" if option else "the recipe (baseline)", f"{top1:.1f}", f"{f1:.1f}"]
+        if option:
+            gained = [run["top1"] - found[folder, ""][seed]["top1"] for seed, run in runs.items()]
+            cells.append(f"{mean(gained):+.1f} ± {spread(gained):.1f}")
+        rows.append([*cells, *[""] * (not option)])
+    header = ["folder", "option", f"top-1, %, mean of {len(runs)} seeds", "F1, %, mean of classes"]
+    return markdown_table([*header, "top-1 gained, ± 95 %"], rows)
+
+
 def tuning() -> str:
     """Top-1 on the folders that the recipe was chosen on."""
     found: dict = {}
@@ -322,6 +340,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "finetuned": finetuned,
     "tuned": tuned,
     "tuned-cost": tuned_cost,
+    "tuned-options": tuned_options,
     "tuning": tuning,
     "quantization-steps": partial(quantized, "model", TOP1),
     "quantization-second-start": second_start,
