@@ -44,7 +44,11 @@ def atomic_folder(target: str | os.PathLike, overwrite: bool = False, ours: bool
         UserError: `target` is a file, or is a non-empty folder that may not be replaced, or cannot be written, or
             another process is writing it.
     """
-    target = _folder(target, ours)
+    target = _real(target)
+    if target.exists() and not target.is_dir():
+        raise UserError(f"{target} is a file; name a folder to write to.")
+    if not ours:
+        _refuse_a_part_of_a_run(target)
     lock, mounted = lock_beside(target), os.path.ismount(target)
     if mounted:
         lock = RunFolder(target).lock
@@ -74,7 +78,8 @@ def atomic_folder(target: str | os.PathLike, overwrite: bool = False, ours: bool
 
 
 def require_place(target: str | os.PathLike, overwrite: bool = False) -> None:
-    """Raises `UserError` where `atomic_folder` would; by trying it, of which nothing is left."""
+    """Raises `UserError` where `atomic_folder` would, before work that would be in vain; by trying it, of which nothing
+    is left."""
 
     class Tried(Exception):
         pass
@@ -186,11 +191,6 @@ def refuse_to_remove(target: str | os.PathLike, sources: Mapping[str, str | os.P
             raise UserError(f"{target} holds {what} {source}, which overwriting would remove; name another place.")
 
 
-def check_place(target: str | os.PathLike, overwrite: bool) -> None:
-    """Raises `UserError` for what [`atomic_folder`] would not replace, before work that would be in vain."""
-    _refuse_to_replace(_folder(target), overwrite)
-
-
 def recover(folder: Path, concerns: Callable[[str], bool]) -> None:
     """Clears away what killed processes left in `folder` of the names that `concerns` says: a target moved aside is
     put back, the rest is removed."""
@@ -224,16 +224,6 @@ def _real(path: str | os.PathLike) -> Path:
     if "\0" in os.fspath(path):
         raise UserError(f"{printable(os.fspath(path))} is no path: it holds a null character.")
     return Path(os.path.realpath(path))
-
-
-def _folder(target: str | os.PathLike, ours: bool = False) -> Path:
-    """Where a folder is to be written, as far as a look at the place can tell."""
-    target = _real(target)
-    if target.exists() and not target.is_dir():
-        raise UserError(f"{target} is a file; name a folder to write to.")
-    if not ours:
-        _refuse_a_part_of_a_run(target)
-    return target
 
 
 def _is_console(path: Path) -> bool:

@@ -15,6 +15,7 @@ SHARED = {
     "errors",
     "files",
     "cli",
+    "drawn",
     "quiet",
     "run_folder",
     "tables",

@@ -7,15 +7,14 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+from PIL import Image, ImageDraw
 
+from ..drawn import SOFTWARE, pillow_font, png_info
 from ..errors import printable
 
 
-SOFTWARE = "effnet_hf"  # by which a drawing of ours is known, as training's
 THUMBNAIL = 160  # pixels of the longer side
 ORDERED = 60  # classes of a matrix whose rows are sorted, and whose cells can be told apart
 _NUMBERED = 24  # classes of a matrix with a number in every cell
@@ -128,22 +127,18 @@ def coverage(share: np.ndarray, right: np.ndarray):
 def sheet(pictures: Sequence[tuple[Image.Image, str]], columns: int = 6) -> bytes:
     """PNG of images beside one another, the lines of its caption below each. By Pillow: matplotlib takes seconds for
     so many axes."""
-    import matplotlib
-
-    font = ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), 11)
     lines = max(caption.count("\n") for _, caption in pictures) + 1
     wide, high, columns = THUMBNAIL + 12, THUMBNAIL + 12 + 14 * lines, min(columns, len(pictures))
     canvas = Image.new("RGB", (wide * columns, high * -(-len(pictures) // columns)), "white")
-    pen = ImageDraw.Draw(canvas)
+    pen, letters = ImageDraw.Draw(canvas), pillow_font(11)
     for number, (picture, caption) in enumerate(pictures):
         left, top = number % columns * wide + 6, number // columns * high + 6
         times = max(1, THUMBNAIL // max(picture.size))
         picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
         canvas.paste(picture, (left, top + THUMBNAIL - picture.height))
-        pen.multiline_text((left, top + THUMBNAIL + 2), caption, "black", font, spacing=2)
-    file, facts = io.BytesIO(), PngImagePlugin.PngInfo()
-    facts.add_text("Software", SOFTWARE)
-    canvas.save(file, "PNG", pnginfo=facts)
+        pen.multiline_text((left, top + THUMBNAIL + 2), caption, "black", letters, spacing=2)
+    file = io.BytesIO()
+    canvas.save(file, "PNG", pnginfo=png_info())
     return file.getvalue()
 
 

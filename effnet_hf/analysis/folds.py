@@ -55,8 +55,7 @@ class FoldRun:
         if not predictions.is_file():
             raise UserError(f"{path} has no {run.report.name}/{PREDICTIONS}; go on with --resume auto --report true.")
         summary, config = read_json(run.summary), EfficientNetNVConfig.from_pretrained(path)
-        names = ("map", "f1", "loss") if is_multi_label(config) else ("top1", "macro_recall", "macro_f1", "loss")
-        for name in (*names, "n"):
+        for name in (*_figures(config), "n"):
             if type(summary.get(name)) not in (int, float):
                 raise UserError(f"{run.summary} has no figure {name}; was it written by this version?")
         with open(predictions, encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -79,8 +78,7 @@ class FoldRun:
     @property
     def names(self) -> list[str]:
         """The figures of its validation."""
-        several = is_multi_label(self.config)
-        return ["map", "f1", "loss"] if several else ["top1", "macro_recall", "macro_f1", "loss"]
+        return _figures(self.config)
 
     def numbers(self, column: str) -> np.ndarray:
         """Raises `UserError` where a cell is none."""
@@ -90,6 +88,10 @@ class FoldRun:
             raise UserError(
                 f"{self.folder.report / PREDICTIONS}: column {printable(column)} holds no numbers."
             ) from None
+
+
+def _figures(config: EfficientNetNVConfig) -> list[str]:
+    return ["map", "f1", "loss"] if is_multi_label(config) else ["top1", "macro_recall", "macro_f1", "loss"]
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,7 @@ def _classes(figures: Figures) -> Iterable[tuple]:
 
 
 def _predictions(answers: Answers, figures: Figures, images: list[str]) -> Iterable[tuple]:
-    """Of one label per image, a row per image; of several, too, with two columns per
-    class."""
+    """A row per image; of several labels per image with two columns per class."""
     names, one = figures.class_names, figures.per_image
     if one is not None:
         yield (

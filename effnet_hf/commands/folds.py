@@ -6,7 +6,7 @@ effnet-hf folds 'runs/f*' --output_dir folds
 import glob
 
 from ..cli import ArgumentParser, path, run
-from ..files import check_place
+from ..files import require_place
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,8 +22,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace what this command wrote there before")
     arguments = parser.parse_args(argv)
-    check_place(arguments.output_dir, arguments.overwrite)
-    runs = [run for word in arguments.runs for run in sorted(glob.glob(word)) or [word]]
+    require_place(arguments.output_dir, arguments.overwrite)
+    runs = [folder for word in arguments.runs for folder in sorted(glob.glob(word)) or [word]]
     from ..analysis import sum_folds  # torch takes seconds
 
     found = sum_folds(runs)

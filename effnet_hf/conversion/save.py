@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
-from ..files import atomic_folder, atomic_write, check_place, refuse_to_remove
+from ..files import atomic_folder, atomic_write, refuse_to_remove, require_place
 from ..hub import CardFacts, describe_preprocessing, render_card, software_versions
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..multi_label import is_multi_label
@@ -93,7 +93,7 @@ def check_output(dialect: str | None, output: str | Path, overwrite: bool = Fals
             raise UserError(
                 f"--output_dir {output}: {dialect} weights are one file; end its name in .pth or .safetensors."
             )
-        check_place(output, overwrite)
+        require_place(output, overwrite)
     elif output.exists() and not overwrite:
         raise UserError(f"{output} already exists; name another file, or add --overwrite (in Python overwrite=True).")
 

@@ -43,9 +43,7 @@ def _finalise(z):
 def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of `range(num_samples)` that this epoch follows, int64."""
     keys = np.arange(1, num_samples + 1, dtype=np.uint64) * np.uint64(_GOLDEN) + np.uint64(mix(seed, epoch))
-    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return np.argsort(keys ^ (keys >> np.uint64(31)), kind="stable")
+    return np.argsort(_finalise(keys), kind="stable")
 
 
 def balanced_order(labels: np.ndarray, size: int, seed: int, epoch: int) -> tuple[np.ndarray, np.ndarray]:
@@ -82,10 +80,7 @@ def balanced_order(labels: np.ndarray, size: int, seed: int, epoch: int) -> tupl
 
 def _scrambled(words: np.ndarray) -> np.ndarray:
     """SplitMix64's output for uint64 states that are neighbours."""
-    keys = words * np.uint64(_GOLDEN)
-    keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    keys = (keys ^ (keys >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return keys ^ (keys >> np.uint64(31))
+    return _finalise(words * np.uint64(_GOLDEN))
 
 
 @dataclass(frozen=True)

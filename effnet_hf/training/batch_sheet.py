@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ..drawn import pillow_font, png_info
 from ..errors import UserError, printable
 from ..files import atomic_write
 from ..image_processing_efficientnet_nv import IMAGENET_MEAN, IMAGENET_STD, EfficientNetNVImageProcessor
@@ -126,9 +127,9 @@ def draw_batch(pixels: torch.Tensor, labels: list[str], path: Path) -> None:
     cell_height, top = _CELL + 2 * _LINE + _GAP, 2 * _GAP + _LINE
     height = top + math.ceil(len(shown) / columns) * cell_height + _CHART[1] + 3 * _LINE + _GAP
     sheet = Image.new("RGB", (width, height), "white")
-    draw, font = ImageDraw.Draw(sheet), _font()
+    draw, letters = ImageDraw.Draw(sheet), pillow_font(10)
     title = f"{len(shown)} of {len(pixels)} pictures of the first batch, {shown.shape[-1]} x {shown.shape[-2]} pixels"
-    draw.text((_GAP, _GAP), title, "black", font)
+    draw.text((_GAP, _GAP), title, "black", letters)
     for number, (image, label) in enumerate(zip(images.numpy(), labels)):
         x, y = _GAP + number % columns * (_CELL + _GAP), top + number // columns * cell_height
         picture = Image.fromarray(image)
@@ -136,19 +137,19 @@ def draw_batch(pixels: torch.Tensor, labels: list[str], path: Path) -> None:
         size = tuple(max(round(side * scale), 1) for side in picture.size)
         method = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BOX
         sheet.paste(picture.resize(size, method), (x, y))  # type: ignore[arg-type]
-        for line, text in enumerate(_lines(printable(label), font)):
-            draw.text((x, y + _CELL + line * _LINE), text, "black", font)
+        for line, text in enumerate(_lines(printable(label), letters)):
+            draw.text((x, y + _CELL + line * _LINE), text, "black", letters)
     for channel, color in enumerate(("#c0392b", "#27ae60", "#2471a3")):
         values = pixels[:, channel].flatten()
         place = (_GAP + channel * (_CHART[0] + 4 * _GAP), height - _CHART[1] - 2 * _LINE - _GAP)
-        _draw_channel(draw, font, values, place, "RGB"[channel], color)
+        _draw_channel(draw, letters, values, place, "RGB"[channel], color)
     with atomic_write(path, "wb") as file:
         content = io.BytesIO()
-        sheet.save(content, "png")
+        sheet.save(content, "png", pnginfo=png_info())
         file.write(content.getvalue())
 
 
-def _draw_channel(draw, font, values: torch.Tensor, place: tuple[int, int], name: str, color: str) -> None:
+def _draw_channel(draw, letters, values: torch.Tensor, place: tuple[int, int], name: str, color: str) -> None:
     """A histogram from -4 to 4 with its figures; what lies outside is counted in the words."""
     (x, y), (width, height) = place, _CHART
     counts = torch.histc(values, bins=width // 2, min=-4, max=4).numpy()
@@ -160,18 +161,18 @@ def _draw_channel(draw, font, values: torch.Tensor, place: tuple[int, int], name
     for tick in (-4, -2, 0, 2, 4):
         at = x + (tick + 4) * width // 8
         draw.line((at, y + height, at, y + height + 3), "black")
-        draw.text((at, y + height + 3), str(tick), "black", font, anchor="ma")
+        draw.text((at, y + height + 3), str(tick), "black", letters, anchor="ma")
     words = f"{name}: {values.mean():.2f} ± {values.std():.2f}, 0 ± 1 expected"
     if outside := (values.abs() > 4).float().mean().item():
         words += f"; {outside:.0%} not shown"
-    draw.text((x, y - _LINE - 2), words, "black", font)
+    draw.text((x, y - _LINE - 2), words, "black", letters)
 
 
-def _lines(text: str, font) -> list[str]:
+def _lines(text: str, letters) -> list[str]:
     """At most two lines that fit below a picture."""
     lines = []
     for _ in range(2):
-        fits = next((n for n in range(len(text), 0, -1) if font.getlength(text[:n]) <= _CELL + _GAP - 2), 0)
+        fits = next((n for n in range(len(text), 0, -1) if letters.getlength(text[:n]) <= _CELL + _GAP - 2), 0)
         if fits < len(text) and (space := text.rfind(" ", 0, fits + 1)) > 0:
             fits = space
         lines.append(text[:fits].strip())
@@ -179,9 +180,3 @@ def _lines(text: str, font) -> list[str]:
     if text and lines[1]:
         lines[1] = lines[1][:-1] + "…"
     return [line for line in lines if line]
-
-
-def _font():
-    import matplotlib  # its font has the letters of most alphabets
-
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 10)

@@ -25,20 +25,19 @@ from ..analysis import (
     write_report,
 )
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..cli import command_line, say
+from ..cli import say
 from ..data import BatchPlan, Loaders, Reading, build_loaders
 from ..errors import UserError
 from ..flips import use_test_time_flip
-from ..hub import software_versions
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..multi_label import is_multi_label, require_same_task, thresholds_of
 from ..recipes import Recipe, load_recipe
 from ..run_folder import RunFolder
+from .examine import how_measured, validation_images
 from .launcher import with_others
 from .loop import validate
 from .owner import on_main
 from .precision import start_accelerator, wants_channels_last
-from .setup import describe_device
 
 
 def validate_checkpoint(
@@ -234,16 +233,12 @@ def _report(
 def _facts(
     checkpoint: Checkpoint, recipe: Recipe, accelerator: Accelerator, figures: dict[str, Any]
 ) -> dict[str, str | None]:
-    data = recipe.dataset_name or recipe.labels or recipe.data_dir or "synthetic images"
     bad = figures["bad_files"]
-    versions = software_versions("scikit-learn", "torchmetrics")
     return {
         "model": f"{checkpoint.name}: EfficientNet {checkpoint.config.variant or ''}",
-        "data": f"the validation images of {data}" + (f"; {bad:,} more cannot be read" if bad else ""),
+        "data": validation_images(recipe) + (f"; {bad:,} more cannot be read" if bad else ""),
         "speed": f"{figures['total_ips']:,.1f} images/s" if "total_ips" in figures else None,
-        "device": f"{accelerator.num_processes} x {describe_device(accelerator.device)}, {recipe.precision}",
-        "software": ", ".join(f"{name} {version}" for name, version in versions.items()),
-        "command": command_line(),
+        **how_measured(recipe, accelerator),
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import accelerate
 import numpy as np
 import torch
+from accelerate import Accelerator
 
 from ..analysis import Answers, Recorder, write_report
 from ..checkpoint import open_checkpoint
@@ -15,6 +16,7 @@ from ..errors import first_line, sentence_of
 from ..files import atomic_write, refuse_foreign
 from ..hub import software_versions
 from ..multi_label import is_multi_label, thresholds_of
+from ..recipes import Recipe
 from ..run_folder import RunFolder
 from .owner import on_main
 from .run import Run
@@ -72,18 +74,31 @@ def _answers(run: Run) -> Answers | None:
     return replace(answers, logits=answers.logits / np.float32(temperature), temperature=temperature)
 
 
+def how_measured(recipe: Recipe, accelerator: Accelerator) -> dict[str, str]:
+    """The last facts of a report."""
+    versions = software_versions("scikit-learn", "torchmetrics")
+    return {
+        "device": f"{accelerator.num_processes} x {describe_device(accelerator.device)}, {recipe.precision}",
+        "software": ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "command": command_line(),
+    }
+
+
+def validation_images(recipe: Recipe) -> str:
+    """What was measured on, for a report."""
+    data = recipe.dataset_name or recipe.labels or recipe.data_dir or "synthetic images"
+    return f"the validation images of {data}"
+
+
 def _write(run: Run, answers: Answers) -> dict[str, Any]:
     recipe, folder, progress = run.recipe, RunFolder(run.recipe.output_dir), run.progress
     name = folder.path.resolve().name
-    data = recipe.dataset_name or recipe.labels or recipe.data_dir or "synthetic images"
     facts = {
         "model": f"{name}: EfficientNet {run.bare_model.config.variant or ''}, best of {progress.epoch} epochs"
         f" (epoch {progress.best_epoch + 1}{', moving average' if progress.best_is_ema else ''})",
-        "data": f"the validation images of {data}",
+        "data": validation_images(recipe),
         "speed": f"{run.best_speed:,.0f} images/s when they were validated" if run.best_speed else None,
-        "device": f"{run.accelerator.num_processes} x {describe_device(run.accelerator.device)}, {recipe.precision}",
-        "software": ", ".join(f"{name} {version}" for name, version in software_versions("scikit-learn").items()),
-        "command": command_line(),
+        **how_measured(recipe, run.accelerator),
     }
     run.checkpoints.check_place()
     with torch.compiler.set_stance("force_eager"):  # compiled for batches of training, which the heat maps are not

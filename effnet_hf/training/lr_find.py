@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..drawn import SOFTWARE
 from ..errors import UserError
 from ..files import atomic_write
 from ..hub import software_versions
@@ -26,7 +27,7 @@ from .loop import train_step
 from .metrics import LossMeter
 from .optim import peak_learning_rate, set_learning_rate
 from .owner import on_main
-from .plots import SOFTWARE, refuse_to_replace_a_drawing
+from .plots import refuse_to_replace_a_drawing
 from .precision import start_accelerator
 from .run import Run
 from .setup import build_run, describe_device, introduce, restore_run

@@ -17,6 +17,7 @@ from typing import TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from ..drawn import is_ours
 from ..errors import UserError, printable
 from ..files import atomic_write, lock_beside, make_folders, meant, recover, remove, writing
 from ..lock import held
@@ -220,8 +221,6 @@ def _aside(path: Path) -> Path:
 
 def _remove_plots(folder: Path) -> None:
     """Where somebody has put a file beside them, only the drawings."""
-    from .plots import is_ours  # matplotlib takes a second
-
     if folder.is_dir() and not folder.is_symlink():
         for path in folder.iterdir():
             if is_ours(path):

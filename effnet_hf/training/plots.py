@@ -18,9 +18,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from ..cli import moved
+from ..drawn import SOFTWARE, is_ours
 from ..errors import UserError, printable
 from ..files import atomic_write
 from ..run_folder import RunFolder
@@ -56,7 +56,6 @@ PANELS = (  # (title, y label, [(row type, metric, legend)]); those without a fi
     ("Waiting for data", "% of the time", [("train", "train.wait", "")]),
 )
 STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
-SOFTWARE = "effnet_hf"  # by which a drawing of ours is known
 FILE = "curves.png"
 _COLORS = {"epoch": "0.5", "train": "C0", "val": "C0", "val_ema": "C1"}  # of a run that is alone
 _FROM_ZERO = ("Speed", "Waiting for data")
@@ -71,17 +70,6 @@ def refuse_to_replace_a_drawing(target: Path) -> None:
             f"{target} may not have been drawn by this command; move it away, name another --output_dir, or replace it"
             " with --overwrite."
         )
-
-
-def is_ours(target: Path) -> bool:
-    """Whether it is a drawing of ours."""
-    if not target.is_file():  # a pipe would be waited for
-        return False
-    try:
-        with Image.open(target) as image:
-            return image.info.get("Software") == SOFTWARE
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # whatever it is
-        return False
 
 
 def read_rows(run_dir: Path) -> list[dict]:

@@ -121,8 +121,9 @@ def test_overwriting_keeps_what_somebody_put_into_a_report(finished, tmp_path, c
     }
     shutil.rmtree(run / "report")
     shutil.copytree(before / "report", run / "report")  # one that nobody touched goes as a whole
+    assert (run / "plots/first_batch.png").exists()
     Owner(RunFolder(run), recipe).clear()
-    assert not (run / "report").exists()
+    assert not (run / "report").exists() and not (run / "plots").exists()
 
 
 def test_temperature_stays_with_its_weights(finished, tmp_path, capfd):

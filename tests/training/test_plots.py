@@ -62,7 +62,7 @@ def test_a_drawing_has_room_for_a_readme(tmp_path):
     """800 pixels on a screen of double density."""
     path = plots.draw({"a": write_run(tmp_path / "a", [50.0])}, tmp_path / "out")[0]
     with Image.open(path) as image:
-        assert image.size == (1650, 960) and image.info["Software"] == plots.SOFTWARE
+        assert image.size == (1650, 960) and image.info["Software"] == "effnet_hf"
 
 
 def test_one_run_needs_no_name(tmp_path, drawn):
