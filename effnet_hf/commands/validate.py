@@ -118,18 +118,24 @@ def show(figures: dict | None, top_k: int, as_json: bool = False) -> None:
     if found := figures.get("calibration"):
         held_out = "" if found["ece_held_out"] is None else f"; half on half, {found['ece_held_out']:.4f}"
         print(
-            f"temperature {found['temperature_before']:g} -> {found['temperature']:g}, stored in"
-            f" {', '.join(map(printable, found['written']))} of the checkpoint\n"
+            f"temperature {found['temperature_before']:g} -> {found['temperature']:g}, stored in config.json of the"
+            f" checkpoint{', whose copy of the code is this version now' if len(found['written']) > 1 else ''}\n"
             f"on these images, which it was fitted on: calibration error {found['ece_before']:.4f} ->"
             f" {found['ece']:.4f}{held_out}; loss {found['nll_before']:.4f} -> {found['nll']:.4f}"
         )
+        if held_out and found["ece_held_out"] >= found["ece_before"]:
+            print(
+                f"warning: on the half that it was not fitted on that is no better than before: {figures['n']:,} images"
+                " are too few, or need no temperature"
+            )
     if "report" in figures:
         print(f"report {printable(figures['report'])}")
 
 
 def _listed(names: list[str]) -> str:
     more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return ", ".join(map(printable, names[:_NAMED])) + more
+    between = "; " if any("," in name for name in names) else ", "
+    return between.join(map(printable, names[:_NAMED])) + more
 
 
 if __name__ == "__main__":

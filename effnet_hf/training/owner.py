@@ -160,12 +160,6 @@ class Owner:
             self.made.update(names)
             self._write()
 
-    def set_aside(self, folder: Path) -> None:
-        """Keeps a folder that is about to be replaced, where somebody has put a file into it."""
-        if folder.is_dir() and not folder.is_symlink() and (theirs := foreign_file(folder)):
-            aside = _aside(folder)
-            log.warning("%s holds %s, which no run wrote; it is %s now", folder, printable(theirs), aside.name)
-
     def has_made(self, path: Path) -> bool:
         """Whether a path is, or lies in, what runs made here."""
         place, folder, checkpoints = (
@@ -198,7 +192,7 @@ class Owner:
             path = self.run.path / name
             if path == self.run.plots:
                 _remove_plots(path)
-            elif path in (self.run.report, self.run.ema):
+            elif path in (self.run.report, self.run.ema, self.run.profile):
                 _remove_written(path)
             else:
                 remove(path)
@@ -210,6 +204,13 @@ class Owner:
         content = {"effnet_hf": 1, "made": sorted(self.made), "pending": self.pending}
         with atomic_write(self.run.mark) as file:
             file.write(json.dumps(content, indent=1) + "\n")
+
+
+def set_aside(folder: Path) -> None:
+    """Keeps a folder of a run that is about to be replaced, where somebody has put a file into it."""
+    if folder.is_dir() and not folder.is_symlink() and (theirs := foreign_file(folder)):
+        aside = _aside(folder)
+        log.warning("%s holds %s, which no run wrote; it is %s now", folder, printable(theirs), aside.name)
 
 
 def _aside(path: Path) -> Path:

@@ -7,6 +7,7 @@ from ..files import atomic_folder
 from ..quiet import quiet_profiler
 from ..recipes import Recipe
 from ..run_folder import RunFolder
+from .owner import set_aside
 
 
 class Profiler:
@@ -47,6 +48,7 @@ class Profiler:
     def _write(self, finished: torch.profiler.profile) -> None:
         order = "self_device_time_total" if self.on_cuda else "self_cpu_time_total"
         table = finished.key_averages().table(sort_by=order, row_limit=20)
+        set_aside(self.folder)
         with atomic_folder(self.folder, overwrite=True, ours=True) as folder:
             finished.export_chrome_trace(str(folder / "trace.json"))
             (folder / "top_operators.txt").write_text(table, encoding="utf-8")

@@ -21,6 +21,7 @@ from ..recipes import data_words
 from ..recipes.options import QuantizationOptions
 from ..run_folder import RunFolder
 from .examine import examine
+from .owner import set_aside
 from .plots import draw
 from .run import Run
 from .setup import describe_device
@@ -39,7 +40,7 @@ def finish(run: Run) -> None:
         config = run.ema.model.config
         if config.thresholds == run.bare_model.config.thresholds:  # no validation of this launch has chosen its own
             config.thresholds = EfficientNetNVConfig.from_pretrained(folder.path).thresholds
-        run.checkpoints.owner.set_aside(folder.ema)
+        set_aside(folder.ema)
         with (
             _keeping_temperature(run, folder.ema),
             atomic_folder(folder.ema, overwrite=True, ours=True) as average,

@@ -270,6 +270,19 @@ def test_class_that_is_never_found_is_named(capsys, model, tmp_path):
 
 def test_class_that_is_never_found_is_named_in_words(capsys):
     figures = {"top1": 50.0, "classes": 2, "loss": 1.0, "macro_recall": 50.0, "macro_f1": 50.0, "ece": 0.5}
-    figures |= {"never_found": ["n03888257"], "n": 2, "total_ips": 1.0}
-    validate.show(figures | {"classes_of_the_checkpoint": 2, "classes_of_the_data": 2}, top_k=5)
-    assert "never found: n03888257 parachute\n" in capsys.readouterr().out
+    figures |= {"n": 2, "total_ips": 1.0, "classes_of_the_checkpoint": 2, "classes_of_the_data": 2}
+    for never, said in (
+        (["n03888257", "cat"], "n03888257 parachute, cat"),
+        (["tench, Tinca tinca", "cat"], "tench, Tinca tinca; cat"),
+    ):
+        validate.show(figures | {"never_found": never}, top_k=5)
+        assert f"never found: {said}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("held_out", "warns"), [(0.03, False), (0.2, True), (None, False)])
+def test_temperature_that_other_images_are_no_better_with_is_said(capsys, held_out, warns):
+    found = {"temperature": 2.0, "temperature_before": 1.0, "ece": 0.01, "ece_before": 0.04, "ece_held_out": held_out}
+    figures = {"top1": 50.0, "classes": 2, "loss": 1.0, "n": 20, "total_ips": 1.0, "classes_of_the_checkpoint": 2}
+    figures |= {"classes_of_the_data": 2, "calibration": found | {"nll": 1.0, "nll_before": 1.1, "written": ["x.py"]}}
+    validate.show(figures, top_k=5)
+    assert ("no better than before: 20 images are too few" in capsys.readouterr().out) == warns

@@ -5,6 +5,7 @@ import json
 import os
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from effnet_hf.errors import UserError
@@ -14,6 +15,7 @@ from effnet_hf.run_folder import MARK, RunFolder, made_by_a_run
 from effnet_hf.training import owner as owner_module
 from effnet_hf.training import train
 from effnet_hf.training.owner import Owner, only_run
+from effnet_hf.training.profiling import Profiler
 from effnet_hf.training.resume import Checkpoints
 
 from .workbench import fingerprint, small_recipe, write_squares, write_tiny
@@ -102,6 +104,23 @@ def test_files_put_beside_plots_and_into_the_average_are_kept(recipe, tmp_path, 
     assert f"ema holds mine.txt, which no run wrote; it is {aside.name} now" in caplog.text
     assert not (folder / "ema/mine.txt").exists() and problem(folder / "ema") is None
     assert {path.name for path in folder.iterdir()} == made | {aside.name}
+
+
+def test_file_put_into_a_profile_is_kept(recipe, tmp_path, caplog):
+    run, recipe = RunFolder(tmp_path / "run"), recipe.replace(profile=True)
+    profiler = Profiler(recipe, Accelerator(cpu=True))
+    profiler.on_cuda = False
+    for _ in range(2):
+        with torch.profiler.profile() as finished:
+            torch.ones(1) + 1
+        profiler._write(finished)
+        (run.profile / "mine.txt").write_text("mine")
+    (aside,) = run.path.glob("profile.before-*")
+    assert (aside / "mine.txt").read_text() == "mine" and "profile holds mine.txt" in caplog.text
+    owner = Owner(run, recipe)
+    owner.made = {"profile"}
+    owner.clear()
+    assert [path.name for path in run.profile.iterdir()] == ["mine.txt"] and owner.made == {"profile"}
 
 
 def test_what_somebody_writes_during_a_run_is_moved_aside_and_said(recipe, tmp_path, caplog):
