@@ -45,6 +45,15 @@ def test_it_is_the_mean_of_both_probabilities(several):
 
 
 @torch.no_grad()
+def test_of_one_class_it_is_the_mean_of_both_sigmoids():
+    plain, images = tiny(classes=1), torch.randn(4, 3, 16, 16)
+    one, other = (plain(pixel_values=x).logits.sigmoid() for x in (images, images.flip(-1)))
+    flipped = use_test_time_flip(plain)
+    torch.testing.assert_close(flipped(pixel_values=images).logits.sigmoid(), (one + other) / 2)
+    assert (one - other).abs().max() > 0.01
+
+
+@torch.no_grad()
 def test_a_certainty_stays_finite_and_a_class_that_is_ruled_out_stays_so():
     network = use_test_time_flip(tiny(problem_type="multi_label_classification"))
     network.classifier.bias += torch.tensor([80.0, -80.0, 0])

@@ -79,7 +79,7 @@ def test_every_image_of_all_processes_comes_once(monkeypatch, chunk, own):
 
     def share(index):
         index = torch.tensor(index, dtype=torch.int64)
-        return torch.stack([index * 1.0, index * 2.0], 1), index % 2, index
+        return torch.stack([index + 1.0, index * 2.0], 1), (index + 1) % 2, index  # unlike padding, of image 0 too
 
     shares = [share(own), share([2, 1, 5, 6, 7, 0])]  # 0 comes twice: a stream that is filled up
     recorder = Recorder()
@@ -87,6 +87,6 @@ def test_every_image_of_all_processes_comes_once(monkeypatch, chunk, own):
         recorder.add(*shares[0])
     found = recorder.answers(Processes(shares), ["a", "b"])
     there = sorted({*own, 2, 1, 5, 6, 7, 0})
-    assert found.index.tolist() == there and found.labels.tolist() == [i % 2 for i in there]
-    assert found.logits.tolist() == [[1.0 * i, 2.0 * i] for i in there]
+    assert found.index.tolist() == there and found.labels.tolist() == [(i + 1) % 2 for i in there]
+    assert found.logits.tolist() == [[i + 1.0, 2.0 * i] for i in there]
     assert PartialState().num_processes == 1

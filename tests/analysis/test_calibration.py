@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,20 @@ def test_temperature_that_made_the_logits_too_sure_is_found(temperature):
     answers = drawn(temperature)
     for factor in (0.97, 1.03):
         assert reliability(answers.logits, answers.labels, factor * found.fitted).nll > found.after.nll
+
+
+def test_each_half_is_measured_at_the_temperature_of_the_other():
+    """By hand, on halves that need different ones: every other image."""
+    answers = drawn(1.0)
+    logits = answers.logits.copy()
+    logits[1::2] *= 4
+    found = calibration(replace(answers, logits=logits))
+    fitted = [calibration(replace(answers, logits=logits[half], labels=answers.labels[half])).fitted
+              for half in (slice(0, None, 2), slice(1, None, 2))]  # fmt: skip
+    assert fitted[1] == pytest.approx(4 * fitted[0], rel=0.1)
+    logits[::2] /= fitted[1]
+    logits[1::2] /= fitted[0]
+    assert found.ece_held_out == pytest.approx(reliability(logits, answers.labels).ece, abs=1e-3)
 
 
 def test_fitting_twice_comes_to_the_same():

@@ -111,7 +111,15 @@ def test_figures_are_those_of_the_answers(report, split):
     assert f"{100 * figures.accuracy.low:.1f}–{100 * figures.accuracy.high:.1f}" in page
     assert f"{100 * figures.macro.f1.value:.2f} %</b>" in page
     with open(folder / "classes.csv", encoding="utf-8") as file:
-        rows = {row["class"]: float(row["recall"]) for row in csv.DictReader(file)}
+        table = list(csv.DictReader(file))
+    rows = {row["class"]: float(row["recall"]) for row in table}
+    assert [(row["class"], int(row["n"]), int(row["predicted"])) for row in table] == [
+        (each.name, each.n, each.predicted) for each in figures.classes
+    ]
+    assert any(each.n != each.predicted for each in figures.classes)
+    with open(folder / "suspects.csv", encoding="utf-8") as file:
+        shares = [(row["label_probability"], row["suggestion_probability"]) for row in csv.DictReader(file)]
+    assert shares == [(str(case.label_probability), str(case.probability)) for case in figures.suspects] and shares
     assert rows == {each.name: each.recall.value for each in figures.classes} and rows["never"] == 0
     assert found["never_found"] == ["never"] and found["worst"][0][:2] == ("never", PER_CLASS)
     assert [row[0] for row in found["averages"]] == ["macro average", "weighted average"]

@@ -10,14 +10,17 @@ from safetensors.torch import load_file
 from transformers import pipeline
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, manifest
+from effnet_hf.analysis import store_temperature
 from effnet_hf.checkpoint import open_checkpoint
 from effnet_hf.commands import validate
 from effnet_hf.conversion import load_foreign, write_foreign
 from effnet_hf.errors import UserError
 from effnet_hf.export.network import ExportedNetwork
 from effnet_hf.export.options import ExportOptions
+from effnet_hf.files import lock_beside
+from effnet_hf.lock import held
 from effnet_hf.recipes import Recipe
-from effnet_hf.run_folder import MARK
+from effnet_hf.run_folder import MARK, RunFolder
 from effnet_hf.training import evaluation, open_start
 
 from ..data.probe import SIDE, WORDS, digits, held_out, write_probe
@@ -254,6 +257,17 @@ def test_no_temperature_is_advised_that_cannot_be_stored(model, data, tmp_path, 
     found = written["figures"].calibration
     assert (found.fitted, found.after, found.ece_held_out) == (None, None, None) and found.now.ece > 0
     assert f"(--{flag})" in written["facts"]["answers"] and f"(--{flag})" in found.none_as
+
+
+@pytest.mark.parametrize("of_a_run", [False, True])
+def test_a_folder_that_is_being_written_gets_none(model, of_a_run):
+    if of_a_run:
+        (model / MARK).write_text('{"effnet_hf": 1, "made": [], "pending": {}}')
+    before = (model / "config.json").read_text()
+    lock = RunFolder(model).lock if of_a_run else lock_beside(model)
+    with held(lock, str(model)), pytest.raises(UserError, match="in use by another process"):
+        store_temperature(open_checkpoint(str(model)), 2.0)
+    assert (model / "config.json").read_text() == before
 
 
 def test_class_that_is_never_found_is_named(capsys, model, tmp_path):

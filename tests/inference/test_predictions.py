@@ -15,7 +15,9 @@ import torch
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.errors import UserError
+from effnet_hf.files import lock_beside
 from effnet_hf.inference import Classifier, answers, predictions, write_predictions
+from effnet_hf.lock import held
 from effnet_hf.training import allow_tf32
 
 from ..data.torture import encode, photo
@@ -435,6 +437,12 @@ def test_what_makes_no_sense_is_refused_before_anything_is_read(
     code, out, err = classify(photos[0], *words)
     assert (code, out) == (2, "") and sentence in err and err.count("\n") == 1
     assert sorted(os.listdir()) in (["link.csv", "photos"], [".p.csv.partial", "link.csv", "photos"])
+
+
+def test_a_file_that_is_being_written_is_refused(classifier, photos, tmp_path):
+    with held(lock_beside(tmp_path / "p.csv"), "p.csv"), pytest.raises(UserError, match="in use by another process"):
+        write(classifier, photos, tmp_path / "p.csv")
+    assert not (tmp_path / "p.csv").exists()
 
 
 def test_a_folder_of_others_is_left_alone(classifier, photos, tmp_path):

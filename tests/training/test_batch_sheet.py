@@ -98,6 +98,8 @@ def test_the_warning_says_what_gives_it_away():
         " and 0.5"
     )
     assert odd_values(*prepared(pictures(), **BYTES)).endswith(", and hardly differ")
+    byte = erased(prepared(pictures(), rescale_factor=1 / 255**2)[0])
+    assert odd_values(byte, EfficientNetNVImageProcessor()).endswith(", and hardly differ")
     assert "nan" in odd_values(torch.full((4, 3, 24, 24), float("nan")), EfficientNetNVImageProcessor())
 
 

@@ -6,11 +6,13 @@ import shutil
 from unittest import mock
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from effnet_hf.analysis import put_temperature
 from effnet_hf.manifest import problem, write_manifest
 from effnet_hf.run_folder import RunFolder
-from effnet_hf.training import examine, train
+from effnet_hf.training import examine, loop, train
 from effnet_hf.training.owner import Owner
 
 from .workbench import read_rows, small_recipe, write_squares
@@ -64,6 +66,27 @@ def test_card_has_the_classes_and_no_image_of_the_data(finished):
     for name in ("blue", "green", "red", "macro average", "weighted average"):
         assert f"\n| {name} | " in card
     assert "mistakes.png" not in card and "first_batch.png" not in card and ".html" not in card
+
+
+def test_report_is_on_the_average_of_an_earlier_epoch_where_that_is_best(finished, tmp_path, monkeypatch):
+    _, squares, _ = finished
+    calls, validate = [], loop.validate
+
+    def the_second_is_best(*arguments, **options):
+        figures = validate(*arguments, **options)
+        calls.append(1)
+        return figures | {"top1": 99.0 if len(calls) == 2 else 1.0}  # the average after the first epoch
+
+    monkeypatch.setattr(loop, "validate", the_second_is_best)
+    changes = {**PLAIN, "epochs": 2, "ema_decay": 0.5, "batch_norm_momentum": 0.5, "learning_rate": 0.01}
+    with mock.patch.object(examine, "write_report", wraps=examine.write_report) as writing:
+        assert train(small_recipe(squares, tmp_path / "run", **changes)) == 0
+    nll = json.loads((tmp_path / "run/report/figures.json").read_text())["calibration"]["now"]["nll"]
+    losses = {kind: read_rows(tmp_path / "run", kind)[0][f"{kind}.loss"] for kind in ("val", "val_ema")}
+    assert nll == pytest.approx(losses["val_ema"], rel=1e-5) and losses["val"] != pytest.approx(nll, rel=1e-3)
+    published = load_file(tmp_path / "run/model.safetensors")
+    shown = writing.call_args.kwargs["network"].state_dict()
+    assert all(torch.equal(tensor, shown[name]) for name, tensor in published.items())
 
 
 def test_best_of_an_earlier_launch_is_validated_again(finished, tmp_path):

@@ -59,10 +59,16 @@ def command(tmp_path_factory):
     return [*map(str, words)]
 
 
-def test_the_command_suggests_and_leaves_no_run(command, tmp_path, capsys):
+def test_the_command_suggests_and_leaves_no_run(command, tmp_path, capsys, monkeypatch):
     """More than an epoch of steps; twice the same curve; beside a run that was there."""
     (tmp_path / "summary.json").write_text("{}")
-    results = []
+    results, take = [], lr_find.train_step
+
+    def training(run, batch):
+        assert all(module.training for module in run.bare_model.modules())
+        return take(run, batch)
+
+    monkeypatch.setattr(lr_find, "train_step", training)
     for _ in range(2):
         assert main([*command, "--steps", "20", "--output_dir", str(tmp_path)]) == 0
         results.append(json.loads((tmp_path / "lr_find.json").read_text()))

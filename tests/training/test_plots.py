@@ -172,6 +172,17 @@ def test_the_best_epoch_has_a_star(tmp_path, drawn):
     assert (list(star.get_xdata()), list(star.get_ydata())) == ([2], [80.0])
 
 
+def test_the_star_of_a_moving_average_stands_on_its_curve(tmp_path, drawn):
+    run = write_run(tmp_path / "a", [50.0, 80.0], best_epoch=1, best_is_ema=True)
+    with open(run / "metrics.jsonl", "a") as file:
+        for epoch, top1 in enumerate((90.0, 60.0)):
+            file.write(json.dumps({"type": "val_ema", "epoch": epoch, "val_ema.top1": top1}) + "\n")
+    plots.draw({"a": run}, tmp_path / "out")
+    axis = next(axis for axis in drawn[0].axes if axis.get_title().startswith("Top-1"))
+    (star,) = (line for line in axis.lines if line.get_marker() == "*")
+    assert (list(star.get_xdata()), list(star.get_ydata())) == ([1], [90.0])
+
+
 def test_a_first_loss_out_of_all_proportion_does_not_flatten_the_rest(tmp_path, drawn):
     plots.draw({"a": write_run(tmp_path / "a", [0.02, 1.0, 2.0, 2.0])}, tmp_path / "out")  # 50, then 1, 0.5, 0.5
     plots.draw({"b": write_run(tmp_path / "b", [0.5, 1.0, 2.0, 2.0])}, tmp_path / "out")
