@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from safetensors import safe_open
+from torch._utils import IMPORT_MAPPING, NAME_MAPPING
 
+from . import stand_ins
 from .errors import UserError, first_line, printable
 
 
@@ -28,14 +29,13 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bo
            torch.int16, torch.int32, torch.int64)  # fmt: skip
 _NEVER_NEGATIVE = ("running_var", "num_batches_tracked", "_amax", "square_avg", "exp_avg_sq", "step")
 # What the pickle of a checkpoint may call. torch.load allows more, some of which takes any memory or time.
-_REBUILDS = tuple(f"torch._utils _rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter"))
-_CALLS = (*_REBUILDS, "collections OrderedDict", "collections Counter", "__builtin__ set", "builtins set",
-          "_codecs encode", "torch Size", "torch device", "numpy dtype",
-          "numpy.core.multiarray scalar", "numpy._core.multiarray scalar")  # fmt: skip
-_NAMESPACE = "argparse Namespace"
-# What BUILD may change: the kind, the global that made it, and the kind of what it gets.
-_BUILDS = (("REDUCE", "collections OrderedDict", "EMPTY_DICT"), ("NEWOBJ", _NAMESPACE, "EMPTY_DICT"),
-           ("REDUCE", "numpy dtype", "TUPLE"))  # fmt: skip
+_REBUILDS = tuple(f"torch._utils._rebuild_{kind}" for kind in ("tensor", "tensor_v2", "tensor_v3", "parameter"))
+_CALLS = (*_REBUILDS, "collections.OrderedDict", "collections.Counter", "builtins.set", "_codecs.encode",
+          "torch.Size", "torch.device", "torch.serialization._get_layout")  # fmt: skip
+# What BUILD may change: the kind, the global that made it or its stand-in, and what it gets.
+_BUILDS = (("REDUCE", "collections.OrderedDict", "EMPTY_DICT"), ("NEWOBJ", stand_ins.Settings, "EMPTY_DICT"),
+           ("REDUCE", stand_ins.settings, "EMPTY_DICT"), ("REDUCE", stand_ins.NumberType, "TUPLE"),
+           ("REDUCE", stand_ins.Array, "TUPLE"))  # fmt: skip
 _TEXT = ("BINUNICODE", "SHORT_BINSTRING", "BINSTRING")
 _TAKES = {"APPEND": 1, "BUILD": 1, "SETITEM": 2, "REDUCE": 2, "NEWOBJ": 2, "BINPERSID": 1,
           "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}  # fmt: skip
@@ -160,41 +160,6 @@ def _read_safetensors(path: str | os.PathLike) -> tuple[dict, dict]:
         raise UserError(f"{path} is a damaged safetensors file: {printable(first_line(error))}") from error
 
 
-class _Settings(dict):
-    """What a trainer's `argparse.Namespace` becomes: a dictionary. Nothing of the file becomes an attribute, where it
-    could stand for a method."""
-
-    __slots__ = ()
-
-    def __setstate__(self, state: dict) -> None:
-        self.update(state)
-
-
-class _NumberType:
-    """What the `numpy.dtype` of a pickled number becomes."""
-
-    __slots__ = ("code", "order")
-
-    def __init__(self, code: str, *_: Any):
-        if not re.fullmatch("b1|f[248]|[iu][1248]", code):
-            raise ValueError(f"a number of type {short(code)}")
-        self.code, self.order = code, "="
-
-    def __setstate__(self, state: tuple) -> None:
-        self.order = {"<": "<", ">": ">"}.get(state[1], "=")
-
-
-def _number(kind: _NumberType, content: bytes) -> bool | int | float:
-    """What a pickled numpy number becomes: Python's."""
-    (number,) = np.frombuffer(content, np.dtype(kind.order + kind.code))
-    return number.item()
-
-
-# Torch's reader makes these, and no object of the classes that a file names.
-_STAND_INS = [(_Settings, "argparse.Namespace"), (_NumberType, "numpy.dtype"),
-              (_number, "numpy.core.multiarray.scalar"), (_number, "numpy._core.multiarray.scalar")]  # fmt: skip
-
-
 def _read_pickle(path: str | os.PathLike, start: bytes) -> Any:
     try:
         with open(path, "rb") as file:
@@ -208,7 +173,7 @@ def _read_pickle(path: str | os.PathLike, start: bytes) -> Any:
             else:
                 for _ in range(5):  # a magic number, a version, the machine, the content, the keys of its tensors
                     _check_pickle(file, path)
-        with torch.serialization.safe_globals(_STAND_INS):  # type: ignore[arg-type]
+        with torch.serialization.safe_globals([(made, name) for name, made in stand_ins.ALL.items()]):  # type: ignore[arg-type]
             return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -261,6 +226,13 @@ def _is_item(pair: _Item) -> bool:
     return pair.kind == "EMPTY_LIST" and pair.count == 2 and pair.parts[0].kind in _TEXT
 
 
+def _full_name(argument: str) -> str:
+    """Of a global, `module name`, as torch's reader has it: Python 3's."""
+    module, _, name = argument.partition(" ")
+    module, name = NAME_MAPPING.get((module, name), (IMPORT_MAPPING.get(module, module), name))
+    return f"{module}.{name}"
+
+
 def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
     """Follows a pickle without making what it describes. torch.load runs no foreign code, but hashes keys (a tuple that
     holds a tuple twice that holds a tuple twice …), and calls functions on a tensor that claims a million million
@@ -303,16 +275,18 @@ def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
         elif kind in ("BINGET", "LONG_BINGET"):
             pushed = memo[argument]
         elif kind == "BUILD":  # attributes of the dictionary of `state_dict()`, or one of our stand-ins
-            if (stack[-1].kind, stack[-1].name, taken[0].kind) not in _BUILDS:
+            name = stack[-1].name
+            if (stack[-1].kind, stand_ins.ALL.get(name, name), taken[0].kind) not in _BUILDS:
                 raise _holds_more(path)
             stack[-1].weight += weight
         elif kind in ("REDUCE", "NEWOBJ"):
             function, arguments = taken
-            callable_ = function.name == _NAMESPACE if kind == "NEWOBJ" else function.name in _CALLS
-            if function.kind != "GLOBAL" or not callable_ or kind == "NEWOBJ" and arguments.parts:
-                raise _holds_more(path, function.name.replace(" ", "."))
-            safe = function.name in _REBUILDS or function.name.endswith(".multiarray scalar")
-            safe |= function.name == "collections OrderedDict" and _are_items(arguments)
+            new, called = function.name in stand_ins.NEW, function.name in stand_ins.CALLED
+            callable_ = new and not arguments.parts if kind == "NEWOBJ" else called or function.name in _CALLS
+            if function.kind != "GLOBAL" or not callable_:
+                raise _holds_more(path, function.name)
+            safe = called or function.name in _REBUILDS
+            safe |= function.name == "collections.OrderedDict" and _are_items(arguments)
             if arguments.kind != "TUPLE" or made and not safe:
                 raise _holds_more(path)
             pushed = _Item(kind, function.name, weight, True)
@@ -326,7 +300,7 @@ def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
             raise _holds_more(path)  # nor does torch.load take these
         elif opcode.stack_after:
             text = argument if isinstance(argument, (str, bytes)) else ""
-            pushed = _Item(kind, str(argument) if kind == "GLOBAL" else "", 1 + len(text))
+            pushed = _Item(kind, _full_name(str(argument)) if kind == "GLOBAL" else "", 1 + len(text))
         if pushed:
             stack.append(pushed)
             work += pushed.weight

@@ -22,13 +22,14 @@ SHARED = {
     "lock",
     "manifest",
     "reading",
+    "stand_ins",
     "__about__",
 }  # of no room; they know nobody above them
 FLOORS = [
     {"commands", "__main__"},
     {"analysis", "conversion", "export", "hub", "inference", "quantization", "training"},
     {"data", "recipes"},
-    {"checkpoint", "flips", "multi_label", "tuning"},
+    {"checkpoint", "detection", "flips", "multi_label", "tuning"},
     MODEL_FILES,
     SHARED,
 ]

@@ -1,18 +1,24 @@
 """Pickles that torch itself would not write: each is refused in a moment, in a line, and what torch writes is read."""
 
 import argparse
+import datetime
 import io
+import pathlib
 import pickle
+import sys
 import types
 import zipfile
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict, deque
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torchvision.transforms import InterpolationMode
 
 from effnet_hf.errors import UserError
 from effnet_hf.reading import read_tensors, short
+from effnet_hf.stand_ins import Settings
 
 
 SET, ORDERED, ENCODE = b"cbuiltins\nset\n", b"ccollections\nOrderedDict\n", b"c_codecs\nencode\n"
@@ -160,6 +166,8 @@ def test_a_value_is_shortened_whatever_holds_it():
 # Settings of a trainer: one class by name, which becomes a dictionary.
 
 NAMESPACE, EMPTY, DUMP = b"cargparse\nNamespace\n", b")\x81", b"cnumpy._core.multiarray\nscalar\n"
+ARRAY = b"cnumpy._core.multiarray\n_reconstruct\n)R"
+DEFAULT = b"ccollections\ndefaultdict\n"
 DTYPE = b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x89\x88\x87R"
 
 
@@ -225,7 +233,14 @@ def test_names_of_methods_in_a_namespace_are_keys_like_others(tmp_path):
         "a number of an expanded tensor": (DUMP + b"{}{}\x86R", "is damaged"),
         "a number type of objects": (b"cnumpy\ndtype\n" + text(b"O8") + b"\x85R", "is damaged"),
         "a number type built of a map": (DTYPE + b"}b", MORE),
-        "numpy's other functions": (b"cnumpy._core.multiarray\n_reconstruct\n)R", "_reconstruct besides"),
+        "numpy's other functions": (b"cnumpy._core.multiarray\nfromfile\n" + text(b"x") + b"\x85R", "fromfile besides"),
+        "an array of an expanded tensor": (ARRAY + b"{}b", MORE),
+        "an array built of a map": (ARRAY + b"}b", MORE),
+        "a simple namespace of an expanded tensor": (b"ctypes\nSimpleNamespace\n{}\x85R", ""),
+        "a path of an expanded tensor": (b"cpathlib\nPosixPath\n{}\x85R", "is damaged"),
+        "a default dictionary of a function": (DEFAULT + b"cos\nsystem\n\x85R", "os.system besides"),
+        "a type called": (b"c__builtin__\nlist\n{}\x85R", "builtins.list besides"),
+        "OmegaConf's own code": (b"comegaconf.omegaconf\nOmegaConf\n" + EMPTY, "OmegaConf besides"),
     }.values(),
 )
 def test_a_namespace_is_no_way_in(content, words, tmp_path):
@@ -241,4 +256,52 @@ def test_a_namespace_is_no_way_in(content, words, tmp_path):
 def test_a_class_made_from_namespace_is_refused(tmp_path):
     torch.save({"args": Options(lr=1)}, tmp_path / "x.pth")
     with pytest.raises(UserError, match="Options besides plain tensors"):
+        read_tensors(tmp_path / "x.pth")
+
+
+def class_of(module: str, monkeypatch):
+    """Lightning's AttributeDict by one of its names, without Lightning."""
+    parts = module.split(".")
+    for i in range(1, len(parts) + 1):
+        monkeypatch.setitem(sys.modules, ".".join(parts[:i]), types.ModuleType(".".join(parts[:i])))
+    made = type("AttributeDict", (dict,), {"__module__": module})
+    sys.modules[module].AttributeDict = made  # type: ignore[attr-defined]
+    return made
+
+
+def test_what_trainers_keep_beside_weights_is_read_as_plain_data(tmp_path, monkeypatch):
+    modules = ("lightning.fabric.utilities.data", "pytorch_lightning.utilities.parsing")
+    lightning, older = (class_of(module, monkeypatch) for module in modules)
+    content = {
+        "paths": [pathlib.Path("/data/x"), pathlib.Path("y/z.pth"), pathlib.PureWindowsPath("C:/a/b")],
+        "dates": [datetime.datetime(2026, 1, 2, 3), datetime.date(2026, 1, 2), datetime.timedelta(1)],
+        "aware": datetime.datetime.now(datetime.UTC),
+        "hparams": [lightning(lr=0.1, root=pathlib.Path("/r")), older(a=older(b=[1])), types.SimpleNamespace(c=2)],
+        "groups": [defaultdict(list, {"a": [1]}), defaultdict(dict), deque([1, 2], maxlen=3), frozenset([1])],
+        "state": np.random.get_state(),
+        "arrays": [np.zeros((0, 3)), np.arange(3), np.array(["a", "bc"]), np.eye(2, dtype=">f4")],
+        "filters": [InterpolationMode.BILINEAR, Image.Resampling.BICUBIC],
+        "words": [np.str_("été"), np.bytes_(b"x")],
+        "others": [range(3), slice(1, 2), 1 + 2j, b"", np.float32, torch.float16, torch.strided, 2**70],
+    }
+    torch.save({"model": {"w": torch.ones(2)}, **content}, tmp_path / "x.pth")
+    found = read_tensors(tmp_path / "x.pth")[0]
+    assert found.keys() == {"model", *content} and torch.equal(found["model"]["w"], torch.ones(2))
+    assert found["paths"] == ["/data/x", "y/z.pth", "C:\\a\\b"]
+    assert found["hparams"] == [{"lr": 0.1, "root": "/r"}, {"a": {"b": [1]}}, {"c": 2}]
+    assert found["groups"] == [{"a": [1]}, {}, [1, 2], None] and found["filters"] == ["bilinear", 3]
+    assert found["words"] == ["été", b"x"] and found["dates"] == [None] * 3
+    assert {type(value) for value in found["hparams"]} == {dict, Settings}
+
+
+def test_hydras_settings_are_read_as_plain_data(tmp_path):
+    made = pytest.importorskip("omegaconf").OmegaConf.create({"a": [1, None, "x", 2.5, True], "b": {"c": "${a}"}})
+    torch.save({"w": torch.ones(2), "cfg": made}, tmp_path / "x.pth")
+    found = read_tensors(tmp_path / "x.pth")[0]
+    assert torch.equal(found["w"], torch.ones(2)) and type(found["cfg"]) is Settings
+
+
+def test_a_network_pickled_whole_is_refused(tmp_path):
+    torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "x.pth")
+    with pytest.raises(UserError, match="it holds a pickled torch.nn.modules.linear.Linear besides"):
         read_tensors(tmp_path / "x.pth")

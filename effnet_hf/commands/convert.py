@@ -9,6 +9,7 @@ as nvidia/efficientnet_b0_pyt_amp:20.12.0, or lite0. docs/conversion.md has the 
 """
 
 import argparse
+from pathlib import Path
 
 from ..cli import (
     ArgumentParser,
@@ -18,7 +19,16 @@ from ..cli import (
     run,
     say_new_spelling,
 )
-from ..conversion import DIALECTS, FOREIGN, check_output, load_foreign, warm_start, write_folder, write_foreign
+from ..conversion import (
+    DIALECTS,
+    FOREIGN,
+    check_output,
+    has_class_names,
+    load_foreign,
+    warm_start,
+    write_folder,
+    write_foreign,
+)
 from ..errors import UserError, did_you_mean, printable
 from ..files import refuse_to_remove
 from ..recipes import available_recipes
@@ -123,6 +133,8 @@ def main(argv: list[str] | None = None) -> None:
             print(f"  its temperature {config.softmax_temperature:g} is divided into the classifier's weights and bias")
         how = write_foreign(converted, args.to, args.output_dir, force=args.force, overwrite=args.overwrite)
         print(f"wrote  {written}\nopen   {printable(how)}")
+        if has_class_names(config) and Path(args.output_dir).is_file():
+            print("note   a file of weights names no classes; keep the source's config.json, which does (id2label)")
         return
     write_folder(
         converted,

@@ -236,6 +236,11 @@ def named_variant(config: EfficientNetNVConfig) -> str | None:
     return _tables().get(tuple(weight_shapes(config)))
 
 
+def has_class_names(config: EfficientNetNVConfig) -> bool:
+    """Whether its classes are called something: transformers numbers them where nobody does."""
+    return any(name != f"LABEL_{i}" for i, name in config.id2label.items())
+
+
 def three(values: list[float] | None) -> list[float] | None:
     """One number a channel, of grey images too: of three equal ones."""
     return [*values] * 3 if values is not None and len(values) == 1 else values

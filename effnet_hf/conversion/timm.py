@@ -14,7 +14,7 @@ from PIL import Image
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError, printable
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
-from .dialect import Dialect, named_variant, three
+from .dialect import Dialect, has_class_names, named_variant, three
 from .source import Source, check_fields
 
 
@@ -131,10 +131,14 @@ class Timm(Dialect):
         return f'timm.create_model("{_arch(config)}"{arguments}, checkpoint_path="{path}")'
 
     def folder_config(self, config: EfficientNetNVConfig, processor: EfficientNetNVImageProcessor) -> dict:
-        """The `config.json` of a timm folder, for `timm.create_model("local-dir:…")` and the Hub."""
+        """The `config.json` of a timm folder, for `timm.create_model("local-dir:…")`, the Hub, and transformers."""
+        names = [config.id2label[i] for i in range(config.num_labels)]
         return {
             "architecture": _arch(config),
             "num_classes": config.num_labels,
+            **({"label_names": names} if has_class_names(config) else {}),
+            # which transformers' wrapper of timm's models asks for
+            **({"problem_type": config.problem_type} if config.problem_type else {}),
             "num_features": config.hidden_dim,
             "model_args": self.arguments(config),
             "pretrained_cfg": {

@@ -12,8 +12,9 @@ from PIL import Image
 from random_weights import filled, normalised, pictures, random_state
 
 from effnet_hf import EfficientNetNVConfig
-from effnet_hf.conversion import Converted, load_foreign, write_foreign
+from effnet_hf.conversion import Converted, load_foreign, to_foreign, write_foreign
 from effnet_hf.conversion.source import Source
+from effnet_hf.conversion.timm import TIMM
 from effnet_hf.conversion.transformers import TRANSFORMERS
 from effnet_hf.image_processing_efficientnet_nv import EfficientNetNVImageProcessor
 
@@ -143,6 +144,28 @@ def test_timm_opens_what_we_write(variant, fields, output, tmp_path):
     else:
         theirs = eval(line, {"timm": timm})
     assert_equal_logits(converted.model(), theirs.eval())
+
+
+def test_timms_folder_keeps_the_names_of_the_classes(tmp_path):
+    from transformers import pipeline
+
+    names = ["cat", "dog", "cow"]
+    converted = ours(EfficientNetNVConfig.from_variant("b0", image_size=64, id2label=dict(enumerate(names))), 64)
+    write_foreign(converted, "timm", tmp_path / "x")
+    described = json.loads((tmp_path / "x/config.json").read_text())
+    assert described["label_names"] == names and "problem_type" not in described
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+    answers = pipeline("image-classification", model=str(tmp_path / "x"))(photo)  # by transformers' TimmWrapper
+    assert {answer["label"] for answer in answers} == set(names)
+    (tmp_path / "x/model.safetensors").unlink()  # whose header would tell
+    torch.save(to_foreign(converted.model(), "timm"), tmp_path / "x/pytorch_model.bin")
+    assert load_foreign(tmp_path / "x").config.id2label == dict(enumerate(names))
+
+
+def test_timms_folder_of_several_labels_says_so(tmp_path):
+    config = EfficientNetNVConfig.from_variant("b0", num_labels=2, problem_type="multi_label_classification")
+    described = TIMM.folder_config(config, ours(config).processor)
+    assert described["problem_type"] == "multi_label_classification" and "label_names" not in described
 
 
 def test_torchvision_opens_what_we_write(tmp_path):

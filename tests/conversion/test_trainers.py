@@ -1,6 +1,7 @@
 """Checkpoints as other trainers write them: timm's, torchvision's, Lightning's, with their settings pickled beside."""
 
 import argparse
+import pathlib
 import types
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_lightnings_checkpoint(tmp_path):
     content = {
         "epoch": 2, "global_step": 80, "pytorch-lightning_version": "2.4.0", "state_dict": state, "loops": {},
         "callbacks": {"ModelCheckpoint{'monitor': 'acc'}": {"best_model_score": torch.tensor(0.7), "k": np.float32(1)}},
-        "hyper_parameters": {"args": argparse.Namespace(lr=0.1, nested=argparse.Namespace(a=[1, 2]))},
+        "hyper_parameters": {"args": argparse.Namespace(lr=0.1, root=pathlib.Path("/x"), a=argparse.Namespace())},
         "lr_schedulers": [{"base_lrs": [0.1]}], "optimizer_states": [{"state": {}, "param_groups": []}],
     }  # fmt: skip
     torch.save(content, tmp_path / "last.ckpt")
