@@ -19,6 +19,7 @@ quantization-aware training puts quantizers that no layer owns.
 This file travels inside every saved checkpoint: it imports only torch, transformers and its flat siblings.
 """
 
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import accumulate
@@ -26,6 +27,7 @@ from operator import mul
 
 import torch
 from torch import nn
+from torch.nn.modules import module as _hooks
 from torch.utils.checkpoint import checkpoint
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -35,15 +37,17 @@ from transformers.modeling_outputs import (
     ImageClassifierOutputWithNoAttention,
 )
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import can_return_tuple
 
 from .configuration import EfficientNetNVConfig, StageSpec
 from .quantization_efficientnet_nv import (
     GlobalAvgPool2d,
     ResidualAdd,
+    SamePad2d,
     ScaleByGate,
+    StochasticDepth,
     activate,
     insert_quantizers,
+    may_be_tuple,
     uncalibrated,
 )
 
@@ -54,48 +58,53 @@ except ImportError:  # transformers 4.57
     from transformers.utils.backbone_utils import BackboneMixin
 
 
-class SamePad2d(nn.Module):
-    """TensorFlow's "SAME" zero padding: `ceil(size / stride)` outputs, the odd pixel on the right and bottom."""
-
-    def __init__(self, kernel_size: int, stride: int):
-        super().__init__()
-        self.kernel_size, self.stride = kernel_size, stride
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        pads = []
-        for size in (x.shape[-1], x.shape[-2]):
-            total = max((size - 1) // self.stride * self.stride + self.kernel_size - size, 0)
-            pads += [total // 2, total - total // 2]
-        return nn.functional.pad(x, pads)
-
-
 class ConvNormAct(nn.Module):
     """Convolution without bias, batch norm, and (unless `activate` is False) the activation."""
 
     def __init__(
-        self,
-        config: EfficientNetNVConfig,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        groups: int = 1,
-        activate: bool = True,
-    ):
+        self, config: EfficientNetNVConfig, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1,
+        groups: int = 1, activate: bool = True,
+    ):  # fmt: skip
         super().__init__()
         same = config.padding == "same" and kernel_size > 1
         self.pad = SamePad2d(kernel_size, stride) if same else None
         padding = 0 if same else (kernel_size - 1) // 2
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
-        self.bn = nn.BatchNorm2d(out_channels, eps=config.batch_norm_eps, momentum=config.batch_norm_momentum)
+        self.eps = config.batch_norm_eps
+        self.bn = nn.BatchNorm2d(out_channels, eps=self.eps, momentum=config.batch_norm_momentum)
         silu = config.hidden_act in ("silu", "swish")
         self.act = None if not activate else nn.SiLU() if silu else ACT2FN[config.hidden_act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pad is not None:
             x = self.pad(x)
-        x = self.bn(self.conv(x))
+        x, norm = self.conv(x), self.bn
+        if not isinstance(norm, nn.modules.batchnorm._NormBase) and _is_frozen(norm):
+            norm = _by_our_epsilon(norm, self.eps)
+        x = norm(x)
         return x if self.act is None else activate(self, x)
+
+
+def _is_frozen(norm: nn.Module) -> bool:
+    """Whether a tool, a detector for one, has put its own batch norm there, all of whose tensors are constants."""
+    return {"weight", "bias", "running_mean", "running_var"} <= norm._buffers.keys()
+
+
+def _normalize(norm: nn.Module, eps: float, x: torch.Tensor) -> torch.Tensor:
+    return nn.functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=eps)
+
+
+def _by_our_epsilon(norm: nn.Module, eps: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What a frozen norm does, by our epsilon (that of transformers' detectors is a fixed 1e-5): the norm itself where
+    anything has hooks on it, with our arithmetic within them."""
+    own, ours = norm.__dict__, partial(_normalize, norm, eps)  # not a lambda: models are copied and pickled
+    hooks = norm._forward_pre_hooks or norm._forward_hooks or norm._backward_pre_hooks or norm._backward_hooks
+    if not (hooks or _hooks._global_forward_pre_hooks or _hooks._global_forward_hooks or "forward" in own):
+        return ours
+    place = "_old_forward" if "_old_forward" in own else "forward"  # which accelerate's calls, offloading for one
+    if place not in own or getattr(own[place], "__func__", None) is type(norm).forward:
+        setattr(norm, place, ours)
+    return norm
 
 
 class SqueezeExcite(nn.Module):
@@ -119,41 +128,13 @@ class SqueezeExcite(nn.Module):
         return self.scale(gate[:, :, None, None], x)
 
 
-class StochasticDepth(nn.Module):
-    """Drops a residual branch in training with probability `1 - survival_prob` and scales a kept one by its inverse.
-
-    `mode="batch"` draws once for the whole batch (NVIDIA), `"row"` once per image (paper, section 4 of
-    arXiv:1603.09382).
-    """
-
-    def __init__(self, survival_prob: float, mode: str):
-        super().__init__()
-        self.survival_prob, self.mode = survival_prob, mode
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.training:
-            return x
-        draws = x.shape[0] if self.mode == "row" else 1
-        keep = x.new_empty(draws, 1, 1, 1).bernoulli_(self.survival_prob)
-        return x * (keep / self.survival_prob)
-
-    def extra_repr(self) -> str:
-        return f"survival_prob={self.survival_prob:.5g}, mode={self.mode}"
-
-
 class MBConv(GradientCheckpointingLayer):
     """Inverted bottleneck with squeeze-excite; the drawing at the top of this file gives the shapes."""
 
     def __init__(
-        self,
-        config: EfficientNetNVConfig,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int,
-        expand_ratio: int,
-        survival_prob: float,
-    ):
+        self, config: EfficientNetNVConfig, in_channels: int, out_channels: int, kernel_size: int, stride: int,
+        expand_ratio: int, survival_prob: float,
+    ):  # fmt: skip
         super().__init__()
         hidden = in_channels * expand_ratio
         squeeze = config.squeeze_width(in_channels, hidden)
@@ -228,6 +209,9 @@ class EfficientNetNVPreTrainedModel(PreTrainedModel):
     def __init__(self, config: EfficientNetNVConfig, *args, **kwargs):
         config.check()  # fields may have been set since the configuration was made
         super().__init__(config, *args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.encoder.stem
 
     def post_init(self):
         quantizers = insert_quantizers(self, self.config.quantization)
@@ -317,7 +301,7 @@ class EfficientNetNVModel(EfficientNetNVPreTrainedModel):
         self.pooler = nn.AdaptiveAvgPool2d(1)
         self.post_init()
 
-    @can_return_tuple
+    @may_be_tuple
     def forward(
         self, pixel_values: torch.FloatTensor | None = None, output_hidden_states: bool | None = None, **kwargs
     ) -> BaseModelOutputWithPoolingAndNoAttention:
@@ -350,14 +334,11 @@ class EfficientNetNVForImageClassification(EfficientNetNVPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_dim, config.num_labels) if config.num_labels else nn.Identity()
         self.post_init()
 
-    @can_return_tuple
+    @may_be_tuple
     def forward(
-        self,
-        pixel_values: torch.FloatTensor | None = None,
-        labels: torch.Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        **kwargs,
-    ) -> ImageClassifierOutputWithNoAttention:
+        self, pixel_values: torch.FloatTensor | None = None, labels: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None, **kwargs,
+    ) -> ImageClassifierOutputWithNoAttention:  # fmt: skip
         """
         Args:
             pixel_values: normalised images, (N, num_channels, height, width).
@@ -382,6 +363,7 @@ class EfficientNetNVBackbone(BackboneMixin, EfficientNetNVPreTrainedModel):
 
     _auto_class = "AutoBackbone"
     has_attentions = False
+    _keys_to_ignore_on_load_unexpected = [r"^(efficientnet\.)?head\.", r"^classifier\."]
 
     def __init__(self, config: EfficientNetNVConfig):
         super().__init__(config)
@@ -391,12 +373,36 @@ class EfficientNetNVBackbone(BackboneMixin, EfficientNetNVPreTrainedModel):
         self.encoder = EfficientNetNVEncoder(config)
         self.post_init()
 
+    @classmethod
+    def for_detection(cls, name: str, out_features: list[str] | None = None, **kwargs) -> "EfficientNetNVBackbone":
+        """The pretrained backbone of a folder or Hub id with the maps that detectors take, in evaluation mode.
+
+        Args:
+            out_features: the stages; by default the last one at each of the strides 8, 16 and 32.
+            kwargs: as for `from_pretrained`. Of a `config` the stages are not asked.
+
+        Raises:
+            ValueError: weights are missing, or it has no stage of one of these strides.
+        """
+        with_report = kwargs.pop("output_loading_info", False)
+        backbone, report = cls.from_pretrained(name, output_loading_info=True, **kwargs)
+        if missing := sorted(report["missing_keys"]):
+            raise ValueError(f"{name} lacks {len(missing)} weights of the backbone, e.g. {missing[0]}.")
+        if not out_features and "out_indices" not in kwargs:
+            last = {stride: stage for stage, stride in backbone.strides.items()}
+            if not {8, 16, 32} <= last.keys():
+                raise ValueError(f"{name} has strides {backbone.strides}, not 8, 16 and 32; say out_features=[…].")
+            out_features = [last[stride] for stride in (8, 16, 32)]
+        if out_features:
+            backbone.out_features = backbone.config.out_features = list(out_features)
+        return (backbone, report) if with_report else backbone  # type: ignore[return-value]  # only who asks has two
+
     @property
     def strides(self) -> dict[str, int]:
         """Pixels of the input per step of each stage's map."""
         return dict(zip(self.stage_names, accumulate(self.config.strides, mul, initial=2)))
 
-    @can_return_tuple
+    @may_be_tuple
     def forward(self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **kwargs) -> BackboneOutput:
         """Returns the maps of `config.out_features`, in order; see [`EfficientNetNVModel`] for the arguments."""
         _check_pixels(pixel_values, self.config)

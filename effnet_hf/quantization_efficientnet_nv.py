@@ -12,8 +12,9 @@ This file travels inside every saved checkpoint: it imports only torch, and mode
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
+from functools import wraps
 
 import torch
 from torch import nn
@@ -32,6 +33,43 @@ class ResidualAdd(nn.Module):
 
     def forward(self, branch: torch.Tensor, identity: torch.Tensor) -> torch.Tensor:
         return branch + identity
+
+
+class SamePad2d(nn.Module):
+    """TensorFlow's "SAME" zero padding: `ceil(size / stride)` outputs, the odd pixel on the right and bottom."""
+
+    def __init__(self, kernel_size: int, stride: int):
+        super().__init__()
+        self.kernel_size, self.stride = kernel_size, stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        pads = []
+        for size in (x.shape[-1], x.shape[-2]):
+            total = max((size - 1) // self.stride * self.stride + self.kernel_size - size, 0)
+            pads += [total // 2, total - total // 2]
+        return nn.functional.pad(x, pads)
+
+
+class StochasticDepth(nn.Module):
+    """Drops a residual branch in training with probability `1 - survival_prob` and scales a kept one by its inverse.
+
+    `mode="batch"` draws once for the whole batch (NVIDIA), `"row"` once per image (paper, section 4 of
+    arXiv:1603.09382).
+    """
+
+    def __init__(self, survival_prob: float, mode: str):
+        super().__init__()
+        self.survival_prob, self.mode = survival_prob, mode
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return x
+        draws = x.shape[0] if self.mode == "row" else 1
+        keep = x.new_empty(draws, 1, 1, 1).bernoulli_(self.survival_prob)
+        return x * (keep / self.survival_prob)
+
+    def extra_repr(self) -> str:
+        return f"survival_prob={self.survival_prob:.5g}, mode={self.mode}"
 
 
 class GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
@@ -90,9 +128,26 @@ PLACEMENTS = {
 def _through(quantizer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`quantizer(x)`. modelopt copies a tensor that is not contiguous; a channels-last one is permuted first, so that
     it is contiguous and needs no copy."""
+    # ONNX's exporter knows modelopt's own function.
+    if torch.compiler.is_exporting() or (torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export()):
+        return _through_in_a_graph(quantizer, x)
     if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
         return quantizer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
     return quantizer(x)
+
+
+def _through_in_a_graph(quantizer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The same to the bit, without modelopt's looks at values, which a graph cannot have, and its call of Python."""
+    if quantizer._disabled or not quantizer._if_quant:
+        return x
+    top = 2 ** (quantizer._num_bits - 1) - 1
+    low = -top - (not quantizer._narrow_range)
+    amax = quantizer._amax.detach().float()
+    zero = amax <= 2.0**-24
+    scale = (amax.new_tensor(top) / amax).masked_fill(zero, 0.0)  # a number over a tensor would round twice
+    steps = (x.float() * scale).clamp(low, top)
+    steps = steps + (steps.round() - steps).detach()  # exact, and gradients pass straight through
+    return (steps / scale.masked_fill(zero, 1.0)).to(x.dtype)
 
 
 class QuantizedConv2d(nn.Conv2d):
@@ -103,7 +158,7 @@ class QuantizedConv2d(nn.Conv2d):
 
 class QuantizedLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        weight = self.weight_quantizer(self.weight)
+        weight = _through(self.weight_quantizer, self.weight)
         output = nn.functional.linear(_through(self.input_quantizer, input), weight, self.bias)
         return output if self.output_quantizer is None else _through(self.output_quantizer, output)
 
@@ -242,6 +297,32 @@ def fold_into_convolution(block: nn.Module) -> None:
     folded.train(bn.training)
     folded.register_module("output_quantizer", getattr(bn, "output_quantizer", None))
     block.bn = folded
+
+
+def may_be_tuple(func: Callable) -> Callable:
+    """A forward's decorator: tuples for `return_dict=False`, passed or in the configuration, and for its `torchscript`,
+    which transformers' `can_return_tuple` forgets.
+
+    Raises:
+        NotImplementedError: torch.fx traces the model symbolically, for which it would have to have no `**kwargs`.
+    """
+
+    @wraps(func)
+    def wrapper(self, *args, **kwargs):
+        if not isinstance(kwargs, dict):  # torch.fx, which calls without stars, has put another argument there
+            raise NotImplementedError(
+                f"torch.fx cannot trace {type(self).__name__} symbolically: use torch.export.export(model, (images,)), "
+                "or give it the encoder (model.encoder, model.efficientnet.encoder), which returns a list of maps."
+            )
+        return_dict = kwargs.pop("return_dict", None)
+        if return_dict is None:
+            return_dict = self.config.return_dict
+            torchscript = getattr(self.config, "torchscript", False)  # gone in transformers 5
+            return_dict = return_dict and not torchscript
+        output = func(self, *args, **kwargs)
+        return output if return_dict else output.to_tuple()
+
+    return wrapper
 
 
 _torch = torch._C

@@ -16,7 +16,7 @@ from types import MethodType
 import torch
 from torch import nn
 
-from .modeling_efficientnet_nv import ConvNormAct
+from .modeling_efficientnet_nv import ConvNormAct, _is_frozen
 from .quantization_efficientnet_nv import fold_into_convolution
 
 
@@ -25,17 +25,23 @@ def fold_batchnorm(model: nn.Module) -> nn.Module:
     """A copy for inference in which every convolution has taken over the scale and shift of its batch norm.
 
     Folded by [`fold_into_convolution`] in float64, so logits differ by rounding only. Call it without gradients:
-    activations then work in place. Layers of other classes (quantized ones) are left as they are. Fold before casting
-    to fp16 or bf16.
+    activations then work in place. Our backbone in a detector is folded, too, with the frozen batch norm it has there.
+    Layers of other classes (quantized ones) are left as they are. Fold before casting to fp16 or bf16.
 
-    The copy is in evaluation mode, has no gradients, and refuses `train()` and `save_pretrained`: its parameters are
-    no longer those that `config.json` describes.
+    The copy is in evaluation mode and has no gradients. Where anything was folded it refuses `train()` and
+    `save_pretrained`: its parameters are no longer those that `config.json` describes.
     """
     folded = copy.deepcopy(model).eval().requires_grad_(False)
     for layer in folded.modules():
-        if isinstance(layer, ConvNormAct) and type(layer.conv) is nn.Conv2d and type(layer.bn) is nn.BatchNorm2d:
-            fold_into_convolution(layer)
-    folded.train, folded.save_pretrained = MethodType(_stay_in_evaluation, folded), MethodType(_refuse_saving, folded)
+        if not isinstance(layer, ConvNormAct) or type(layer.conv) is not nn.Conv2d:
+            continue
+        if _is_frozen(layer.bn):
+            layer.bn.eps = layer.eps  # which it is computed with; transformers' has none
+        elif type(layer.bn) is not nn.BatchNorm2d:
+            continue
+        fold_into_convolution(layer)
+        folded.train = MethodType(_stay_in_evaluation, folded)
+        folded.save_pretrained = MethodType(_refuse_saving, folded)
     return folded
 
 

@@ -1,6 +1,7 @@
 """What looks into the network, hooks, tracers and modes, sees the same values with and without gradients."""
 
 import copy
+import io
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from effnet_hf import EfficientNetNVForImageClassification
+from effnet_hf import EfficientNetNVBackbone, EfficientNetNVForImageClassification, EfficientNetNVModel
 from effnet_hf.export.network import fold_all
 from effnet_hf.modeling_efficientnet_nv import ConvNormAct
 from effnet_hf.tuning import fold_batchnorm
@@ -218,6 +219,39 @@ def test_traced_and_exported_graphs_do_not_depend_on_gradients(network):
         assert any("silu" in name for name in called) and not any("silu_" in name for name in called)
         torch.testing.assert_close(traced(PIXELS)["logits"], model(PIXELS).logits)
     assert graphs[0] == graphs[1]
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*(torch.jit|is_gradient_checkpointing).*:FutureWarning", "ignore::torch.jit.TracerWarning"
+)
+@pytest.mark.parametrize("form", ["plain", "folded", "relu, same padding"])
+def test_a_traced_network_is_saved_and_takes_other_sizes(form, network):
+    overrides, make = FORMS[form]
+    model = make(network(**overrides))
+    model.config.torchscript = True  # as from_pretrained(torchscript=True) does on transformers 4.57
+    assert isinstance(model(PIXELS), tuple) and "logits" in model(PIXELS, return_dict=True)
+    traced = torch.jit.trace(model, PIXELS)  # strictly: no dict
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    opened = torch.jit.freeze(torch.jit.load(file).eval())
+    for images in (PIXELS, torch.randn(3, 3, 48, 33)):
+        torch.testing.assert_close(opened(images)[0], model(images)[0], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [EfficientNetNVForImageClassification, EfficientNetNVModel, EfficientNetNVBackbone],
+    ids=lambda c: c.__name__,
+)
+def test_what_tools_ask_of_every_model(kind, tiny_config):
+    model = kind(tiny_config()).eval()
+    model.enable_input_require_grads()  # by PEFT, for gradient checkpointing
+    assert isinstance(model.get_input_embeddings(), ConvNormAct)
+    assert tensors_in(model(PIXELS, return_dict=False))[0].requires_grad
+    for arguments in ({}, {"labels": None, "output_hidden_states": None}):
+        with pytest.raises(NotImplementedError, match=r"torch.fx cannot trace .*: use torch.export.export\(model"):
+            torch.fx.symbolic_trace(model, concrete_args=arguments)
 
 
 @pytest.mark.parametrize("form", FORMS)

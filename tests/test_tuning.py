@@ -5,6 +5,8 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import FrozenBatchNorm2d
+from transformers.models.rt_detr.modeling_rt_detr import replace_batch_norm
 
 from effnet_hf import EfficientNetNVConfig, EfficientNetNVForImageClassification
 from effnet_hf.export.network import fold_all
@@ -17,6 +19,12 @@ from effnet_hf.tuning import (
     tune_for_cpu_training,
     use_onednn,
 )
+
+
+def freeze_as_torchvision(model):
+    for block in [block for block in model.modules() if hasattr(block, "bn")]:
+        live, block.bn = block.bn, FrozenBatchNorm2d(block.bn.num_features)
+        block.bn.load_state_dict(live.state_dict())
 
 
 @pytest.fixture
@@ -48,6 +56,25 @@ def test_folding_leaves_the_logits_and_no_batch_norm(lived_in, overrides):
         assert relative_error(fold_batchnorm(folded)(pixels).logits, expected) < 1e-5, "folding twice"
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items()), "the original changed"
+
+
+@pytest.mark.parametrize("frozen", [replace_batch_norm, freeze_as_torchvision])
+def test_folding_takes_the_frozen_batch_norm_of_a_detector(frozen, lived_in):
+    model, pixels = lived_in(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        for norm in [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]:
+            norm.running_var.uniform_(5e-4, 2e-3)
+        expected = model(pixels).logits
+        frozen(model)
+        folded = fold_batchnorm(model)
+        assert relative_error(folded(pixels).logits, expected) < 1e-5
+    assert not any(hasattr(part, "running_var") for part in folded.modules())
+    with pytest.raises(ValueError, match="cannot be trained"):
+        folded.train()
+
+
+def test_what_had_nothing_to_fold_can_be_trained():
+    assert fold_batchnorm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))).train().training
 
 
 def test_folding_is_exact_in_double_precision(lived_in):
