@@ -8,8 +8,10 @@ import pickletools
 import re
 import reprlib
 import stat
+import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,6 +39,10 @@ _BUILDS = (("REDUCE", "collections.OrderedDict", "EMPTY_DICT"), ("NEWOBJ", stand
            ("REDUCE", stand_ins.settings, "EMPTY_DICT"), ("REDUCE", stand_ins.NumberType, "TUPLE"),
            ("REDUCE", stand_ins.Array, "TUPLE"))  # fmt: skip
 _TEXT = ("BINUNICODE", "SHORT_BINSTRING", "BINSTRING")
+# Keys whose hashes nobody can choose: Python salts those of texts, and small numbers lie close together.
+_KEYS = (*_TEXT, "BININT", "BININT1", "BININT2")
+_LARGEST_KEY = 1 << 20
+_ALLOWING = threading.Lock()  # what torch's reader takes is one list for the whole process
 _TAKES = {"APPEND": 1, "BUILD": 1, "SETITEM": 2, "REDUCE": 2, "NEWOBJ": 2, "BINPERSID": 1,
           "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}  # fmt: skip
 
@@ -173,7 +179,7 @@ def _read_pickle(path: str | os.PathLike, start: bytes) -> Any:
             else:
                 for _ in range(5):  # a magic number, a version, the machine, the content, the keys of its tensors
                     _check_pickle(file, path)
-        with torch.serialization.safe_globals([(made, name) for name, made in stand_ins.ALL.items()]):  # type: ignore[arg-type]
+        with _stand_ins_allowed():
             return torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -184,6 +190,28 @@ def _read_pickle(path: str | os.PathLike, start: bytes) -> Any:
         if "weights_only" in text or "Weights only" in text:
             raise _holds_more(path) from error
         raise UserError(f"{path} is damaged or cut short: {printable(first_line(error))}") from error
+
+
+@contextmanager
+def _stand_ins_allowed() -> Iterator[None]:
+    """In torch's list of what may be made, in place of what the user has added under the same names."""
+    ours = [(made, name) for name, made in stand_ins.ALL.items()]
+    with _ALLOWING:
+        before = torch.serialization.get_safe_globals()
+        _allow([entry for entry in before if _global_name(entry) not in stand_ins.ALL] + ours)
+        try:
+            yield
+        finally:
+            _allow([*set(torch.serialization.get_safe_globals()) - set(ours), *before])
+
+
+def _allow(entries: list) -> None:
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(entries)
+
+
+def _global_name(entry: Any) -> str:
+    return entry[1] if isinstance(entry, tuple) else f"{entry.__module__}.{entry.__qualname__}"
 
 
 def _holds_more(path: str | os.PathLike, name: str = "") -> UserError:
@@ -202,10 +230,11 @@ class _Item:
     """Something that a pickle puts on its stack.
 
     Attributes:
-        kind: the opcode that put it there; `name`: the global that it is, or whose call gave it.
+        kind: the opcode that put it there; `name`: the global that it is, or whose call gave it, or a short text.
         weight: what a walk through it takes, twice as much at every level of tuples.
         made: a call or the file's storages gave it, or something in it.
-        parts: what is in it, of a list as far as `_are_items` asks; `count`: how many a list or dictionary has.
+        parts: what is in it, of a list as far as `_are_items` asks; `count`: how many it has.
+        odd: how many in it, of a dictionary how many keys, have hashes that a file can choose.
     """
 
     kind: str
@@ -214,6 +243,7 @@ class _Item:
     made: bool = False
     parts: list["_Item"] = field(default_factory=list)
     count: int = 0
+    odd: int = 0
 
 
 def _are_items(arguments: _Item) -> bool:
@@ -224,6 +254,10 @@ def _are_items(arguments: _Item) -> bool:
 
 def _is_item(pair: _Item) -> bool:
     return pair.kind == "EMPTY_LIST" and pair.count == 2 and pair.parts[0].kind in _TEXT
+
+
+def _odd(keys: list[_Item]) -> int:
+    return sum([key.kind not in _KEYS for key in keys])
 
 
 def _full_name(argument: str) -> str:
@@ -244,7 +278,7 @@ def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
     stack: list[_Item] = []
     outer: list[list[_Item]] = []
     memo: dict[Any, _Item] = {}
-    work = 0
+    work = copied = 0
     for opcode, argument, position in pickletools.genops(file):
         kind = opcode.name
         taken: list[_Item] = []
@@ -266,6 +300,10 @@ def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
         elif kind.startswith(("APPEND", "SETITEM")):
             whole = stack[-1]
             whole.count += len(taken)
+            of_map = kind.startswith("SETITEM")
+            odd = _odd(taken[:: 1 + of_map])
+            work += of_map * odd * (2 * whole.odd + odd) // 2  # each may be compared with all before it
+            whole.odd += odd
             if whole.count <= 2 or all(part.kind == "EMPTY_LIST" for part in taken):
                 whole.parts += taken
             whole.weight += weight
@@ -278,6 +316,7 @@ def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
             name = stack[-1].name
             if (stack[-1].kind, stand_ins.ALL.get(name, name), taken[0].kind) not in _BUILDS:
                 raise _holds_more(path)
+            copied += taken[0].count
             stack[-1].weight += weight
         elif kind in ("REDUCE", "NEWOBJ"):
             function, arguments = taken
@@ -285,28 +324,40 @@ def _check_pickle(file: BinaryIO, path: str | os.PathLike) -> None:
             callable_ = new and not arguments.parts if kind == "NEWOBJ" else called or function.name in _CALLS
             if function.kind != "GLOBAL" or not callable_:
                 raise _holds_more(path, function.name)
-            safe = called or function.name in _REBUILDS
-            safe |= function.name == "collections.OrderedDict" and _are_items(arguments)
+            ordered = function.name == "collections.OrderedDict"
+            if ordered and arguments.parts and not _are_items(arguments):
+                raise _holds_more(path)
+            safe = called or ordered or function.name in _REBUILDS
             if arguments.kind != "TUPLE" or made and not safe:
                 raise _holds_more(path)
+            if function.name == "_codecs.encode" and arguments.parts[1].name != "latin1":
+                raise _holds_more(path)  # some other codecs take the square of a text's length
+            if function.name not in _REBUILDS:
+                copied += sum([part.count or part.weight // 8 for part in arguments.parts])
+            if function.name in ("builtins.set", "collections.Counter"):
+                work += sum([part.odd**2 for part in arguments.parts]) // 2
             pushed = _Item(kind, function.name, weight, True)
         elif kind == "BINPERSID":
             if made:
                 raise _holds_more(path)
             pushed = _Item(kind, made=True)
         elif kind == "EMPTY_TUPLE" or kind.startswith("TUPLE"):
-            pushed = _Item("TUPLE", "", 2 * (1 + weight), made, taken)
+            pushed = _Item("TUPLE", "", 2 * (1 + weight), made, taken, len(taken), _odd(taken))
         elif opcode.stack_before and kind != "STOP":
             raise _holds_more(path)  # nor does torch.load take these
         elif opcode.stack_after:
             text = argument if isinstance(argument, (str, bytes)) else ""
-            pushed = _Item(kind, _full_name(str(argument)) if kind == "GLOBAL" else "", 1 + len(text))
+            name = _full_name(str(argument)) if kind == "GLOBAL" else str(text) if len(text) < 9 else ""
+            if isinstance(argument, int) and not 0 <= argument < _LARGEST_KEY:
+                kind = "LONG1"
+            pushed = _Item(kind, name, 1 + len(text))
         if pushed:
             stack.append(pushed)
             work += pushed.weight
-        if work > _SLACK + 100 * (position or 0) or file.tell() > _LARGEST_PICKLE:
+        read = position or 0
+        if work > _SLACK + 100 * read or copied > read or file.tell() > _LARGEST_PICKLE:
             raise UserError(
-                f"{path} refused: what it holds besides tensors is too deep, or more than 8 MiB;"
+                f"{path} refused: what it holds besides tensors is too deep, multiplies, or is more than 8 MiB;"
                 " save the state dict alone: torch.save(model.state_dict(), …)."
             )
 

@@ -2,6 +2,7 @@
 classes that a file names. `reading.py` hands them to torch's own reader, by name."""
 
 import re
+from collections.abc import Callable
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -26,13 +27,11 @@ class Dictionary:
 
 
 class NumberType:
-    """What the `numpy.dtype` of a pickled number or array becomes."""
+    """What the `numpy.dtype` of a pickled number or array becomes, whatever it is of: `number` judges."""
 
     __slots__ = ("code", "order")
 
     def __init__(self, code: str, *_: Any):
-        if not re.fullmatch(r"b1|[cfiu]\d{1,2}|[SU]\d{1,5}", code):
-            raise ValueError(f"numbers of type {code[:20]!r}")
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple) -> None:
@@ -51,8 +50,12 @@ class Array:
         pass
 
 
-def number(kind: NumberType, content: bytes) -> bool | int | float | complex | str | bytes:
-    """What a pickled numpy number or text becomes: Python's."""
+def number(kind: NumberType, content: bytes) -> bool | int | float | complex | str | bytes | None:
+    """What a pickled numpy number or text becomes: Python's. Dates, records and objects are passed over."""
+    if not re.fullmatch(r"b1|f[248]|c8|c16|[iu][1248]|[SU]\d{1,5}", kind.code):
+        return None
+    if kind.code in ("S0", "U0"):
+        return b"" if kind.code == "S0" else ""
     (value,) = np.frombuffer(content, np.dtype(kind.order + kind.code))
     return value.item()
 
@@ -70,7 +73,10 @@ def windows_path(*parts: str) -> str:
 
 
 def member(value: str | int) -> str | int:
-    """What a member of an enumeration becomes: its value."""
+    """What a member of an enumeration becomes: its value. Of anything else torch's reader would fill the original,
+    unseen by `reading.py`."""
+    if not isinstance(value, (str, int)):
+        raise ValueError(f"a member of an enumeration is a {type(value).__name__}")
     return value
 
 
@@ -105,7 +111,7 @@ _DICTIONARIES = tuple(
 )
 NEW = {**dict.fromkeys(_FILLED, Settings), **dict.fromkeys(_DICTIONARIES, Dictionary)}
 # Called with their arguments. Python 3.13 has its paths in a module of their own.
-CALLED = {
+CALLED: dict[str, Callable[..., Any]] = {
     "numpy.dtype": NumberType,
     "types.SimpleNamespace": settings,
     "torchvision.transforms.functional.InterpolationMode": member,
@@ -129,4 +135,4 @@ _NAMED = (
     *(f"numpy.{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)),
     *(f"builtins.{kind}" for kind in ("bool", "dict", "float", "int", "list", "str")),
 )
-ALL = {**dict.fromkeys(_NAMED, passed_over), **NEW, **CALLED}
+ALL: dict[str, Callable[..., Any]] = {**dict.fromkeys(_NAMED, passed_over), **NEW, **CALLED}

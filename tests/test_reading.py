@@ -9,6 +9,7 @@ import sys
 import types
 import zipfile
 from collections import Counter, OrderedDict, defaultdict, deque
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -47,12 +48,26 @@ def doubled(times: int, first: bytes, double: bytes) -> bytes:
     return b"".join(steps)
 
 
+def text(words: bytes) -> bytes:
+    return b"X" + len(words).to_bytes(4, "little") + words
+
+
+def long(number: int) -> bytes:
+    return b"\x8a\x0a" + number.to_bytes(10, "little", signed=True)
+
+
+NAMESPACE, EMPTY = b"cargparse\nNamespace\n", b")\x81"
+MEMBER = b"cPIL.Image\nResampling\n"
+COPIED = b"(}q\x00(" + b"".join(text(b"%d" % i) + b"N" for i in range(999)) + b"u"
+LISTED = b"(]q\x00(" + b"K\x01" * 999 + b"e(" + b"K\x01" * 999 + b"tq\x01"
+
+
 def with_attribute(tensor, name="sum"):
     setattr(tensor, name, 5)
     return tensor
 
 
-TOO_DEEP, MORE = "is too deep, or more than 8 MiB", "so it holds more than tensors"
+TOO_DEEP, MORE = "is too deep, multiplies, or is more than 8 MiB", "so it holds more than tensors"
 
 
 @pytest.mark.parametrize(
@@ -78,6 +93,29 @@ TOO_DEEP, MORE = "is too deep, or more than 8 MiB", "so it holds more than tenso
         "an expanded tensor": (b"{}", "it claims 10,000,000,000 numbers of 4 bytes"),
         "a tensor of a size": (b"ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85\x81", "a pickled torch.FloatTensor"),
         "a dictionary's own method": (ORDERED + b")R}X\x05\x00\x00\x00itemsK\x05sb", "it has the attribute 'items'"),
+        "a dictionary copied again and again": (COPIED + (NAMESPACE + EMPTY + b"h\x00b") * 200 + b"t", TOO_DEEP),
+        "an ordered dictionary's copied attributes": (COPIED + (ORDERED + b")Rh\x00b") * 200 + b"t", TOO_DEEP),
+        "a set of one list again and again": (LISTED + (SET + b"h\x00\x85R") * 200 + b"t", TOO_DEEP),
+        "a set of one tuple again and again": (LISTED + (SET + b"h\x01\x85R") * 200 + b"t", TOO_DEEP),
+        "an ordered dictionary of a dictionary": (COPIED + ORDERED + b"h\x00\x85Rt", MORE),
+        "a long text encoded again and again": (
+            b"(" + text(b"a" * 9000) + b"q\x00" + (ENCODE + b"h\x00" + text(b"latin1") + b"\x86R") * 200 + b"t",
+            TOO_DEEP,
+        ),
+        "a text that is slow to encode": (ENCODE + text(b"a") + text(b"punycode") + b"\x86R", MORE),
+        "keys of one hash": (b"}(" + b"".join(long(i * (2**61 - 1)) + b"N" for i in range(4000)) + b"u", TOO_DEEP),
+        "keys of one hash in several steps": (
+            b"}(" + b"".join(long(i * (2**61 - 1)) + b"Nu(" for i in range(4000)) + b"u",
+            TOO_DEEP,
+        ),
+        "a set of one hash": (
+            SET + b"](" + b"".join(long(i * (2**61 - 1)) for i in range(4000)) + b"e\x85R",
+            TOO_DEEP,
+        ),
+        "tuples for keys": (b"}(" + b"".join(long(i) + b"\x85N" for i in range(4000)) + b"u", TOO_DEEP),
+        "a member that is filled later": (MEMBER + b"}\x85R(" + b"K\x01K\x02u", "is damaged"),
+        "a member that is a list": (MEMBER + b"]\x85Rq\x00" + b"(K\x01e", "is damaged"),
+        "a member that is a tensor": (MEMBER + b"{}\x85R", "is damaged"),
         "what is not in the memo": (b"h\x07", "is damaged"),
         "a mark too few": (b"t", "is damaged"),
     }.values(),
@@ -165,7 +203,7 @@ def test_a_value_is_shortened_whatever_holds_it():
 
 # Settings of a trainer: one class by name, which becomes a dictionary.
 
-NAMESPACE, EMPTY, DUMP = b"cargparse\nNamespace\n", b")\x81", b"cnumpy._core.multiarray\nscalar\n"
+DUMP = b"cnumpy._core.multiarray\nscalar\n"
 ARRAY = b"cnumpy._core.multiarray\n_reconstruct\n)R"
 DEFAULT = b"ccollections\ndefaultdict\n"
 DTYPE = b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x89\x88\x87R"
@@ -173,10 +211,6 @@ DTYPE = b"cnumpy\ndtype\nX\x02\x00\x00\x00f8\x89\x88\x87R"
 
 class Options(argparse.Namespace):
     pass
-
-
-def text(words: bytes) -> bytes:
-    return b"X" + len(words).to_bytes(4, "little") + words
 
 
 @pytest.mark.parametrize("new", [True, False])
@@ -192,6 +226,36 @@ def test_a_namespace_and_numpys_numbers_are_read_as_plain_data(new, tmp_path):
     assert found["metrics"] == [71.25, 0.5, -3, True, 2.0, 200] and found["big"] == 3.0
     assert {type(number) for number in found["metrics"]} == {float, int, bool}
     assert set(torch.serialization.get_safe_globals()) == set(allowed)  # other torch.loads take no more
+
+
+def test_files_are_read_in_several_threads_whatever_the_user_allows(tmp_path):
+    torch.save({"args": argparse.Namespace(lr=1)}, tmp_path / "x.pth")
+    usual = set(torch.serialization.get_safe_globals())
+    for allowed in ([], [argparse.Namespace, (argparse.Namespace, "pathlib.PosixPath"), Options]):
+        torch.serialization.add_safe_globals(allowed)
+        try:
+            with ThreadPoolExecutor(8) as threads:
+                found = [content for content, _ in threads.map(read_tensors, [tmp_path / "x.pth"] * 100)]
+            assert found == [{"args": {"lr": 1}}] * 100
+            assert {type(content["args"]) for content in found} == {Settings}
+            assert set(torch.serialization.get_safe_globals()) == {*usual, *allowed}
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(list(usual))
+
+
+def test_keys_of_the_usual_kinds_are_read_in_any_number(tmp_path):
+    pairs = {(i, "a"): i for i in range(500)}
+    content = {
+        "w": torch.ones(2),
+        "names": {i: f"n{i}" for i in range(3_000)},
+        "seen": set(range(9_000)),
+        "of": pairs,
+    }
+    content["ids"] = {2**46 + 64 * i: {"step": i} for i in range(200)}  # of torch 1.4's optimizers
+    torch.save(content, tmp_path / "x.pth")
+    found = read_tensors(tmp_path / "x.pth")[0]
+    assert all(found[name] == content[name] for name in ("names", "seen", "of")) and len(found["ids"]) == 200
 
 
 def test_names_of_methods_in_a_namespace_are_keys_like_others(tmp_path):
@@ -231,9 +295,10 @@ def test_names_of_methods_in_a_namespace_are_keys_like_others(tmp_path):
         "a number of a function": (DUMP + ENCODE + text(b"a") + b"\x86R", "is damaged"),
         "a number of no bytes": (DUMP + DTYPE + text(b"abcdefgh") + b"\x86R", "is damaged"),
         "a number of an expanded tensor": (DUMP + b"{}{}\x86R", "is damaged"),
-        "a number type of objects": (b"cnumpy\ndtype\n" + text(b"O8") + b"\x85R", "is damaged"),
+        "a number type of objects": (b"cnumpy\ndtype\n" + text(b"O8") + b"\x85R", ""),
         "a number type built of a map": (DTYPE + b"}b", MORE),
         "numpy's other functions": (b"cnumpy._core.multiarray\nfromfile\n" + text(b"x") + b"\x85R", "fromfile besides"),
+        "a number of what is no type": (DUMP + b"cnumpy\ndtype\n{}\x85R" + text(b"a") + b"\x86R", "is damaged"),
         "an array of an expanded tensor": (ARRAY + b"{}b", MORE),
         "an array built of a map": (ARRAY + b"}b", MORE),
         "a simple namespace of an expanded tensor": (b"ctypes\nSimpleNamespace\n{}\x85R", ""),
@@ -259,6 +324,9 @@ def test_a_class_made_from_namespace_is_refused(tmp_path):
         read_tensors(tmp_path / "x.pth")
 
 
+RECORDS = np.array([(1, 2.0)], dtype=[("a", "i4"), ("b", "f8")])
+
+
 def class_of(module: str, monkeypatch):
     """Lightning's AttributeDict by one of its names, without Lightning."""
     parts = module.split(".")
@@ -281,7 +349,10 @@ def test_what_trainers_keep_beside_weights_is_read_as_plain_data(tmp_path, monke
         "state": np.random.get_state(),
         "arrays": [np.zeros((0, 3)), np.arange(3), np.array(["a", "bc"]), np.eye(2, dtype=">f4")],
         "filters": [InterpolationMode.BILINEAR, Image.Resampling.BICUBIC],
-        "words": [np.str_("été"), np.bytes_(b"x")],
+        "words": [np.str_("été"), np.bytes_(b"x"), np.str_(""), np.bytes_(b"")],
+        "dated": [np.datetime64("2026-01-02"), np.timedelta64(3, "s"), np.longdouble(2), RECORDS[0], RECORDS],
+        "objects": np.array([None, "a", 2**70], dtype=object),
+        "days": np.array(["2026-01-02"], dtype="datetime64[D]"),
         "others": [range(3), slice(1, 2), 1 + 2j, b"", np.float32, torch.float16, torch.strided, 2**70],
     }
     torch.save({"model": {"w": torch.ones(2)}, **content}, tmp_path / "x.pth")
@@ -290,7 +361,9 @@ def test_what_trainers_keep_beside_weights_is_read_as_plain_data(tmp_path, monke
     assert found["paths"] == ["/data/x", "y/z.pth", "C:\\a\\b"]
     assert found["hparams"] == [{"lr": 0.1, "root": "/r"}, {"a": {"b": [1]}}, {"c": 2}]
     assert found["groups"] == [{"a": [1]}, {}, [1, 2], None] and found["filters"] == ["bilinear", 3]
-    assert found["words"] == ["été", b"x"] and found["dates"] == [None] * 3
+    assert (
+        found["words"] == ["été", b"x", "", b""] and found["dated"][:4] == [None] * 4 and found["dates"] == [None] * 3
+    )
     assert {type(value) for value in found["hparams"]} == {dict, Settings}
 
 

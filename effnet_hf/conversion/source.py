@@ -182,7 +182,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e30 < value < 1e30
 
 
-def _is_side(value: Any) -> bool:
+def is_side(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 16_384
 
 
@@ -199,7 +199,7 @@ def _is_colour(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    return _is_side(value) or isinstance(value, dict) and all(map(_is_side, value.values()))
+    return is_side(value) or isinstance(value, dict) and all(map(is_side, value.values()))
 
 
 _INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos", "random", "")  # the last two: any
@@ -207,6 +207,7 @@ _INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"
 # their own.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("batch_norm_eps", "rescale_factor"), (_is_number, "a number")),
+    "bn_eps": (lambda value: _is_number(value) and 0 < value <= 1000, "a number above 0, at most 1000"),
     "dropout_rate": (lambda value: _is_number(value) and 0 <= value < 1, "a number in [0, 1)"),
     "crop_pct": (lambda value: _is_number(value) and 0.01 <= value <= 100, "a number from 0.01 to 100"),
     "interpolation": (lambda value: value in _INTERPOLATIONS, f"one of {', '.join(_INTERPOLATIONS)}"),
@@ -214,8 +215,8 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("do_normalize", "include_top", "do_center_crop", "rescale_offset"), (_is_flag, "true or false")),
     **dict.fromkeys(("mean", "std", "image_mean", "image_std"), (_is_colour, "a list of three numbers")),
     **dict.fromkeys(("size", "crop_size"), (_is_size, "a number of pixels, or a map of such")),
-    "image_size": (_is_side, "a number of pixels, 1 to 16384"),
-    "input_size": (lambda value: isinstance(value, list) and len(value) == 3 and all(map(_is_side, value)),
+    "image_size": (is_side, "a number of pixels, 1 to 16384"),
+    "input_size": (lambda value: isinstance(value, list) and len(value) == 3 and all(map(is_side, value)),
                    "a list of three numbers of pixels"),
     "depthwise_padding": (lambda value: isinstance(value, list) and all(isinstance(i, int) for i in value),
                           "a list of numbers"),

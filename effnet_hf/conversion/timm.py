@@ -14,6 +14,7 @@ from PIL import Image
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError, printable
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..reading import short
 from .dialect import Dialect, has_class_names, named_variant, three
 from .source import Source, check_fields
 
@@ -71,13 +72,15 @@ class Timm(Dialect):
         said = {name: args.get(name) for name in ("input_size", *_EVALUATION[1:])}
         said["input_size"] = said["input_size"] or (side and [3, side, side])
         said = {name: list(value) if isinstance(value, tuple) else value for name, value in said.items() if value}
-        check_fields(said, f"{source.name}: args")
+        eps = args.get("bn_eps")
+        eps = 1e-3 if eps is None and args.get("bn_tf") is True else eps  # of timm before 1.0
+        check_fields({**said, "bn_eps": eps}, f"{source.name}: args")
         known = _known(trained, source)
         config = {
             "architecture": trained.split(".")[0],
             "pretrained_cfg": {name: known[name] for name in _EVALUATION if name in known} | said,
             "model_args": {
-                **({"bn_eps": args["bn_eps"]} if args.get("bn_eps") is not None else {}),
+                **({"bn_eps": eps} if eps is not None else {}),
                 **({"global_pool": args["gp"]} if args.get("gp") else {}),
                 **(built if isinstance(built, Mapping) else {}),
             },
@@ -92,10 +95,11 @@ class Timm(Dialect):
         if unknown or arguments.get("global_pool", "avg") != "avg":
             names = ", ".join(sorted(map(printable, unknown or ["global_pool"])))
             raise UserError(f"{source.name} builds {arch} with {names}, which ours does not have.")
+        check_fields(arguments, f"{source.name}: the arguments of its model")
         size = pretrained.get("input_size")
         return {
             "padding": padding,
-            "batch_norm_eps": arguments.get("bn_eps", eps),
+            "batch_norm_eps": arguments.get("bn_eps") or eps,
             "batch_norm_momentum": 0.1,
             "stochastic_depth_mode": "row",
             **({"image_size": size[-1]} if size else {}),
@@ -112,10 +116,16 @@ class Timm(Dialect):
         )
 
     def notes(self, config: EfficientNetNVConfig, source: Source) -> list[str]:
-        mode = _pretrained(source.config).get("crop_mode", "center")
-        if mode == "center":
-            return []
-        return [f"timm evaluates these weights with crop mode {mode!r}; this processor crops the centre."]
+        pretrained, notes = _pretrained(source.config), []
+        mode, size = pretrained.get("crop_mode", "center"), pretrained.get("input_size") or [3, 0, 0]
+        if mode != "center":
+            notes.append(f"timm evaluates these weights with crop mode {short(mode)}; this processor crops the centre.")
+        if size[1] != size[2]:
+            notes.append(
+                f"timm evaluates these weights on images {size[1]} pixels high and {size[2]} wide; this processor makes"
+                f" squares of {config.image_size} (--image_size says another side)."
+            )
+        return notes
 
     def arguments(self, config: EfficientNetNVConfig) -> dict:
         """What `timm.create_model` needs besides the architecture's name."""

@@ -11,10 +11,12 @@ from PIL import Image
 from ..configuration import EfficientNetNVConfig
 from ..errors import UserError
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..reading import short
 from .dialect import Dialect, named_variant
-from .source import Source, check_fields
+from .source import Source, is_side
 
 
+_FILTERS = {filter_.name.lower(): filter_ for filter_ in Image.Resampling}
 _BIG = ("b5", "b6", "b7")  # built with TensorFlow's batch norm settings
 
 
@@ -67,7 +69,7 @@ class Torchvision(Dialect):
         return EfficientNetNVImageProcessor(
             size=config.image_size + settings["size"] - settings["crop_size"],
             crop_size=config.image_size,
-            resample=Image.Resampling[settings["interpolation"].upper()],
+            resample=_FILTERS[settings["interpolation"]],
             image_mean=transforms.mean,
             image_std=transforms.std,
         )
@@ -91,9 +93,15 @@ def _trained(source: Source) -> dict:
     names = {"size": "val_resize_size", "crop_size": "val_crop_size", "interpolation": "interpolation"}
     if not isinstance(args, Mapping) or not all(args.get(name) for name in names.values()):
         return {}
-    settings = {field: args[name] for field, name in names.items()}
-    check_fields({**settings, "image_size": settings["crop_size"]}, f"{source.name}: args")
-    return settings
+    for name in ("val_resize_size", "val_crop_size"):
+        if not is_side(args[name]):
+            raise UserError(f"{source.name}: args: {name} must be a number of pixels, got {short(args[name])}.")
+    if args["interpolation"] not in [*_FILTERS]:
+        filters = ", ".join(_FILTERS)
+        raise UserError(
+            f"{source.name}: args: interpolation must be one of {filters}; got {short(args['interpolation'])}."
+        )
+    return {field: args[name] for field, name in names.items()}
 
 
 def _evaluation(variant: str, source: Source) -> dict:

@@ -13,6 +13,8 @@ from timm.utils import CheckpointSaver, ModelEmaV3
 
 from effnet_hf import EfficientNetNVConfig
 from effnet_hf.conversion import load_foreign
+from effnet_hf.conversion.source import Source
+from effnet_hf.conversion.timm import TIMM
 from effnet_hf.conversion.torchvision import TORCHVISION
 from effnet_hf.errors import UserError
 
@@ -71,6 +73,56 @@ def test_timms_settings_are_those_of_the_weights(network, tmp_path):
     assert load_foreign(tmp_path / "model_best.pth.tar", arch="tf_efficientnet_b0").config.padding == "same"
 
 
+def described(dialect, arch, args):
+    """What a dialect makes of a trainer's settings: fields of our configuration, and notes."""
+    source = Source("x.pth", pathlib.Path("x.pth"), {}, {}, {}, trainer={"arch": arch, "args": args})
+    source, arch, _ = dialect.as_trained(source, None)
+    fields = dialect.fields("b0", source, arch)
+    return fields, dialect.notes(EfficientNetNVConfig.from_variant("b0", **fields), source)
+
+
+@pytest.mark.parametrize(
+    "settings, eps",
+    [
+        ({}, 1e-5),
+        ({"bn_tf": False}, 1e-5),
+        ({"bn_tf": True}, 1e-3),
+        ({"bn_tf": True, "bn_eps": 0.002}, 0.002),
+        ({"model_kwargs": {"bn_eps": None}}, 1e-5),
+    ],
+)
+def test_timms_ways_to_say_epsilon(settings, eps):
+    assert described(TIMM, "efficientnet_b0", settings)[0]["batch_norm_eps"] == eps
+
+
+def test_images_that_are_no_squares_are_noted():
+    fields, notes = described(TIMM, "efficientnet_b0", {"input_size": (3, 192, 256)})
+    note = "on images 192 pixels high and 256 wide; this processor makes squares of 256"
+    assert fields["image_size"] == 256 and len(notes) == 1 and note in notes[0]
+    assert described(TIMM, "efficientnet_b0", {})[1] == []
+
+
+@pytest.mark.parametrize(
+    "dialect, settings, words",
+    [
+        (TIMM, {"bn_eps": "small"}, "args: bn_eps must be a number above 0, at most 1000, got 'small'"),
+        (TIMM, {"bn_eps": -1.0}, "args: bn_eps must be a number above 0, at most 1000, got -1.0"),
+        (TIMM, {"model_kwargs": {"bn_eps": 0}}, "the arguments of its model: bn_eps must be a number above 0"),
+        (TORCHVISION, {"interpolation": "random"}, "interpolation must be one of nearest, .*; got 'random'"),
+        (TORCHVISION, {"interpolation": "nearest-exact"}, "interpolation must be one of .*; got 'nearest-exact'"),
+        (TORCHVISION, {"interpolation": [3]}, r"interpolation must be one of nearest, .*; got \[3\]"),
+        (TORCHVISION, {"val_resize_size": {"a": 2}}, "args: val_resize_size must be a number of pixels, got {'a': 2}"),
+        (TORCHVISION, {"val_crop_size": 224.5}, "args: val_crop_size must be a number of pixels, got 224.5"),
+    ],
+)
+def test_a_setting_that_is_none_is_named(dialect, settings, words):
+    plain = (
+        {"val_resize_size": 256, "val_crop_size": 224, "interpolation": "bilinear"} if dialect is TORCHVISION else {}
+    )
+    with pytest.raises(UserError, match=words):
+        described(dialect, "efficientnet_b0", {**plain, **settings})
+
+
 @pytest.mark.parametrize(
     "settings, words",
     [
@@ -80,7 +132,6 @@ def test_timms_settings_are_those_of_the_weights(network, tmp_path):
         ({"gp": "max"}, "builds tf_efficientnet_b0 with global_pool"),
         ({"img_size": -3}, "args: input_size must be a list of three numbers of pixels"),
         ({"interpolation": "cubic-ish"}, "args: interpolation must be one of"),
-        ({"bn_eps": "small"}, "batch_norm_eps"),
     ],
 )
 def test_timms_settings_that_are_none_are_refused(settings, words, network, tmp_path):
