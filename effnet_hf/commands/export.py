@@ -12,7 +12,7 @@ import argparse
 
 from ..cli import ArgumentParser, command_line, path, run
 from ..recipes import add_data_flags, data_options
-from .upload import add_upload_flags, check_upload_flags, upload
+from .upload import add_upload_flags, check_upload_flags, refuse_without_push, upload
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -41,6 +41,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="probabilities instead of logits: by softmax, or by sigmoid where an image may have several labels",
     )
     graph.add_argument("--dynamic_image_size", action="store_true", help="leave height and width free")
+    graph.add_argument(
+        "--layout", metavar="NAME", help="transformers.js: onnx/model.onnx and settings that this library knows"
+    )
     graph.add_argument("--opset", type=int, metavar="N", help="ONNX operator set; default: 18, for bf16 22")
     graph.add_argument("--exporter", metavar="NAME", help="torchscript or dynamo; default: by the opset")
 
@@ -54,6 +57,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     check_upload_flags(args)
+    refuse_without_push(args, "hub_token")
     from ..export import ExportOptions, export_model
 
     options = {name: value for name, value in vars(args).items() if name in ExportOptions.__dataclass_fields__}

@@ -14,7 +14,7 @@ from ..data.pictures import Reading
 from ..errors import UserError
 from ..files import atomic_folder, refuse_to_remove
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
-from ..multi_label import require_same_task
+from ..multi_label import is_multi_label, require_same_task
 from ..recipes import Recipe
 from .check import (
     CheckImages,
@@ -30,10 +30,11 @@ from .check import (
     require_equal,
     run_all,
     size_of,
+    whole_pixels_of,
 )
 from .describe import Exported, properties, write_card, write_configuration
 from .network import ExportedNetwork, write_pt2
-from .options import INT8_TARGETS, ExportOptions
+from .options import INT8_TARGETS, LAYOUT, ExportOptions
 from .runners import Runner, runner_for, torch_runner
 
 
@@ -81,6 +82,7 @@ def export_model(
     network = checkpoint.load().float().eval()
     with atomic_folder(output_dir, overwrite) as folder:
         file = folder / options.file_name
+        file.parent.mkdir(exist_ok=True)
         if options.int8:
             from .int8 import write_int8
 
@@ -91,10 +93,10 @@ def export_model(
         else:
             write_float(checkpoint, network, file, options)
             exported = verify_float(checkpoint, network, file, options, images)
-        write_configuration(checkpoint, folder)
+        exported = replace(exported, folder=folder, temperature=checkpoint.config.softmax_temperature)
+        write_configuration(checkpoint, folder, options)
         write_card(checkpoint, exported, command=command, model_id=model_id)
-    temperature = checkpoint.config.softmax_temperature
-    return replace(exported, folder=Path(output_dir), file=Path(output_dir) / file.name, temperature=temperature)
+    return replace(exported, folder=Path(output_dir), file=Path(output_dir) / options.file_name)
 
 
 def _refuse(checkpoint: Checkpoint, options: ExportOptions, data: Recipe | None) -> None:
@@ -111,6 +113,11 @@ def _refuse(checkpoint: Checkpoint, options: ExportOptions, data: Recipe | None)
         raise UserError(
             "--int8 ort-cpu needs --data_dir DIR, --labels FILE or --dataset_name NAME: it takes ranges of activations"
             " from the training images."
+        )
+    if options.layout and is_multi_label(checkpoint.config):
+        raise UserError(
+            f"--layout {LAYOUT}: in {name} an image may have several labels, and the pipeline there always takes a"
+            " softmax; leave it out, and run the file by onnxruntime-web."
         )
     if options.dynamic_image_size and checkpoint.config.padding == "same":
         raise UserError("--dynamic_image_size: this network pads by the image's size (padding: same); leave it out.")
@@ -142,7 +149,9 @@ def write_float(
     from .graph import draw_graph, write_openvino, write_properties
     from .preprocessing import preprocessing_graph, put_in_front
 
-    front = preprocessing_graph(checkpoint.processor, options.opset) if options.with_preprocessing else None
+    front = None
+    if options.with_preprocessing or options.layout:
+        front = preprocessing_graph(checkpoint.processor, options)
     graph = draw_graph(network, size, options)
     if front is not None:
         graph = put_in_front(front, graph)
@@ -174,8 +183,9 @@ def verify_float(
     reference, pixels = torch_runner(model, options.probabilities), pixels_of(checkpoint.processor)
     least = deciding(model.config, options)
     runners: dict[str, tuple[Runner, Feed]] = {"file": (run, pixels), "torch": (reference, pixels)}
-    if options.with_preprocessing:
-        runners["file"] = run, arrays_of
+    any_size = options.with_preprocessing or options.layout
+    if any_size:
+        runners["file"] = run, whole_pixels_of if options.layout else arrays_of
         outputs = run_all(runners, MirroredPairs(images), (1, 2))
     else:
         outputs = run_all(runners, images)
@@ -187,7 +197,7 @@ def verify_float(
         array = pixels_of(checkpoint.processor, size=edge, crop_size=larger)([images.open(0), images.open(1)])
         where = f"{runtime} at {height + 32} x {width + 32} pixels"
         require_equal(compare(reference(array), run(array), least), options, where)
-    if options.with_preprocessing:
+    if any_size:
         outputs = {name: MirroredPairs.without_mirrors(found) for name, found in outputs.items()}
     measured = accuracies(outputs, ("file", "torch"), images.labels)
     size = sum(path.stat().st_size for path in file.parent.iterdir())

@@ -14,7 +14,7 @@ from ..hub import CardFacts, describe_preprocessing, render_card, software_versi
 from ..multi_label import is_multi_label, thresholds_of
 from ..tables import text_table
 from .check import LEAST_SNR, Comparison, size_of
-from .options import ExportOptions
+from .options import LAYOUT_DTYPES, ExportOptions
 
 
 TABLE_HEADER = ("", "{}, %", "agreement, %", "MB", "ms at batch 1", "ms at batch 8", "times float")
@@ -148,8 +148,12 @@ def properties(checkpoint: Checkpoint, options: ExportOptions) -> dict[str, obje
     return facts
 
 
-def write_configuration(checkpoint: Checkpoint, folder: Path) -> None:
-    """config.json and preprocessor_config.json, each with the code that opens it where this package is missing."""
+def write_configuration(checkpoint: Checkpoint, folder: Path, options: ExportOptions) -> None:
+    """config.json and preprocessor_config.json, each with the code that opens it where this package is missing; for
+    transformers.js with the names that it knows instead."""
+    if options.layout:
+        _write_for_transformers_js(checkpoint, folder, options)
+        return
     checkpoint.config.save_pretrained(folder)
     checkpoint.processor.save_pretrained(folder)
     # The file replaces the weights that a model class would look for.
@@ -158,6 +162,19 @@ def write_configuration(checkpoint: Checkpoint, folder: Path) -> None:
     config["architectures"] = ["EfficientNetNVForImageClassification"]
     config["auto_map"] = automatic or {"AutoConfig": "configuration.EfficientNetNVConfig"}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+
+
+def _write_for_transformers_js(checkpoint: Checkpoint, folder: Path, options: ExportOptions) -> None:
+    config, processor = checkpoint.config.to_diff_dict(), checkpoint.processor.to_dict()
+    config |= {"model_type": "efficientnet", "architectures": ["EfficientNetForImageClassification"]}
+    # Else a browser asks for model_quantized.onnx.
+    config["transformers.js_config"] = {"dtype": LAYOUT_DTYPES[options.int8 or options.dtype][0]}
+    # Theirs of the name EfficientNetImageProcessor divides by the square of the standard deviation.
+    processor["image_processor_type"] = "CLIPImageProcessor"
+    processor |= dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), False)
+    for name, fields in (("config.json", config), ("preprocessor_config.json", processor)):
+        fields.pop("auto_map", None)
+        (folder / name).write_text(json.dumps(fields, indent=2) + "\n", "utf-8")
 
 
 _LIBRARY = {"onnx": "onnx", "openvino": "openvino", "pt2": "pytorch"}
@@ -230,6 +247,18 @@ for label, least, found in zip(json.loads(facts["labels"]), json.loads(facts["th
         print(label, found)
 ```
 """,
+    "transformers.js": """For [transformers.js](https://huggingface.co/docs/transformers.js), in a browser or in Node:
+
+```js
+import {{ pipeline }} from '@huggingface/transformers';
+
+const classify = await pipeline('image-classification', '{model}');
+console.log(await classify('image.jpg', {{ top_k: 5 }}));
+```
+
+The graph resizes, crops and normalises by itself, to the very pixels of Pillow: give the pipeline one image at a time,
+or several of one size.
+""",
     "openvino": """```python
 import openvino
 from PIL import Image
@@ -266,7 +295,10 @@ def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, mode
     imports, rgb = (
         _SHALLOW if depth is None else (part.format(model=model, bits=depth, white=2**depth - 1) for part in _DEEP)
     )
-    use = ("image, several" if checked.several else "image") if options.with_preprocessing else options.format
+    use = options.layout or options.format
+    if options.with_preprocessing:
+        use = "image, several" if checked.several else "image"
+    opener = options.layout or exported.runtime.split()[0]
     kind = f"{options.int8} INT8" if options.int8 else options.dtype
     how = {"onnx": f"ONNX, opset {options.opset}", "openvino": "OpenVINO IR", "pt2": "torch.export program"}
     notes = [
@@ -290,15 +322,20 @@ def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, mode
         title = f"{exported.figure.replace('top', 'Top')} on {exported.images}, %"
         tables.append((title, header, [[f"{value:.2f}" for value in exported.top1]]))
     return CardFacts(
-        name=f"EfficientNet {config.variant or 'of a custom shape'}, {kind}, for {exported.runtime.split()[0]}",
+        name=f"EfficientNet {config.variant or 'of a custom shape'}, {kind}, for {opener}",
         model_id=model_id,
         variant=config.variant or "custom",
         num_labels=config.num_labels,
         image_size=size_of(checkpoint.processor),
         preprocessing=describe_preprocessing(checkpoint.processor),
         base_model=checkpoint.name,
-        library=_LIBRARY[options.format],
-        usage=_USE[use].format(model=model, output=options.output_name, imports=imports, rgb=rgb),
+        library=options.layout or _LIBRARY[options.format],
+        usage=_USE[use].format(
+            model=model,
+            output=options.output_name,
+            imports=imports,
+            rgb=rgb,
+        ),
         bit_depth=depth,
         command=command,
         hardware=f"CPU ({platform.machine()}, {os.cpu_count()} cores)",

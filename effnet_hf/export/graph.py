@@ -109,6 +109,7 @@ def write_openvino(model: onnx.ModelProto, path: Path, options: ExportOptions) -
     converted = openvino.convert_model(io.BytesIO(model.SerializeToString()))
     try:
         openvino.save_model(converted, path, compress_to_fp16=options.dtype == "fp16")
+        openvino.Core().read_model(path)  # before 2026.2 it is the first to notice that a file was cut off
     except RuntimeError as error:
         raise UserError(f"cannot write {path.name}: {first_line(error)} Is the disk full?") from error
 
@@ -126,8 +127,12 @@ def check_structure(
         model = onnx.shape_inference.infer_shapes(onnx.load(path), check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise UserError(f"the exported graph is not valid ONNX: {first_line(error)}") from error
-    sides = ["height", "width"] if options.dynamic_image_size or options.with_preprocessing else list(size)
-    wanted_in = ["batch", *sides, 3] if options.with_preprocessing else ["batch", num_channels, *sides]
+    sides = (
+        ["height", "width"]
+        if options.dynamic_image_size or options.with_preprocessing or options.layout
+        else list(size)
+    )
+    wanted_in = ["batch", *sides, 3] if options.input_name == "image" else ["batch", num_channels, *sides]
     for value, name, shape in (
         (model.graph.input[0], options.input_name, wanted_in),
         (model.graph.output[0], options.output_name, ["batch", num_labels]),

@@ -1,13 +1,16 @@
-"""Optimum's exporter knows this model family once this module is imported (extra `optimum`, transformers 4.57):
+"""Optimum's exporters know this model family once this module is imported: to ONNX (extra `optimum`, transformers
+4.57), and to OpenVINO where `optimum-intel` is installed:
 
     import effnet_hf.export.optimum
     from optimum.exporters.onnx import main_export
+    from optimum.intel import OVModelForImageClassification
 
-`optimum-cli export onnx` finds it by itself where this package is installed: Optimum loads every file of the namespace
+`optimum-cli export` finds it by itself where this package is installed: Optimum loads every file of the namespace
 `optimum.commands.register` when it starts, and ours there imports this one.
 """
 
-from optimum.exporters.onnx.config import VisionOnnxConfig
+import importlib.util
+
 from optimum.exporters.tasks import TasksManager
 from optimum.utils import NormalizedVisionConfig
 
@@ -17,23 +20,43 @@ from ..modeling_efficientnet_nv import EfficientNetNVPreTrainedModel
 from .options import DEFAULT_OPSET
 
 
-_register = TasksManager.create_register("onnx", overwrite_existing=True)
+_TASKS = ("image-classification", "feature-extraction")
 
 
-@_register("efficientnet_nv", "image-classification", "feature-extraction")
-class EfficientNetNVOnnxConfig(VisionOnnxConfig):
+class _Inputs:
     """`pixel_values` (batch, 3, height, width), all but the colours free, as Optimum's vision models have them."""
 
     NORMALIZED_CONFIG_CLASS = NormalizedVisionConfig
-    ATOL_FOR_VALIDATION = 1e-3
-    DEFAULT_ONNX_OPSET = DEFAULT_OPSET
 
     @property
     def inputs(self) -> dict[str, dict[int, str]]:
         axes = {0: "batch_size", 2: "height", 3: "width"}
-        if self._config.padding == "same":  # padded by the image's size, which tracing fixes
+        if self._config.padding == "same":  # type: ignore[attr-defined]  # padded by the size, which tracing fixes
             axes = {0: "batch_size"}
         return {"pixel_values": axes}
+
+
+def _register(backend: str, config_class: type) -> None:
+    TasksManager.create_register(backend, overwrite_existing=True)("efficientnet_nv", *_TASKS)(config_class)
+
+
+if importlib.util.find_spec("optimum.exporters.onnx"):
+    from optimum.exporters.onnx.config import VisionOnnxConfig
+
+    class EfficientNetNVOnnxConfig(_Inputs, VisionOnnxConfig):
+        ATOL_FOR_VALIDATION = 1e-3
+        DEFAULT_ONNX_OPSET = DEFAULT_OPSET
+
+    _register("onnx", EfficientNetNVOnnxConfig)
+
+
+if importlib.util.find_spec("optimum.exporters.openvino"):
+    from optimum.exporters.openvino.config import VisionOpenVINOConfig
+
+    class EfficientNetNVOpenVINOConfig(_Inputs, VisionOpenVINOConfig):
+        pass
+
+    _register("openvino", EfficientNetNVOpenVINOConfig)
 
 
 def _know_our_library() -> None:

@@ -14,6 +14,9 @@ FORMATS = {"onnx": "model.onnx", "openvino": "openvino_model.xml", "pt2": "model
 OPSETS = {"torchscript": range(17, 21), "dynamo": range(18, 24)}
 DEFAULT_OPSET, FIRST_BF16_OPSET = 18, 22
 INT8_TARGETS = ("tensorrt", "ort-cpu")
+LAYOUT = "transformers.js"
+# The names that transformers.js knows a dtype by, and how its file ends.
+LAYOUT_DTYPES = {"fp32": ("fp32", ""), "fp16": ("fp16", "_fp16"), "ort-cpu": ("q8", "_quantized")}
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class ExportOptions:
             cropping and normalising are part of the graph.
         dynamic_image_size: height and width of `pixel_values` are free, too.
         int8: `"tensorrt"` or `"ort-cpu"`, from a quantized checkpoint.
+        layout: `"transformers.js"`: `onnx/model.onnx` (`model_fp16.onnx`, `model_quantized.onnx`) and JSON files with
+            names that this library knows. Resizing, cropping and normalising are part of the graph, which has
+            `pixel_values` float32 (N, 3, height, width) of any size in, 0 to 255, and `logits` out: its image processor
+            resizes by other filters than Pillow, and its pipeline takes the softmax itself.
 
     Raises:
         UserError: the options exclude each other, or need a package that is not installed.
@@ -44,6 +51,7 @@ class ExportOptions:
     with_preprocessing: bool = False
     dynamic_image_size: bool = False
     int8: str | None = None
+    layout: str | None = None
 
     def __post_init__(self):
         bf16 = self.dtype == "bf16" and self.format != "pt2"
@@ -57,6 +65,7 @@ class ExportOptions:
             ("dtype", DTYPES),
             ("exporter", OPSETS),
             ("int8", (None, *INT8_TARGETS)),
+            ("layout", (None, LAYOUT)),
         ):
             if getattr(self, field) not in allowed:
                 names = ", ".join(name for name in allowed if name)
@@ -68,6 +77,18 @@ class ExportOptions:
             )
         if bf16 and self.opset < FIRST_BF16_OPSET:
             raise UserError(f"--dtype bf16 needs --opset {FIRST_BF16_OPSET} or newer, with --exporter dynamo.")
+        if self.layout:
+            if self.format != "onnx" or (self.int8 or self.dtype) not in LAYOUT_DTYPES:
+                raise UserError(
+                    f"--layout {LAYOUT} goes with --format onnx, and --dtype fp32, --dtype fp16 or --int8 ort-cpu."
+                )
+            if self.with_softmax or self.dynamic_image_size or self.with_preprocessing:
+                raise UserError(
+                    f"--layout {LAYOUT} goes without --with_probabilities, --dynamic_image_size and"
+                    " --with_preprocessing: its graph always takes images of any size, and gives logits."
+                )
+            if self.opset < 18:
+                raise UserError(f"--layout {LAYOUT} needs --opset 18 or newer.")
         if self.with_preprocessing:
             if self.opset < 18:
                 raise UserError("--with_preprocessing needs --opset 18 or newer: older ones cannot resize like Pillow.")
@@ -98,6 +119,9 @@ class ExportOptions:
 
     @property
     def file_name(self) -> str:
+        """In the folder."""
+        if self.layout:
+            return f"onnx/model{LAYOUT_DTYPES[self.int8 or self.dtype][1]}.onnx"
         return FORMATS[self.format]
 
 

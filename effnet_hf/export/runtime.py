@@ -86,6 +86,11 @@ class ONNXEfficientNet(torch.nn.Module):
                 raise UserError(f"{name} is not a folder; name one that {invocation('export')} wrote.")
             path = download(str(folder), revision=revision, token=token, patterns=["*.json", "*.onnx", "*.onnx_data"])
         if not (path / MODEL).is_file():
+            if (path / "onnx").is_dir():
+                raise UserError(
+                    f"{name} is laid out for transformers.js; Python takes what {invocation('export')} writes without"
+                    " --layout."
+                )
             command = f"{invocation('export')} --model {name} --output_dir DIR"
             raise UserError(f"{name} holds no {MODEL}; write one: {command}")
         require_as_written(str(path), (MODEL,), f"{name} cannot be opened")

@@ -214,3 +214,10 @@ def test_comparison_tells_ties_from_mistakes():
     assert tie.agreement == 50 and tie.certain_agreement == 100
     wrong = check.compare(reference, np.array([[1.0, 2.0], [3.0, 3.1]]))
     assert wrong.agreement == 50 and wrong.difference == pytest.approx(3.1)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_outputs_that_overflow_are_refused_like_any_others_that_differ(value):
+    comparison = check.compare(np.eye(2), np.array([[1.0, 0.0], [0.0, value]]))
+    with pytest.raises(UserError, match="does not compute what the checkpoint does: in ONNX Runtime it differs by"):
+        check.require_equal(comparison, ExportOptions(dtype="fp16"), "ONNX Runtime")

@@ -12,11 +12,14 @@ from sklearn.metrics import average_precision_score
 from effnet_hf import EfficientNetNVForImageClassification
 from effnet_hf.errors import UserError
 from effnet_hf.export import ExportOptions, ONNXEfficientNet, export_model, ort_int8
+from effnet_hf.export.check import whole_pixels_of
 from effnet_hf.export.describe import Row
 from effnet_hf.export.graph import draw_graph
 from effnet_hf.export.network import ExportedNetwork
 from effnet_hf.export.ort_int8 import fold_weights, for_ort_cpu, fuse_silu, identity, search_ranges, silu, take_out
+from effnet_hf.export.runners import onnxruntime_runner
 
+from ..data.torture import photo
 from .conftest import NAMES, as_arrays, listed, make_checkpoint
 
 
@@ -248,3 +251,15 @@ def test_for_ort_cpu_leaves_the_callers_images_alone(drawn):
     assert for_ort_cpu(drawn, take_out(drawn), iter(batches)).graph.node
     for batch, copy in zip(batches, before):
         np.testing.assert_array_equal(batch, copy)
+
+
+def test_layout_of_transformers_js_is_the_same_network_behind_the_graphs_preprocessing(quantized, photos, tmp_path):
+    image = photo(5, 120, 100)
+    settings = {"int8": "ort-cpu", "data_dir": str(photos), "num_images": 6}
+    plain = export_model(str(quantized), tmp_path / "plain", **settings)
+    layout = export_model(str(quantized), tmp_path / "js", layout="transformers.js", **settings)
+    assert layout.file == tmp_path / "js/onnx/model_quantized.onnx"
+    wanted = onnxruntime_runner(plain.file)(as_arrays(quantized, [image]))
+    found = onnxruntime_runner(layout.file)(whole_pixels_of([image]))
+    np.testing.assert_allclose(found, wanted, atol=0.1 * np.abs(wanted).max())
+    assert json.loads((tmp_path / "js/config.json").read_text())["transformers.js_config"] == {"dtype": "q8"}

@@ -25,10 +25,10 @@ def test_it_never_raises(module, error, told, monkeypatch, capsys):
         error = ModuleNotFoundError(str(error), name=module)
     whole = builtins.__import__
 
-    def lacks(name, names=None, own=None, wanted=(), level=0):
-        if name.startswith(module) and level == 0:
+    def lacks(name, *arguments, **named):
+        if name.startswith(module):
             raise error
-        return whole(name, names, own, wanted, level)
+        return whole(name, *arguments, **named)
 
     monkeypatch.delitem(sys.modules, "effnet_hf.export.optimum", raising=False)
     monkeypatch.setattr(builtins, "__import__", lacks)

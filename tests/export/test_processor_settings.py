@@ -12,7 +12,7 @@ from PIL import Image
 
 from effnet_hf import EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.errors import UserError
-from effnet_hf.export import ONNXEfficientNet, export_model
+from effnet_hf.export import ExportOptions, ONNXEfficientNet, export_model
 from effnet_hf.export.check import pixels_of
 from effnet_hf.export.preprocessing import preprocessing_graph
 from effnet_hf.export.runners import pt2_runner
@@ -98,7 +98,7 @@ def test_preprocessing_in_the_graph(setting, prepared, expected, tmp_path):
     model = ONNXEfficientNet.from_pretrained(tmp_path / "out")
     for image, probabilities in zip(images, softmax(logits)):
         (found,) = model.session.run(None, {"image": np.asarray(image)[None]})
-        np.testing.assert_allclose(found[0], probabilities, atol=2e-2)
+        np.testing.assert_allclose(found[0], probabilities, atol=1e-4 if image.height < 1.4 * image.width else 2e-2)
         best = model.classify(image, top_k=1)[0]
         assert best["score"] == pytest.approx(found.max(), abs=1e-6)
 
@@ -106,15 +106,15 @@ def test_preprocessing_in_the_graph(setting, prepared, expected, tmp_path):
 @pytest.mark.parametrize("setting", [name for name in SETTINGS if name not in NOT_IN_A_GRAPH])
 def test_the_graphs_pixels_are_the_processors(setting):
     processor = EfficientNetNVImageProcessor(**{"size": 96, "crop_size": 64, **SETTINGS[setting]})
-    session = onnxruntime.InferenceSession(preprocessing_graph(processor, 18).SerializeToString())
+    session = onnxruntime.InferenceSession(preprocessing_graph(processor, ExportOptions()).SerializeToString())
     factor = processor.rescale_factor if processor.do_rescale else 1
     step = factor / min(processor.image_std) if processor.do_normalize else factor  # of one byte
     for i, size in enumerate([*SIZES, (500, 375), (1200, 50), (33, 700)]):
         image = photo(i, *size)
         (pixels,) = session.run(None, {"image": np.asarray(image)[None]})
         difference = np.abs(pixels - pixels_of(processor)([image]))
-        # Of a photograph one byte in some thousands differs; of a thumbnail made larger up to a tenth.
-        assert difference.max() < 2.1 * step and (difference > 0.1 * step).mean() < (0.1 if i < len(SIZES) else 0.03)
+        # Every byte is Pillow's, but of what is far taller than wide, which Pillow resizes by columns first since 13.
+        assert difference.max() < (1e-3 if image.height < 1.4 * image.width else 2.1) * step
 
 
 @pytest.mark.parametrize("setting", ["wide crop", "no normalisation", "neither", "Lanczos"], scope="module")
