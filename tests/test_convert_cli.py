@@ -167,6 +167,8 @@ def test_nothing_is_overwritten_unasked(convert, checkpoint, tmp_path):
         ("x.pth --output_dir y --push_to_hub", "--push_to_hub needs --hub_model_id ME/X"),
         ("x.pth --to timm --output_dir z --push_to_hub --hub_model_id a/b", "--push_to_hub needs a folder of ours"),
         ("x.pth --output_dir y --hub_model_id a/b", "does nothing without --push_to_hub"),
+        ("x.pth --output_dir y --hub_private", "--hub_private does nothing without --push_to_hub"),
+        ("x.pth --output_dir y --hub_revision v1", "--hub_revision does nothing without --push_to_hub"),
         ("x.pth --output_dir y --warm_start b0", "--warm_start needs --images DIR"),
         ("x.pth --output_dir y --images .", "--images does nothing without --warm_start"),
         ("checkpoint.pth.tar --to nvidia --output_dir z", "end its name in .pth or .safetensors"),

@@ -17,6 +17,7 @@ COMMANDS = {
     "benchmark": "time our own training or validation steps",
     "scan": "check a folder of images before a run meets it",
     "plots": "draw the curves of one or several runs",
+    "space": "make a web page of a checkpoint, for the Hub's Spaces",
     "folds": "sum the runs of a k-fold cross-validation",
 }
 

@@ -18,8 +18,14 @@ def add_upload_flags(parser: argparse.ArgumentParser) -> None:
 def check_upload_flags(args: argparse.Namespace) -> None:
     if args.push_to_hub and not args.hub_model_id:
         raise UserError("--push_to_hub needs --hub_model_id ME/X.")
-    if args.hub_model_id and not args.push_to_hub:
-        raise UserError("--hub_model_id does nothing without --push_to_hub.")
+    refuse_without_push(args, "hub_model_id", "hub_private", "hub_revision")  # a token may be for reading
+
+
+def refuse_without_push(args: argparse.Namespace, *flags: str) -> None:
+    """Raises `UserError` where one of these is given, and nothing will be uploaded."""
+    for flag in flags:
+        if getattr(args, flag) is not None and not args.push_to_hub:
+            raise UserError(f"--{flag} does nothing without --push_to_hub.")
 
 
 def upload(args: argparse.Namespace, folder: str) -> str:

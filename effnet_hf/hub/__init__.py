@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: the model card of a checkpoint folder, its upload, and downloads."""
+"""The Hugging Face Hub: the model card of a checkpoint folder, its upload, and downloads; a Space of it in `space`."""
 
 from .card import CardFacts, describe_preprocessing, render_card, software_versions
 from .transfer import download, push_folder

@@ -7,6 +7,7 @@ that is missing leaves its section out, nothing is filled in from a table.
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ _METRICS = {
     "f1": ("F1, mean of the classes (%)", "f1"),
     "loss": ("Cross-entropy loss", "loss"),
 }
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ class CardFacts:
         model_id: what `from_pretrained` is given in the examples; a placeholder without it.
         base_model: where the weights come from: a Hub id (then also metadata), or any words.
         license: a Hub licence id; `None` leaves it unstated.
-        dataset: the data's name, as it should be read; `dataset_id`: its Hub id, for the metadata.
+        dataset: the data's name, as it should be read; `dataset_id`: its Hub id, for the metadata,
+            which get none of a folder or an address.
         n_eval: number of images behind `metrics`.
         multi_label: whether an image may have several labels.
         bit_depth: of the values in images of more than 8 bits, where the image processor says so.
@@ -155,12 +157,12 @@ def software_versions(*packages: str) -> dict[str, str]:
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:
-    # The Hub rejects a base_model that is not a repository id, and a number that is not finite.
-    base = facts.base_model if facts.base_model and _HUB_ID.fullmatch(facts.base_model) else None
+    # The Hub rejects a base_model or data set that is not a repository id, and a number that is not finite.
+    dataset_id = _on_hub(facts.dataset_id)
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=facts.dataset_id or "imagefolder",
+            dataset_type=dataset_id or "imagefolder",
             dataset_name=str(facts.dataset),
             dataset_split="validation",
             metric_type=_METRICS.get(key, (key, key))[1],
@@ -175,12 +177,17 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         library_name=facts.library,
         pipeline_tag="image-classification",
         tags=list(dict.fromkeys(["image-classification", "efficientnet", facts.variant, *facts.tags])),
-        datasets=[facts.dataset_id] if facts.dataset_id else None,
+        datasets=[dataset_id] if dataset_id else None,
         metrics=["map" if facts.multi_label else "accuracy"] if results else None,
-        base_model=base,
+        base_model=_on_hub(facts.base_model),
         model_name=facts.name if results else None,
         eval_results=results or None,
     )
+
+
+def _on_hub(name: str | None) -> str | None:
+    """A repository's id; None of an address, words, or a folder of this machine, which may look like one."""
+    return name if name and HUB_ID.fullmatch(name) and not os.path.exists(name) else None
 
 
 def _metric_name(key: str, facts: CardFacts) -> str:

@@ -53,6 +53,15 @@ def test_metadata_is_what_the_hub_reads():
     assert {result.dataset_name for result in data.eval_results} == {"Imagenette subset"}
 
 
+@pytest.mark.parametrize("name", ["s3://bucket/set", "https://host/set", "/home/me/set", "runs/b0", "two words"])
+def test_metadata_names_no_folder_and_no_address(name, tmp_path, monkeypatch):
+    (tmp_path / "runs/b0").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    data = ModelCard(render_card(dataclasses.replace(FULL, dataset_id=name, base_model=name))).data
+    assert data.datasets is None and data.base_model is None
+    assert {result.dataset_type for result in data.eval_results} == {"imagefolder"}
+
+
 def test_body_shows_every_fact():
     card = render_card(FULL)
     for text in (

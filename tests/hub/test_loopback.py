@@ -16,7 +16,7 @@ from PIL import Image
 
 from effnet_hf import EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.hub import CardFacts, render_card
-from effnet_hf.hub.transfer import _OF_A_RUN, _excluding
+from effnet_hf.hub.transfer import _OF_A_RUN, _each
 from tests.child_path import child_path
 from tests.conftest import tiny_config
 
@@ -123,7 +123,7 @@ def test_push_and_download(pushes):
     }.items():
         assert answers[key].startswith(f"UserError: {words}"), answers[key]
         assert "\n" not in answers[key] and "Traceback" not in answers[key]
-    again = f"to upload it again: hf upload me/z {folder} . {shlex.join(_excluding(_OF_A_RUN))}"
+    again = f"to upload it again: hf upload me/z {folder} . {shlex.join(_each('--exclude', _OF_A_RUN))}"
     assert answers["no token"].endswith(f"The result is safe in {folder}; {again} --private")
     assert answers["reader"].endswith(f"{again} --revision v1")
     assert hub.repos["me/public"]["branches"]["main"] == {}
