@@ -195,6 +195,8 @@ def build_loaders(
 
     training = loader(source.train, trains=True) if train else None
     validation = loader(source.val, trains=False)
+    streams: list = [split for split in (source.train, source.val) if isinstance(split, StreamedSplit)]
+    source.notes += filter(None, (split.note_on_files(plan.world_size) for split in streams))
     return Loaders(
         source.class_names, training, validation, source.listing, source.notes_on_copies,
         [*source.notes, *Reading.of(recipe, processor).notes], source.present,

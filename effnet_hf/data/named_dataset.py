@@ -1,13 +1,15 @@
 """`--dataset_name`: images of any `datasets` source, from the Hub or a local folder, downloaded first or streamed."""
 
+import atexit
 import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
@@ -22,6 +24,7 @@ from ..errors import UserError, first_line, printable
 from .classes import known_by_name
 from .labels import ANY, MULTI, PREFERRED_LABELS, Columns, choose, preferred_first, read_labels
 from .names import role_of
+from .remote import builder_of, copied, is_remote, of_each, require_plain, version
 from .source import DataSource, Labeller, split_by_name
 from .splits import Fold, Splits, choose_splits
 from .stream import StreamedSplit
@@ -52,8 +55,10 @@ def open_named(
     Raises:
         UserError: it cannot be loaded, or lacks a split, images or labels.
     """
+    require_plain(name, flag)
     where = f"{flag} {name}"
-    splits, files, whole = _load(name, config, streaming, where)
+    notes: list[str] = []
+    splits, files, whole = _load(name, config, streaming, where, notes)
     source = _Source(name, config, columns, where, Labeller(class_names, columns.classes_by_position), files)
     if whole and not train and not val_fraction and not fold:
         chosen = Splits(None, next(iter(splits)), [])
@@ -62,7 +67,7 @@ def open_named(
             splits, where, train=train, val_fraction=val_fraction, val_split=val_split, fold=fold,
             may_hold_out=not streaming,
         )  # fmt: skip
-    source.labeller.notes += chosen.notes
+    source.labeller.notes += notes + chosen.notes
     if chosen.train is None:
         assert chosen.val is not None
         return source.labeller.source(None, source.split(splits[chosen.val], chosen.val))
@@ -76,7 +81,9 @@ def open_named(
     return source.labeller.source(training if train else None, held_out)
 
 
-def _load(name: str, config: str | None, streaming: bool, where: str) -> tuple[dict, Mapping[str, list[str]], bool]:
+def _load(
+    name: str, config: str | None, streaming: bool, where: str, notes: list[str]
+) -> tuple[dict, Mapping[str, list[str]], bool]:
     """The splits and their files by name, and whether they are a single one that nobody called a split."""
     webdataset.WebDataset.DECODERS = _DECODERS  # a stream's too, which this process reads
     saved = is_saved(name)
@@ -84,7 +91,7 @@ def _load(name: str, config: str | None, streaming: bool, where: str) -> tuple[d
         option = "--streaming" if streaming else f"--dataset_config {config}"
         raise UserError(f"{where} is a folder that save_to_disk wrote, which has no use for {option}; leave it out.")
     try:
-        splits, files = (datasets.load_from_disk(name), {}) if saved else _read(name, config, streaming)
+        splits, files = (datasets.load_from_disk(name), {}) if saved else _read(name, config, streaming, notes)
     except Exception as error:  # `datasets` raises nearly every kind; the first line is the useful one
         reason = error.__cause__ if isinstance(error, DatasetGenerationError) and error.__cause__ else error
         raise UserError(f"{where} cannot be loaded: {printable(first_line(reason))}") from error
@@ -94,45 +101,52 @@ def _load(name: str, config: str | None, streaming: bool, where: str) -> tuple[d
     return splits, files, False
 
 
-def _read(name: str, config: str | None, streaming: bool) -> tuple[Any, Mapping[str, list[str]]]:
+def _read(name: str, config: str | None, streaming: bool, notes: list[str]) -> tuple[Any, Mapping[str, list[str]]]:
     """What `load_dataset` does, and the files.
 
-    `datasets` keeps what it has read of a folder and knows it again by the paths and times of the files. Files may have
-    been overwritten under both, so our copies stand elsewhere, by all that the system says of the files.
+    `datasets` keeps what it has read of a folder and knows it again by the paths and times of the files, of an address
+    by their paths alone if there is no ETag. Files may have been overwritten under both, so our copies stand elsewhere,
+    by all that the file system says of the files.
     """
-    local = os.path.isdir(name)
-    place = hashlib.blake2b(os.path.abspath(name).encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-    home = os.path.join(datasets.config.HF_DATASETS_CACHE, "effnet_hf", place)
-    builder = datasets.load_dataset_builder(name, config, cache_dir=home if local else None)
+    folder = is_remote(name) or os.path.isdir(name)
+    place = name.rstrip("/") if is_remote(name) else os.path.abspath(name)
+    key = hashlib.blake2b(place.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+    home = os.path.join(datasets.config.HF_DATASETS_CACHE, "effnet_hf", key)
+    builder = builder_of(name, config, cache_dir=home if folder else None)
     files = builder.config.data_files or {}
     if streaming:
         return builder.as_streaming_dataset(), files
-    if not local:
+    if not folder:
         builder.download_and_prepare()
         return builder.as_dataset(), files
-    copy = os.path.join(home, _state(builder.cache_dir, files))
-    unpacked = datasets.DownloadConfig(cache_dir=os.path.join(copy, "downloads"))
+    state, unknown = _state(builder.cache_dir, files)
+    copy = os.path.join(home, state)
+    if unknown:
+        copy += f"-{secrets.token_hex(8)}"
+        atexit.register(shutil.rmtree, copy, ignore_errors=True)
+        notes.append(
+            f"neither an ETag nor a time tells whether {_base(unknown)} of {printable(name)} has changed since it was"
+            " copied: all files are copied anew at every start."
+        )
+    unpacked = datasets.DownloadConfig(cache_dir=os.path.join(copy, "downloads"), use_etag=False)
     builder.download_and_prepare(output_dir=os.path.join(copy, "rows"), download_config=unpacked)
     os.utime(copy)
     _remove_old(home)
     return builder.as_dataset(), files
 
 
-def _state(key: str, files: Mapping[str, list[str]]) -> str:
-    """What changes with any of the files, as hexadecimal digits. `os.utime` sets no st_ctime.
+def _state(key: str, files: Mapping[str, list[str]]) -> tuple[str, str | None]:
+    """What changes with any of the files, as hexadecimal digits, and a file of which nobody can say.
 
     Args:
         key: what `datasets` knows them by, which has the content of README.md in it.
     """
     state = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16)
-    for split, paths in files.items():
-        for path in paths:
-            facts: tuple = ()
-            with contextlib.suppress(OSError, ValueError):  # a URL, of which the key has the ETag
-                found = os.stat(path)
-                facts = found.st_size, found.st_mtime_ns, found.st_ctime_ns
-            state.update(repr((str(split), path, facts)).encode("utf-8", "surrogateescape"))
-    return state.hexdigest()
+    unknown, named = None, [(str(split), path) for split, paths in files.items() for path in paths]
+    for each, facts in zip(named, of_each(version, [path for _, path in named])):
+        unknown = unknown if facts else each[1]
+        state.update(repr((*each, facts)).encode("utf-8", "surrogateescape"))
+    return state.hexdigest(), unknown
 
 
 def _remove_old(home: str) -> None:
@@ -167,6 +181,7 @@ class _Source:
     where: str
     labeller: Labeller
     files: Mapping[str, list[str]]
+    rows: dict[str, int] = field(default_factory=dict)  # of the files that say it
 
     def split(self, dataset, split: str):
         where = f"split {split} of {self.name}"
@@ -174,8 +189,9 @@ class _Source:
         flat = _flat(features)
         image = self._image_column(features, where)
         labels = self._label_columns(features, flat, image, where)
+        own = self._of_files(dataset, split, where)
         for name in labels:
-            flat[name] = self._own_feature(flat[name], split, name, where)
+            flat[name] = self._own_feature(flat[name], own, name, where)
         if not isinstance(features[image], datasets.Image):
             dataset = dataset.cast_column(image, datasets.Image(decode=False))
         if isinstance(dataset, datasets.IterableDataset):
@@ -202,7 +218,24 @@ class _Source:
         streamed.require_labels()
         return streamed
 
-    def _own_feature(self, feature, split: str, column: str, where: str):
+    def _of_files(self, dataset, split: str, where: str) -> list[tuple[str, dict]]:
+        """The files of a split whose schema may name classes, and their columns.
+
+        Of a remote stream that needs no other question the first alone: each is a question or three.
+        """
+        files = [file for file in self.files.get(split) or [] if file.lower().endswith((".parquet", ".arrow"))]
+        if len(files) > 1 and "://" in files[0] and isinstance(dataset, datasets.IterableDataset):
+            if _told(dataset, split):
+                self.labeller.notes.append(
+                    f"of the {len(files):,} files of {where} only {_base(files[0])} was asked which number stands for"
+                    f" which class; the other {len(files) - 1:,} are taken to agree. Without --streaming all are asked."
+                )
+                files = files[:1]
+        described = list(of_each(_describe, files))
+        self.rows |= {file: rows for file, (_, rows) in zip(files, described) if rows is not None}
+        return [(file, columns) for file, (columns, _) in zip(files, described)]
+
+    def _own_feature(self, feature, files: list[tuple[str, dict]], column: str, where: str):
         """The column as the split's own files describe it.
 
         `datasets` gives all files the names that README.md or the first file has, whatever the numbers in another one
@@ -210,8 +243,8 @@ class _Source:
         """
         first: tuple[str, list[str]] | None = None
         own = feature
-        for file in _files_with_names(self.files.get(split) or []):
-            found = _features_of(file).get(column)
+        for file, columns in files:
+            found = columns.get(column)
             names = _names_of(found)
             if names is None:
                 continue
@@ -266,13 +299,16 @@ class _Source:
         return chosen
 
     def _size(self, dataset, split: str) -> int:
-        info = (dataset.info.splits or {}).get(split)
-        if info is None or not info.num_examples:
+        if told := _told(dataset, split):
+            return told
+        files = self.files.get(split) or []
+        counted = sum(self.rows.get(file, 0) for file in files)
+        if not counted or not all(file in self.rows for file in files):
             raise UserError(
                 f"{self.name} does not say how many images its split {split} has, which the schedule needs; drop"
                 " --streaming, or add `dataset_info` with `num_examples` to the data set's README.md."
             )
-        return info.num_examples
+        return counted
 
 
 def _holds_images(feature) -> bool:
@@ -291,27 +327,30 @@ def _flat(features: dict, prefix: str = "") -> dict:
     return flat
 
 
-def _files_with_names(files: list[str]) -> list[str]:
-    """Those whose schema may name classes; of a remote data set the first alone, since each is a question or three."""
-    found = [file for file in files if file.lower().endswith((".parquet", ".arrow"))]
-    return found[:1] if found and "://" in found[0] else found
+def _told(dataset, split: str) -> int | None:
+    """How many images README.md says that a split has."""
+    info = (dataset.info.splits or {}).get(split)
+    return (info.num_examples or None) if info is not None else None
 
 
-def _features_of(file: str) -> dict:
-    """The columns of a Parquet or an Arrow file by its own schema, as those of `_flat`; none if nobody can say."""
+def _describe(file: str) -> tuple[dict, int | None]:
+    """The columns of a Parquet or an Arrow file by its own schema, as those of `_flat`, none if nobody can say; and its
+    rows where it is Parquet."""
+    rows = None
     try:
-        with fsspec.open(file) as opened:
+        with fsspec.open(copied(file)) as opened:
             if file.lower().endswith(".parquet"):
-                schema = pq.read_schema(opened)
+                footer = pq.read_metadata(opened)
+                schema, rows = footer.schema.to_arrow_schema(), footer.num_rows
             else:
                 try:
                     schema = pa.ipc.open_stream(opened).schema
                 except pa.ArrowInvalid:
                     schema = pa.ipc.open_file(opened).schema
-        return _flat(datasets.Features.from_arrow_schema(schema))
+        return _flat(datasets.Features.from_arrow_schema(schema)), rows
     except Exception as error:  # as `datasets`, which has opened it before
-        if "://" in file:  # of which there may be a copy
-            return {}
+        if file.startswith("hf://"):  # of whose rows there may be a copy, without a network
+            return {}, None
         raise UserError(f"{file} cannot be read: {printable(first_line(error))}") from error
 
 

@@ -8,7 +8,6 @@ Pillow and `to_rgb`.
 """
 
 import contextlib
-import importlib.util
 import io
 import logging
 import os
@@ -36,9 +35,7 @@ except ImportError:
     simplejpeg = None
 
 # What is opened, whatever a file is called. Pillow knows more kinds, and some start programs: EPS runs Ghostscript.
-FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
-if importlib.util.find_spec("PIL.AvifImagePlugin") is not None:  # Pillow 11.3 and later
-    FORMATS += ("AVIF",)
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 LARGEST_FILE = 1 << 30  # bytes
 _ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 _END_OF_JPEG = b"\xff\xd9"

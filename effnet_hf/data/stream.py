@@ -21,6 +21,7 @@ from ..errors import UserError, first_line, printable
 from .labels import NO_LABEL
 from .listing import UNKNOWN, rows
 from .pictures import BadPicture, read_file
+from .remote import builder_of
 from .sampler import BatchRequest, TrainingPlan, mix
 from .source import NO_IMAGE
 
@@ -67,6 +68,18 @@ class StreamedSplit:
 
     def __len__(self) -> int:
         return self._size
+
+    def note_on_files(self, world_size: int) -> str | None:
+        """A sentence where the files do not divide evenly, and every process has to read all of them."""
+        files = self._dataset.num_shards
+        if files % world_size == 0:
+            return None
+        name, _, split = self._origin
+        return (
+            f"split {split} of {printable(name)} has {files:,} file{'s' * (files != 1)}, which {world_size} processes"
+            f" cannot share evenly: each reads all of them and keeps one image of {world_size}; a multiple of"
+            f" {world_size} files would be read once."
+        )
 
     def read(self, rank: int, world_size: int, shuffle_seed: int | None = None) -> Iterator[tuple[dict, int]]:
         """This rank's undecoded images and labels: its files if they divide evenly, else every n-th image."""
@@ -117,7 +130,7 @@ class StreamedSplit:
         """Its part of a `DataListing`: the files that it is read from, since nobody knows its images beforehand."""
         name, config, own = self._origin
         try:
-            files = (datasets.load_dataset_builder(name, config).config.data_files or {}).get(own, [])
+            files = (builder_of(name, config).config.data_files or {}).get(own, [])
             sizes = [int(fs.info(path).get("size") or UNKNOWN) for fs, path in map(fsspec.core.url_to_fs, files)]
         except Exception as error:  # as `load_dataset`
             raise UserError(f"--dataset_name {name} cannot be listed: {printable(first_line(error))}") from error

@@ -50,6 +50,7 @@ def show_first_batch(run: "Run", batch: dict) -> None:
         run.report.line(f"         no picture of the first batch: {error}")
         return
     run.report.line(f"batch    the first one, as the network sees it: {path}")
+    run.report.picture(path, run.progress.total_updates)
     if fault := odd_values(pixels, run.processor):
         files = "image_mean, image_std and rescale_factor in preprocessor_config.json"
         run.report.line(f"         WARNING: {fault}; look at the picture, and at {files}")

@@ -33,7 +33,7 @@ def compile_model(model: EfficientNetNVForImageClassification, mode: str, determ
         from torch._inductor import config
 
         if not hasattr(config, "deterministic"):
-            raise UserError(f"--deterministic with --compile needs torch 2.9 or newer, this is {torch.__version__}.")
+            raise UserError(f"--deterministic with --compile needs torch 2.10 or newer, this is {torch.__version__}.")
         config.deterministic = True  # kernels are chosen by rule, not by a race between candidates
     network = model.efficientnet
     blocks = [network.encoder.stem, *network.encoder.stages, network.head]

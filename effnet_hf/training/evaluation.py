@@ -37,7 +37,7 @@ from .examine import how_measured, validation_images
 from .launcher import with_others
 from .loop import validate
 from .owner import on_main
-from .precision import start_accelerator, wants_channels_last
+from .precision import leaving_as_found, start_accelerator, wants_channels_last
 
 
 def validate_checkpoint(
@@ -114,7 +114,7 @@ def validate_checkpoint(
         strict=strict,
         **data,
     )
-    with with_others():
+    with with_others(), leaving_as_found():
         recipe, accelerator, _ = start_accelerator(recipe, default="fp32")
         if report is not None:
             sources = {"--model": model, "--data_dir": data_dir, "--labels": recipe.labels}

@@ -117,4 +117,5 @@ def _write(run: Run, answers: Answers) -> dict[str, Any]:
     for plot in found["plots"]:
         with atomic_write(folder.plots / plot, "wb") as file:
             file.write((folder.report / plot).read_bytes())
+        run.report.picture(folder.plots / plot, progress.total_updates)
     return found

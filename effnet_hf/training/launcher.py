@@ -1,4 +1,4 @@
-"""What `accelerate launch` was told about precision, and whether it and the other processes still live.
+"""What a launcher was told about precision and restarts, and whether it and the other processes still live.
 
 Accelerate hands every script `ACCELERATE_MIXED_PRECISION=no`, whether somebody asked for single precision or nobody
 said anything. The two want different things here, so the launcher's own command line and configuration file are read.
@@ -89,7 +89,7 @@ def _value(words: list[str], name: str) -> str | None:
     for i, word in enumerate(words):
         flag, _, value = word.partition("=")
         if flag.lstrip("-").replace("-", "_") == name and flag.startswith("--"):
-            return value or words[i + 1]
+            return value or next(iter(words[i + 1 :]), None)
     return None
 
 
@@ -123,10 +123,36 @@ def with_others() -> Iterator[None]:
         if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not _GONE.search(str(error)):
             raise
         reason = re.sub(r"^\[\S+\] ", "", first_line(error)).partition(". ")[0].rstrip(".")
+        done, most = (int(os.environ.get(f"TORCHELASTIC_{name}", 0)) for name in ("RESTART_COUNT", "MAX_RESTARTS"))
+        next_step = "Start all of them again; a training goes on with --resume auto."
+        if done < most:
+            next_step = f"The launcher starts all of them again ({done + 1} of {most} restarts)."
         raise UserError(
             f"another process of this run has ended, or answers no more ({reason}); its own line, or the launcher's,"
-            " says why. Start all of them again; a training goes on with --resume auto."
+            f" says why. {next_step}"
         ) from error
+
+
+def refuse_restarts(resume: str | None) -> None:
+    """Raises `UserError` for a training that its launcher will start again by a command that does not go on with it."""
+    if resume == "auto":
+        return
+    words: list[str] = []
+    with contextlib.suppress(psutil.Error):
+        words = psutil.Process(LAUNCHER_PID).cmdline() if LAUNCHER_PID is not None else []
+    machines = _value(words, "nnodes") or os.environ.get("PET_NNODES", "")
+    why = f"--max-restarts {restarts}" if (restarts := os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")) != "0" else ""
+    low, _, high = machines.partition(":")
+    if high and low != high:  # a machine that comes or goes restarts the others, and is no failure that counts
+        why = why or f"--nnodes {machines}"
+    if why:
+        begins = f"goes back to --resume {resume}" if resume else "would begin anew"
+        raise UserError(
+            f"the launcher's {why} starts this command again when a process or a machine is lost, which then {begins};"
+            " give --resume auto, which begins a run that there is not yet, too."
+            + " To begin from another folder, run until the first checkpoint without restarts."
+            * bool(resume)
+        )
 
 
 def _parent_that_launches() -> int | None:

@@ -16,12 +16,12 @@ from ..multi_label import is_multi_label
 from ..recipes import Recipe
 from ..run_folder import RunFolder
 from .batch_sheet import show_first_batch
-from .launcher import with_others
+from .launcher import refuse_restarts, with_others
 from .metrics import Accuracy, LatencyMeter, LossMeter, SeveralLabels, Speed, percentiles
 from .optim import distillation_loss, learning_rate, set_learning_rate, training_loss
 from .owner import only_run
 from .plots import LiveCurves
-from .precision import start_accelerator
+from .precision import leaving_as_found, start_accelerator
 from .publish import finish, push
 from .run import Quantizing, Run
 from .saved_run import SavedRun
@@ -41,7 +41,8 @@ def train(recipe: Recipe, quantization: Quantizing | None = None) -> int:
     Raises:
         UserError: what the caller can mend, in one sentence.
     """
-    with with_others():
+    refuse_restarts(recipe.resume)
+    with with_others(), leaving_as_found():
         recipe, accelerator, chosen = start_accelerator(recipe)
         with only_run(accelerator, recipe.output_dir):
             return _train(recipe, accelerator, chosen, quantization)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import matplotlib
 
 
-matplotlib.use("Agg")
+if "ipykernel" not in sys.modules:  # a notebook keeps its own, which shows figures
+    matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator

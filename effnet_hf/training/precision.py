@@ -4,10 +4,12 @@ import contextlib
 import ctypes
 import os
 import warnings
+from collections.abc import Iterator
 from inspect import signature
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import (
     DistributedDataParallelKwargs,
@@ -110,6 +112,12 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
             step_scheduler_with_optimizer=False,
         )
     except (ValueError, ImportError) as error:
+        if AcceleratorState._shared_state and "already been initialized" in str(error):
+            raise UserError(
+                f"this process has an Accelerator of its own, in {AcceleratorState().mixed_precision}, and Accelerate"
+                f" keeps to one precision per process; this run wants {recipe.precision}: run it before that one is"
+                " made, or in another process."
+            ) from None
         raise UserError(f"Accelerate refuses this set-up: {' '.join(str(error).split())}") from error
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16.")
@@ -124,6 +132,28 @@ def make_accelerator(recipe: Recipe) -> Accelerator:
     allow_tf32(recipe.precision == "tf32")
     make_deterministic(recipe.deterministic)
     return accelerator
+
+
+@contextlib.contextmanager
+def leaving_as_found() -> Iterator[None]:
+    """Around a run in somebody's process, such as a notebook's: torch's switches are what they were before, and the
+    next Accelerator may have another precision, which Accelerate otherwise keeps for the life of a process."""
+    cudnn, of_another = torch.backends.cudnn, bool(AcceleratorState._shared_state)
+    found = {name: getattr(cudnn, name) for name in ("benchmark", "deterministic")}
+    strict, warns = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    tf32 = _tf32()
+    try:
+        yield
+    finally:
+        for name, value in found.items():
+            setattr(cudnn, name, value)
+        torch.use_deterministic_algorithms(strict, warn_only=warns)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        if tf32 is not None:
+            allow_tf32(*tf32)
+        if not of_another:
+            AcceleratorState._reset_state()
 
 
 def _ddp_settings() -> DistributedDataParallelKwargs:
@@ -168,13 +198,21 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def allow_tf32(allowed: bool) -> None:
-    """Switches TF32 in convolutions and matrix products."""
+def allow_tf32(allowed: bool, in_products: bool | None = None) -> None:
+    """Switches TF32 in convolutions, and as these (or as `in_products` says) in matrix products."""
     # By the older switches: they set the newer ones too, and torch.export raises where only the newer ones were set.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.backends.cudnn.allow_tf32 = allowed
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+        torch.backends.cuda.matmul.allow_tf32 = allowed if in_products is None else in_products
+
+
+def _tf32() -> tuple[bool, bool] | None:
+    """Whether TF32 is on in convolutions, and in products; None where only torch's newer switches can say."""
+    with warnings.catch_warnings(), contextlib.suppress(RuntimeError):
+        warnings.simplefilter("ignore")
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    return None
 
 
 def _has_tf32(device: torch.device) -> bool:

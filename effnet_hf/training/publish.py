@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shlex
 import time
 from collections.abc import Iterator
@@ -114,8 +115,9 @@ def push(run: Run) -> None:
 
 def _facts(run: Run, summary: dict, tables, learned: dict | None) -> CardFacts:
     recipe, config = run.recipe, run.bare_model.config
-    local = recipe.labels or recipe.data_dir
-    source = recipe.dataset_name or (Path(local).resolve().name if local else "synthetic images")
+    folder = recipe.dataset_name if os.path.isdir(recipe.dataset_name or "") else None
+    local = folder or recipe.labels or recipe.data_dir
+    source = Path(local).resolve().name if local else recipe.dataset_name or "synthetic images"
     measured = {name: summary[name] for name in (*run.telling_names, "loss")} if summary["n"] else {}
     notes = []
     if measured:
@@ -125,7 +127,9 @@ def _facts(run: Run, summary: dict, tables, learned: dict | None) -> CardFacts:
             f"Best of {summary['epochs']} epochs by {first}" if summary["epochs"] > 1 else "After one epoch, measured"
         )
         notes.append(f"{best} on the images reported below{which}.")
-    unsaid = {"data_dir", "labels", "output_dir", "resume"}  # where things were
+    unsaid = {"data_dir", "labels", "output_dir", "resume"} | (
+        {"dataset_name"} if folder else set()
+    )  # where things were
     if recipe.placement == "none":
         unsaid |= QuantizationOptions.__dataclass_fields__.keys()
     settings = {

@@ -103,7 +103,7 @@ def restore_run(run: Run) -> None:
         run.checkpoints.note_data()
         with atomic_write(RunFolder(recipe.output_dir).recipe) as file:
             file.write(recipe.to_yaml())
-    run.report.open(recipe, keep_bytes=run.progress.metrics_bytes)
+    run.report.open(recipe, run.progress)
     if run.keeps_gradients:
         for parameter in filter(lambda parameter: parameter.requires_grad, run.bare_model.parameters()):
             parameter.grad = torch.zeros_like(parameter)

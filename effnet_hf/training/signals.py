@@ -4,6 +4,7 @@ terminal), and the end of the launcher."""
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -14,6 +15,9 @@ from .launcher import LAUNCHER_PID
 
 EXIT_INTERRUPTED = 75  # sysexits' EX_TEMPFAIL: run the same command with --resume auto
 PATIENCE = 2.0  # seconds that a stop waits for the next batch
+# Seconds in which a second signal is the first one on another way: Slurm signals every process of a job, and the
+# launcher among them hands its own on.
+SAME = 5.0
 
 
 class Stopped(BaseException):
@@ -41,6 +45,7 @@ class Interruption:
         self.previous: dict = {}
         self.has_handlers = threading.current_thread() is threading.main_thread()
         self._asked = self._waiting = False
+        self._since = 0.0
         self._launcher = LAUNCHER_PID
 
     def __enter__(self):
@@ -57,12 +62,18 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number, frame):
-        self.received, self._asked = signal.Signals(number).name, True
+        self.received, self._asked, self._since = signal.Signals(number).name, True, time.monotonic()
         for other in self.previous:
-            signal.signal(other, signal.default_int_handler if other == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(other, self._insist)
         if hasattr(signal, "setitimer"):  # not on Windows
             self.previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._end_wait)
             signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE)
+
+    def _insist(self, number, frame):
+        if LAUNCHER_PID is not None and time.monotonic() - self._since < SAME:
+            return
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        signal.raise_signal(number)
 
     def _end_wait(self, number, frame):
         if self._waiting:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from effnet_hf.data import BatchPlan
+from effnet_hf.data import BatchPlan, named_dataset
 from effnet_hf.data.labels import Columns
 from effnet_hf.data.named_dataset import open_named
 from effnet_hf.data.opening import open_data
@@ -95,7 +95,7 @@ def test_labels_may_be_numbers_or_words(tmp_path, kind):
     assert source.class_names == ["0", "1", "2"] and sorted(set(source.train.labels)) == [0, 1, 2]
 
 
-def test_problems_are_one_sentence_each(tmp_path, name):
+def test_problems_are_one_sentence_each(tmp_path, name, monkeypatch):
     with pytest.raises(UserError, match=r"--dataset_name nobody/nothing cannot be loaded: [^\n]*$"):
         open_named("nobody/nothing")
     with pytest.raises(UserError, match="--dataset_name .*cannot be loaded: .*'other' not found"):
@@ -104,6 +104,9 @@ def test_problems_are_one_sentence_each(tmp_path, name):
     with pytest.raises(UserError, match=r"has none of val, valid, .*--val_fraction 0.1"):
         open_named(bare)
     unknown_size = write_parquet(tmp_path / "unknown", card=None)
+    assert len(open_named(unknown_size, streaming=True).train) == 36  # Parquet says it
+    describe = named_dataset._describe
+    monkeypatch.setattr(named_dataset, "_describe", lambda file: (describe(file)[0], None))  # as of other files
     with pytest.raises(UserError, match="does not say how many images its split train has"):
         open_named(unknown_size, streaming=True)
     with pytest.raises(UserError, match="does not know: bird, cat; it knows 2, e.g. dog, fish"):

@@ -1,13 +1,17 @@
 """The report that a training ends with: on the best model, whichever launch has found it, and never at its cost."""
 
 import csv
+import io
 import json
 import shutil
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from effnet_hf.analysis import put_temperature
 from effnet_hf.manifest import problem, write_manifest
@@ -28,7 +32,7 @@ def finished(tmp_path_factory):
     base = tmp_path_factory.mktemp("finished")
     squares = write_squares(base / "squares")
     with mock.patch.object(examine, "write_report", wraps=examine.write_report) as writing:
-        assert train(small_recipe(squares, base / "run", **PLAIN)) == 0
+        assert train(small_recipe(squares, base / "run", report_to=["tensorboard"], **PLAIN)) == 0
     return base / "run", squares, writing.call_args
 
 
@@ -53,6 +57,18 @@ def test_report_is_on_the_best_model(finished):
     assert [row["image"].removeprefix(str(squares / "val")) for row in rows][:2] == ["/blue/0.png", "/blue/1.png"]
     assert sum(int(row["correct"]) for row in rows) == round(12 * summary["top1"] / 100)
     assert call.kwargs["ours"] and call.kwargs["network"] is not None
+
+
+def test_tracker_gets_the_first_batch_and_the_pictures_without_images(finished):
+    run, _, _ = finished
+    events = EventAccumulator(str(run / "logs/effnet_hf"), size_guidance={"images": 0}).Reload()
+    steps = {"first_batch.png": 0} | dict.fromkeys(CLEAN, 4)
+    assert {*events.Tags()["images"]} == {f"plots/{Path(name).stem}" for name in steps}
+    for name, step in steps.items():
+        (image,) = events.Images(f"plots/{Path(name).stem}")
+        sent = Image.open(io.BytesIO(image.encoded_image_string))
+        with Image.open(run / "plots" / name) as kept:
+            assert image.step == step and sent.tobytes() == kept.convert("RGB").tobytes()
 
 
 def test_card_has_the_classes_and_no_image_of_the_data(finished):

@@ -1,5 +1,7 @@
 """What a run says where: trackers, the precision in use, the new classifier, and never the token."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -72,9 +74,11 @@ def test_new_classifier_is_said_in_one_line(squares, told, tmp_path, capfd):
 
 
 def test_card_of_a_short_float_run_says_nothing_of_what_did_not_happen(told, squares, tmp_path, capfd):
-    train(small_recipe(squares, tmp_path, image_size=32, quiet=False, **PLAIN))
+    recipe = small_recipe(squares, tmp_path, image_size=32, quiet=False, **PLAIN)
+    train(replace(recipe, data_dir=None, dataset_name=str(squares)))
     card, printed = (tmp_path / "README.md").read_text(), capfd.readouterr().out
     assert "After one epoch, measured on the images reported below." in card
+    assert f" on {squares.name}" in card and str(squares) not in card and "datasets:" not in card
     for name in ("calibration", "qat_batch_norm", "placement", "sensitivity", "Top-5"):  # of three classes
         assert name not in card, name
     assert "top1" in printed.split("best     ")[1].splitlines()[0] and "top5" not in printed.split("best     ")[1]
