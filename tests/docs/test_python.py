@@ -28,6 +28,10 @@ def world(tmp_path_factory):
     model = EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant("b0")).eval()
     model.save_pretrained(folder / "runs/mine")
     EfficientNetNVImageProcessor.for_image_size(224).save_pretrained(folder / "runs/mine")
+    classes = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}
+    pets = EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant("b0", **classes))
+    pets.save_pretrained(folder / "runs/cats")
+    EfficientNetNVImageProcessor.for_image_size(224).save_pretrained(folder / "runs/cats")
     pixels = np.random.default_rng(0).integers(0, 255, (120, 100, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "cat.jpg")
     for number in range(8):

@@ -15,7 +15,6 @@ two processes that nobody disturbed, to the bit; after `shrink` (of a recipe tha
 their losses within 1e-5.
 """
 
-import argparse
 import json
 import os
 import signal
@@ -44,6 +43,7 @@ except ImportError:  # as a script
 
 from accelerate import debug_launcher
 
+from effnet_hf.cli import ArgumentParser
 from effnet_hf.training import train
 
 
@@ -208,7 +208,7 @@ def work() -> None:
 if __name__ == "__main__":
     if "--worker" in sys.argv:
         work()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--scenario", nargs="+", choices=["worker", "first", "machine", "shrink"])
     parser.add_argument("--launcher", choices=LAUNCHERS, default="torchrun")
