@@ -72,6 +72,55 @@ test-matrix: $(VENV)/.ready
 	$(VENV)/bin/pip install --quiet uv
 	$(PY) tests/matrix/matrix.py
 
+# What setup.cfg promises, at both ends, each in an environment of its own (7 GB): the oldest version of everything under
+# the oldest Python, and the newest under the newest Python, which nothing holds back. What passed becomes requirements/newest.txt.
+OLDEST_PYTHON ?= python3.11
+NEWEST_PYTHON ?= python3.13
+EXTRAS = dali,dev,jpeg,onnx,openvino,quant,serve,tracking
+.PHONY: floors newest
+floors: $(VENV)/floors/.ready
+	$(VENV)/floors/bin/python -m pytest -n 2 --dist loadfile -W ignore::DeprecationWarning tests
+
+newest:
+	rm -rf $(VENV)/newest
+	$(NEWEST_PYTHON) -m venv $(VENV)/newest
+	$(VENV)/newest/bin/pip install --quiet uv
+	$(VENV)/newest/bin/uv pip install --quiet --python $(VENV)/newest/bin/python --editable '.[$(EXTRAS)]'
+	$(VENV)/newest/bin/python -m pytest -n 2 --dist loadfile -W 'ignore:Guards may run slower on Python 3.13.0' tests
+	echo '# What `make newest` last passed with: see setup.cfg for what is required.' > requirements/newest.txt
+	$(VENV)/newest/bin/pip freeze --exclude-editable >> requirements/newest.txt
+
+$(VENV)/floors/.ready: setup.cfg requirements/floors.txt
+	rm -rf $(@D)
+	$(OLDEST_PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet uv
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --constraint requirements/floors.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+# Real clients of our checkpoints, in environments that have them over ours: for transformers 4.57, for 5, and for
+# optimum-intel, which wants another Optimum than the ONNX exporters. What works is in docs/interop.md. Needs npm.
+CLIENTS = -m pytest -n 2 --dist loadfile -m interop --interop_results build/interop.json
+NEEDS_HUB_1 = tests/interop/test_space.py tests/interop/test_trackers.py
+.PHONY: interop
+interop: $(VENV)/interop/.ready $(VENV)/interop5/.ready $(VENV)/interop-intel/.ready
+	npm ci --silent --ignore-scripts --prefix tests/interop/js
+	npm ci --silent --ignore-scripts --prefix examples/browser
+	mkdir -p build && rm -f build/interop.json
+	$(VENV)/interop/bin/python $(CLIENTS) tests/interop $(NEEDS_HUB_1:%=--ignore %) --ignore tests/interop/test_openvino.py
+	$(VENV)/interop-intel/bin/python $(CLIENTS) tests/interop/test_openvino.py
+	$(VENV)/interop5/bin/python $(CLIENTS) $(NEEDS_HUB_1) $(patsubst %,tests/interop/test_%.py,detectors tracing transformers)
+	$(PY) benchmarks/interop.py build/interop.json
+
+$(VENV)/interop/.ready $(VENV)/interop-intel/.ready: BELOW = $(PY)
+$(VENV)/interop5/.ready: BELOW = PYTHONPATH=$(abspath $(VENV))/transformers5 $(PY)
+$(VENV)/%/.ready: requirements/%.txt $(VENV)/.ready $(VENV)/.transformers5
+	rm -rf $(@D)
+	$(PYTHON) -m venv $(@D)
+	$(BELOW) -c "import os, sys; print(*[path for path in sys.path if '$(VENV)' in path], os.getcwd(), sep='\n')" \
+	    > $$(echo $(@D)/lib/python*/site-packages)/below.pth
+	$(@D)/bin/pip install --quiet --requirement $<
+	touch $@
+
 # While working, in a minute: the linters, and the tests that tests/conftest.py calls quick.
 quick: lint
 	$(PY) -m pytest -n 2 --dist loadfile -m quick tests

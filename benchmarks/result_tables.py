@@ -14,7 +14,10 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
+from interop import render as render_interop
+from interop import rows, summary
 from lib.report import table, with_interval
+from lib.versions import versions
 
 from effnet_hf.cli import ArgumentParser, run
 from effnet_hf.errors import UserError
@@ -39,6 +42,9 @@ SERVE = "2026-11-26-serve"
 RELIABILITY = "2026-11-26-reliability"
 PREDICT = "2026-11-27-predict-cpu"
 TUNED = "2026-11-27-finetune-cpu"
+TRAINER = "2026-11-27-trainer-cpu"
+INTEROP = "2026-11-27-interop.json"
+DETECTION = "2026-11-27-detection-cpu"
 PROJECTS = {
     "effnet_hf": "ours, `--config finetune`",
     "transformers": "transformers' script",
@@ -198,6 +204,30 @@ def tuned_options() -> str:
     return markdown_table([*header, "top-1 gained, ± 95 %"], rows)
 
 
+def trainer() -> str:
+    """The same fine-tuning in five ways."""
+    names = {
+        "effnet_hf": "`effnet-hf train --config finetune` (baseline)",
+        "trainer": "`examples/trainer/trainer.py`",
+        "no_trainer": "`examples/trainer/no_trainer.py`",
+        "script-margin": "transformers' script, the checkpoint as it is: at 110 px",
+        "script-no_margin": "transformers' script, with a processor without a margin: at 96 px",
+    }
+    found: dict = {}
+    for row in map(json.loads, (RESULTS / TRAINER / "runs.jsonl").read_text("utf-8").splitlines()):
+        found.setdefault(row["by"], []).append(row)
+    rows = []
+    for by, name in names.items():
+        if runs := found.get(by):
+            top1 = [run["top1"] for run in runs]
+            error = f" ± {spread(top1):.1f}" if len(top1) > 1 else ""
+            own = f"{mean(run['own'] for run in runs):.1f}" if "own" in runs[0] else "the same preparation"
+            seconds = f"{mean(run['seconds'] for run in runs):.0f}"
+            rows.append([name, f"{mean(top1):.1f}{error} (n = {len(top1)})", own, seconds])
+    header = ["way", "top-1, %, mean of n seeds ± 95 %", "by the script's own evaluation"]
+    return markdown_table([*header, "CPU seconds of the process"], rows)
+
+
 def tuning() -> str:
     """Top-1 on the folders that the recipe was chosen on."""
     found: dict = {}
@@ -334,6 +364,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "loop-overhead": loop_overhead,
     "h200-one-image-eager": partial(one_image, "torch"),
     "h200-one-image-graph": partial(one_image, "graphs"),
+    "versions": versions,
     # whole tables, for the dated pages
     "scratch-runs": scratch_runs,
     "overhead-steps": partial(as_printed, f"{SCRATCH}/overhead.json", "rows"),
@@ -342,6 +373,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tuned-cost": tuned_cost,
     "tuned-options": tuned_options,
     "tuning": tuning,
+    "trainer": trainer,
     "quantization-steps": partial(quantized, "model", TOP1),
     "quantization-second-start": second_start,
     "quantization-cost": quantization_cost,
@@ -353,6 +385,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "reliability": reliability,
     "manifest-price": manifest_price,
     "kills": kills,
+    "detection": partial(as_printed, f"{DETECTION}/results.json", "table"),
+    "interop": lambda: render_interop(figure(INTEROP)),
+    "interop-summary": lambda: summary(rows(figure(INTEROP))),
     "loaders": partial(as_printed, f"{DATA}/throughput.json", "throughput"),
     "decoders": partial(as_printed, f"{DATA}/throughput.json", "decoders"),
     "opening": partial(as_printed, f"{DATA}/opening.json", "opening"),

@@ -95,7 +95,7 @@ def install(row: Row, uv: str, environment: dict) -> Path:
         f"torch=={row.torch}",
         f"torchvision=={row.torchvision}",
         f"transformers=={row.transformers}",
-        "pytest>=8",
+        "pytest>=8.2",
     ]
     command = [uv, "pip", "install", "--quiet", "--upgrade", "--python", python, *wanted, "--editable", ".[onnx]"]
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stderr=subprocess.PIPE, text=True)
