@@ -24,6 +24,8 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+from effnet_hf.cli import ArgumentParser, path
+
 
 SIZE, EPOCHS, SEEDS = 96, 8, (0, 1, 2)
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,12 +51,12 @@ NAMES = ("effnet_hf", "trainer", "no_trainer", "script-margin", "script-no_margi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--weights", type=Path, required=True)
-    parser.add_argument("--imagenette", type=Path, required=True)
-    parser.add_argument("--output", type=Path, required=True)
-    arguments = parser.parse_args()
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("work", type=path)
+    parser.add_argument("--weights", type=path, required=True)
+    parser.add_argument("--imagenette", type=path, required=True)
+    parser.add_argument("--output", type=path, required=True)
+    arguments = argparse.Namespace(**{name: Path(value) for name, value in vars(parser.parse_args()).items()})
     from effnet_hf import EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
     from effnet_hf.training import validate_checkpoint
 
@@ -87,7 +89,7 @@ def main() -> None:
 def make_folders(work: Path, imagenette: Path) -> None:
     """`few/train` and `few/val` as links, chosen as the folder imagenette-20 of benchmarks/finetune."""
     for split, count in (("train", 20), ("val", 1)):
-        for source in sorted(path for path in (imagenette / split).iterdir() if path.is_dir()):
+        for source in sorted(each for each in (imagenette / split).iterdir() if each.is_dir()):
             key = (lambda path: hashlib.sha256(path.name.encode()).hexdigest()) if split == "train" else None
             for file in sorted(source.iterdir(), key=key)[:count]:
                 link = work / "few" / split / source.name / file.name

@@ -7,6 +7,7 @@ Pillow runs the policies faster, and because the pixels then are `imagefolder`'s
 """
 
 import contextlib
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -25,12 +26,20 @@ def dali_is_installed() -> bool:
 
 
 def require_dali() -> None:
-    """Raises `UserError` with the line to run when DALI is not installed."""
+    """Raises `UserError` with the line to run when DALI is not installed, or too old."""
     if not dali_is_installed():
         raise UserError(
             "--loader dali-cpu and dali-gpu need NVIDIA DALI; run `pip install nvidia-dali-cuda130` (CUDA 13, or no GPU"
             " at all) or `pip install nvidia-dali-cuda120` (CUDA 12)."
         )
+    for name in ("nvidia-dali-cuda130", "nvidia-dali-cuda120"):  # NVIDIA's images bring one of their own
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name)
+            if tuple(map(int, version.split(".")[:2])) < (2, 2):
+                raise UserError(
+                    f"--loader dali-cpu and dali-gpu need DALI 2.2 or newer, this is {version}; run"
+                    f" `pip install --upgrade {name}`."
+                )
 
 
 class DaliDecoder:

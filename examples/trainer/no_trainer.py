@@ -6,7 +6,6 @@
 DIR has train/<class>/… and val/<class>/…. The defaults are those of `effnet-hf train --config finetune`.
 """
 
-import argparse
 from functools import partial
 
 import torch
@@ -19,14 +18,15 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from transformers import AutoImageProcessor, AutoModelForImageClassification, get_cosine_schedule_with_warmup
 
+from effnet_hf.cli import ArgumentParser, path
 from effnet_hf.image_processing_efficientnet_nv import to_rgb  # and effnet_hf registers its models
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="checkpoint folder or Hub id")
-    parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--output_dir", required=True)
+    parser = ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=path, required=True, help="checkpoint folder or Hub id")
+    parser.add_argument("--data_dir", type=path, required=True)
+    parser.add_argument("--output_dir", type=path, required=True)
     parser.add_argument("--image_size", type=int, help="pixels; default: the checkpoint's")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch_size", type=int, default=16, help="per process")

@@ -36,6 +36,15 @@ def test_without_dali_the_pip_line_is_named(monkeypatch, loaders):
         loaders({"loader": "dali-cpu"})
 
 
+def test_a_dali_that_is_too_old_is_refused(monkeypatch):
+    monkeypatch.setattr("effnet_hf.data.dali.dali_is_installed", lambda: True)
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.1.1")
+    with pytest.raises(
+        UserError, match="need DALI 2.2 or newer, this is 2.1.1; run `pip install --upgrade nvidia-dali"
+    ):
+        require_dali()
+
+
 @needs_dali
 def test_with_dali_nothing_is_said():
     pytest.importorskip("nvidia.dali")
