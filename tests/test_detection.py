@@ -73,7 +73,8 @@ def test_a_frozen_batch_norm_has_the_epsilon_of_the_network(freeze, config):
 def test_hooks_on_frozen_norms_see_what_they_compute(freeze, config):
     backbone, pixels = trained(EfficientNetNVBackbone(config)), torch.randn(2, 3, 64, 64)
     frozen, seen, copies = copy.deepcopy(backbone), [], []
-    freeze(frozen)
+    with torch.no_grad():  # as detectors do: else transformers 5's buffers have a graph
+        freeze(frozen)
     for model in (backbone, frozen):
         model.encoder.stem.bn.register_forward_hook(lambda norm, given, made: seen.append((given[0], made)))
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import multiprocessing
 
 import pytest
 import torch
@@ -204,23 +205,25 @@ def test_torchvisions_feature_extractor(network):
     assert len(norms) > 5 and all(torch.equal(found[name], expected[name]) for name in norms)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:.*(torch.jit.trace|is_gradient_checkpointing).*:FutureWarning", "ignore::torch.jit.TracerWarning"
-)
-@pytest.mark.slow  # not by its time: exporting with gradients starts threads, after which no test may fork and train
-def test_traced_and_exported_graphs_do_not_depend_on_gradients(network):
-    model = network()
+def compare_graphs(model):
     graphs = []
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients):
             traced = torch.jit.trace(model, PIXELS, strict=False)  # which runs it again and compares the graphs
             graphs.append([node.kind() for node in traced.inlined_graph.nodes()])
             exported = torch.export.export(model, (PIXELS,))
+            torch.testing.assert_close(traced(PIXELS)["logits"], model(PIXELS).logits)
         called = [str(node.target) for node in exported.graph.nodes] + graphs[-1]
         assert any("silu" in name for name in called) and not any("silu_" in name for name in called)
-        with torch.no_grad():  # with gradients TorchScript starts threads, after which no test may fork and train
-            torch.testing.assert_close(traced(PIXELS)["logits"], model(PIXELS).logits)
     assert graphs[0] == graphs[1]
+
+
+def test_traced_and_exported_graphs_do_not_depend_on_gradients(network):
+    """In a process of its own: exporting with gradients starts threads, after which no other test could fork."""
+    process = multiprocessing.get_context("spawn").Process(target=compare_graphs, args=(network(),))
+    process.start()
+    process.join(120)
+    assert process.exitcode == 0
 
 
 @pytest.mark.filterwarnings(
@@ -252,9 +255,30 @@ def test_what_tools_ask_of_every_model(kind, tiny_config):
     model.enable_input_require_grads()  # by PEFT, for gradient checkpointing
     assert isinstance(model.get_input_embeddings(), ConvNormAct)
     assert tensors_in(model(PIXELS, return_dict=False))[0].requires_grad
-    for arguments in ({}, {"labels": None, "output_hidden_states": None}):
-        with pytest.raises(NotImplementedError, match=r"torch.fx cannot trace .*: use torch.export.export\(model"):
-            torch.fx.symbolic_trace(model, concrete_args=arguments)
+
+
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [
+        (EfficientNetNVForImageClassification, ("labels", "output_hidden_states")),
+        (EfficientNetNVModel, ("output_hidden_states",)),
+        (EfficientNetNVBackbone, ("output_hidden_states",)),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_torch_fx_traces_what_has_no_other_arguments(kind, others, return_dict, tiny_config):
+    model = kind(tiny_config(return_dict=return_dict, softmax_temperature=1.5)).eval()
+    nothing = dict.fromkeys(others)
+    traced = torch.fx.symbolic_trace(model, concrete_args=nothing)
+    for images in (PIXELS, torch.randn(3, 3, 48, 33)):
+        found, wanted = traced(images, *nothing.values()), model(images)
+        assert isinstance(found, dict if return_dict else tuple)
+        for one, other in zip(tensors_in(found), tensors_in(wanted), strict=True):
+            assert torch.equal(one, other)
+    for given in ({}, nothing | {others[-1]: True}):
+        with pytest.raises(NotImplementedError, match=r"torch.fx traces .* or use torch.export.export\(model"):
+            torch.fx.symbolic_trace(model, concrete_args=given)
 
 
 @pytest.mark.parametrize("form", FORMS)
