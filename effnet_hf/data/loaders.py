@@ -21,6 +21,7 @@ from .device_stage import IMAGENET_SIZES, BatchMixer, DeviceStage, RandomEraser,
 from .listing import DataListing
 from .opening import open_data
 from .pictures import Reading
+from .remote import require_plain
 from .sampler import BalancedTrainingPlan, BatchPlan, TrainingPlan, ValidationPlan
 from .source import DataSource, Split
 from .stream import StreamedSplit, StreamedTrainingPlan, StreamedValidationPlan
@@ -207,6 +208,8 @@ def build_loaders(
 def _open_source(recipe: Recipe, device: torch.device, train: bool, class_names: list[str] | None) -> DataSource:
     """The images, after the refusals that need none."""
     if recipe.loader == "synthetic":
+        if recipe.dataset_name:  # the run's files name it, though it is not read
+            require_plain(recipe.dataset_name, "--dataset_name")
         names = class_names or [str(i) for i in range(recipe.num_labels or 1000)]
         return DataSource(names, *map(SyntheticImages, IMAGENET_SIZES))  # type: ignore[arg-type]
     _require_loader(recipe, device)

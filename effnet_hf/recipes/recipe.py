@@ -89,6 +89,9 @@ class Recipe(
             )
         if self.push_to_hub and not self.hub_model_id:
             raise UserError("--push_to_hub needs --hub_model_id, e.g. me/effnet-b4.")
+        for flag in ("hub_private", "hub_revision"):
+            if getattr(self, flag) and not self.push_to_hub:
+                raise UserError(f"--{flag} does nothing without --push_to_hub.")
         if self.data_dir and self.dataset_name:
             raise UserError("--data_dir and --dataset_name are two sources; give one.")
         if self.streaming and not self.dataset_name:

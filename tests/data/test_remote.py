@@ -127,6 +127,11 @@ def test_an_address_with_a_secret_or_without_a_folder_is_refused(address, told):
     assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_an_address_with_a_secret_is_refused_where_it_is_not_even_read(loaders):
+    with pytest.raises(UserError, match="^--dataset_name: the address of the data has a user or password"):
+        loaders({"data_dir": None, "dataset_name": "s3://KEY:secret@bucket/set", "loader": "synthetic"})
+
+
 def test_addresses_that_name_a_container_or_a_user_are_no_secret():
     for address in ("abfs://images@account.dfs.core.windows.net/set", "sftp://me@host/set", "hf://datasets/me/x@v1"):
         require_plain(address, "--dataset_name")

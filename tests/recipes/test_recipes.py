@@ -98,6 +98,8 @@ BAD = [  # (document, what the sentence must name)
     ("epochs: 3\nwarmup_epochs: 5", "--warmup_epochs 5 is longer than --epochs 3"),
     ("nesterov: true", "--nesterov needs --optimizer sgd"),
     ("push_to_hub: true", "--hub_model_id"),
+    ("hub_private: true", "--hub_private does nothing without --push_to_hub"),
+    ("hub_revision: next\nhub_model_id: me/x", "--hub_revision does nothing without --push_to_hub"),
     ("data_dir: a\ndataset_name: b/c", "two sources"),
     ("streaming: true", "--dataset_name"),
     ("val_fraction: 1", "--val_fraction"),
