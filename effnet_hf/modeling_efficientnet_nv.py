@@ -268,11 +268,7 @@ class EfficientNetNVPreTrainedModel(PreTrainedModel):
 def _checkpointed(func, block: MBConv, *args):
     if torch.compiler.is_compiling():  # a compiled block updates the statistics in its forward graph only
         return func(*args, use_reentrant=False)
-    return func(*args, use_reentrant=False, context_fn=partial(_checkpoint_contexts, block))
-
-
-def _checkpoint_contexts(block: MBConv):
-    return nullcontext(), _frozen_statistics(block)
+    return func(*args, use_reentrant=False, context_fn=lambda: (nullcontext(), _frozen_statistics(block)))
 
 
 @contextmanager
@@ -417,6 +413,8 @@ def _wanted(output_hidden_states: bool | None, config: EfficientNetNVConfig) -> 
 
 
 def _check_pixels(pixel_values: torch.Tensor | None, config: EfficientNetNVConfig) -> None:
+    if isinstance(pixel_values, torch.fx.Proxy):  # which stands for pixels and has no shape
+        return
     shape = None if pixel_values is None else tuple(pixel_values.shape)
     if shape is None or len(shape) != 4 or shape[1] != config.num_channels:
         raise ValueError(f"pixel_values must have shape (N, {config.num_channels}, height, width), got {shape}.")

@@ -303,17 +303,24 @@ def may_be_tuple(func: Callable) -> Callable:
     """A forward's decorator: tuples for `return_dict=False`, passed or in the configuration, and for its `torchscript`,
     which transformers' `can_return_tuple` forgets.
 
+    torch.fx, and with it `transformers.utils.fx`, traces such a forward for pixel values alone.
+
     Raises:
-        NotImplementedError: torch.fx traces the model symbolically, for which it would have to have no `**kwargs`.
+        NotImplementedError: torch.fx is to trace it with other arguments than these.
     """
 
     @wraps(func)
     def wrapper(self, *args, **kwargs):
-        if not isinstance(kwargs, dict):  # torch.fx, which calls without stars, has put another argument there
-            raise NotImplementedError(
-                f"torch.fx cannot trace {type(self).__name__} symbolically: use torch.export.export(model, (images,)), "
-                "or give it the encoder (model.encoder, model.efficientnet.encoder), which returns a list of maps."
-            )
+        if not isinstance(kwargs, dict):  # torch.fx calls without stars: its arguments are our first locals, in order
+            given = {**locals()}
+            del given["self"], given["func"]
+            pixel_values, *others, _ = given.values()
+            if any(other is not None for other in others):
+                raise NotImplementedError(
+                    f"torch.fx traces {type(self).__name__} for pixel values alone: name its other arguments with None "
+                    "in concrete_args, or use torch.export.export(model, (images,))."
+                )
+            args, kwargs = (pixel_values,), {}
         return_dict = kwargs.pop("return_dict", None)
         if return_dict is None:
             return_dict = self.config.return_dict

@@ -222,7 +222,7 @@ def test_traced_and_exported_graphs_do_not_depend_on_gradients(network):
     """In a process of its own: exporting with gradients starts threads, after which no other test could fork."""
     process = multiprocessing.get_context("spawn").Process(target=compare_graphs, args=(network(),))
     process.start()
-    process.join(120)
+    process.join(600)
     assert process.exitcode == 0
 
 
