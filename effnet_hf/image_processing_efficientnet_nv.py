@@ -97,18 +97,20 @@ def _orientation(image: Image.Image) -> int:
 
 def _mend(image: Any) -> None:
     """Has Pillow decode some kinds of TIFF rightly, and refuses others that it would misread without a word."""
-    compressed, planar = _tag(image, _COMPRESSION) not in (None, 1), _tag(image, _PLANAR) == 2
-    bits, plain = _tag(image, _BITS), _tag(image, _FILL_ORDER) in (None, 1)
-    big, names = image.tag_v2.prefix == b"MM", {}
+    compressed, planar, names = _tag(image, _COMPRESSION) not in (None, 1), _tag(image, _PLANAR) == 2, {}
+    bits, plain, big = _tag(image, _BITS), _tag(image, _FILL_ORDER) in (None, 1), image.tag_v2.prefix == b"MM"
     if compressed and big and image.mode in ("I", "F"):  # whose bytes libtiff has swapped already
         names = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
     elif planar and not compressed and bits == 16 and plain and image.mode in ("RGB", "RGBA"):
         names = {band: f"{band};16{'B' if big else 'L'}" for band in "RGBA"}  # which it takes for 8 bits
     elif planar and (image.mode == "LAB" or not (compressed or plain and bits in (1, 8) and _tag(image, _PHOTOMETRIC))):
         raise UnclearPixels("is a TIFF of separate planes, of a kind that Pillow misreads; interleave its channels")
+    elif not compressed and image.mode == "RGB" and _tag(image, _PHOTOMETRIC) == 6:
+        names = {"RGBX": "YCbCr"}  # which Pillow before 13.0 takes for RGB and a fourth byte
     if names:
         if not image.tile:
             raise UnclearPixels("is a TIFF of a kind that Pillow misreads, and it was decoded before it came here")
+        image._mode = "YCbCr" if "RGBX" in names else image.mode
         image.tile = [tile._replace(args=(names.get(tile[3][0], tile[3][0]), *tile[3][1:])) for tile in image.tile]
         image.tag_v2[_PLANAR] = image.tag_v2[_COMPRESSION] = 1  # as far as it matters, when it comes here again
 

@@ -95,7 +95,8 @@ def read_tensors(path: str | os.PathLike) -> tuple[Any, dict[str, str]]:
             start = handle.read(512)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
-    if kind := _not_weights(start):
+    kind = _not_weights(start)
+    if kind and start[5:9] != b"\0\0\0{":  # safetensors' length of its header may begin with any byte
         raise UserError(f"{path} is {kind}, not a file of weights.")
     if start[8:9] == b"{":
         content, metadata = _read_safetensors(path)

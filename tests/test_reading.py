@@ -192,6 +192,14 @@ def test_a_newer_pickle_is_named(protocol, tmp_path):
         read_tensors(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize("first", b"{[")
+def test_a_safetensors_file_may_begin_like_a_json_text(first, tmp_path):
+    """With the length of its header, which need not be a multiple of eight."""
+    header = b'{"bias": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}'.ljust(256 + first)
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert read_tensors(tmp_path / "model.safetensors")[0] == {"bias": torch.zeros(1)}
+
+
 def test_a_value_is_shortened_whatever_holds_it():
     endless: list = []
     endless += [endless, endless]

@@ -109,6 +109,8 @@ CASES = {
     "PNG of one bit": (saved("1", "PNG"), None, "black and white"),
     "TIFF of CMYK": (saved("CMYK", "TIFF"), None, RIGHT),
     "TIFF of YCbCr": (saved("YCbCr", "TIFF"), None, RIGHT),
+    "TIFF of YCbCr and bytes after it": (saved("YCbCr", "TIFF") + bytes(64), None, RIGHT),
+    "TIFF of YCbCr, deflated": (saved("YCbCr", "TIFF", compression="tiff_adobe_deflate"), None, RIGHT),
     "TIFF, white is zero": (tiff(255 - GREY, "u1", t262=0), None, RIGHT),
     "TIFF of signed bytes": (tiff(GREY // 2, "i1"), None, "holds signed numbers of 8 bits"),
     "--bit_depth is for deep images": (saved("L", "PNG"), 12, RIGHT),
@@ -267,6 +269,7 @@ UNREAD = {
     "floats of 16 bits": tiff(GREY / 255, "f2", ">"),
     "big-endian unsigned 32 bits": tiff(FULL, "u4", ">"),
     "colours of floats": tiff(channels(GREY / 255, 3), "f4"),
+    "YCbCr in planes": tiff(channels(GREY, 3), "u1", t284=2, t262=6),
     "grey and alpha in planes": tiff(channels(GREY, 2), "u1", t284=2, t338=2),
 }
 
