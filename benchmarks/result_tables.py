@@ -45,6 +45,7 @@ TUNED = "2026-11-27-finetune-cpu"
 TRAINER = "2026-11-27-trainer-cpu"
 INTEROP = "2026-11-27-interop.json"
 DETECTION = "2026-11-27-detection-cpu"
+BROWSER = "2026-11-27-browser-cpu"
 PROJECTS = {
     "effnet_hf": "ours, `--config finetune`",
     "transformers": "transformers' script",
@@ -386,6 +387,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "manifest-price": manifest_price,
     "kills": kills,
     "detection": partial(as_printed, f"{DETECTION}/results.json", "table"),
+    "browser": partial(as_printed, f"{BROWSER}/answers.json", "table"),
     "interop": lambda: render_interop(figure(INTEROP)),
     "interop-summary": lambda: summary(rows(figure(INTEROP))),
     "loaders": partial(as_printed, f"{DATA}/throughput.json", "throughput"),

@@ -98,7 +98,7 @@ def _plain(value: torch.Tensor) -> torch.Tensor:
 
 
 def draw(detector: torch.nn.Module, dataset: Coco, file: Path, count: int = 8, threshold: float = 0.5) -> None:
-    """The first pictures, with what is found in them at `threshold` or above."""
+    """The first pictures at twice their size, with what is found in them at `threshold` or above."""
     device, names, sheet = next(detector.parameters()).device, list(dataset.names.values()), []
     for index in range(min(count, len(dataset))):
         image = dataset[index][0]
@@ -107,5 +107,7 @@ def draw(detector: torch.nn.Module, dataset: Coco, file: Path, count: int = 8, t
         sure = found["scores"] >= threshold
         boxes, labels, scores = (found[name][sure].cpu() for name in ("boxes", "labels", "scores"))
         told = [f"{names[label]} {score:.2f}" for label, score in zip(labels, scores)]
-        sheet.append(draw_bounding_boxes(image, boxes, told, colors="red", width=2) if told else image)
+        image = v2.functional.resize(image, [2 * side for side in image.shape[-2:]])
+        looks = {"colors": "red", "width": 3, "label_colors": "white", "fill_labels": True}
+        sheet.append(draw_bounding_boxes(image, 2 * boxes, told, **looks) if told else image)
     save_image(torch.stack(sheet), file, nrow=4)

@@ -5,7 +5,7 @@
 DIR holds `train/` and `val/`, each with pictures and `annotations.json` (or Roboflow's `valid/`,
 `_annotations.coco.json`; or COCO's `annotations/instances_train2017.json` beside `train2017/`). OUT gets weights,
 `results.json` with mAP, and `boxes.png`. It trains for --minutes and saves once, at the end; what is stopped is lost.
-`accelerate launch` takes it to several processes, bf16 and fp16. A pretrained backbone learns at half the rate,
+`accelerate launch` takes it to several processes, bf16 and fp16. A pretrained backbone learns at a tenth of the rate,
 with frozen batch norm. `export_detector.py` writes ONNX from OUT.
 """
 
@@ -100,7 +100,7 @@ def main() -> None:
     parser.add_argument("--data_dir", type=path, required=True)
     parser.add_argument("--output_dir", type=path, required=True)
     for flag, kind, value in (
-        *(("minutes", above_zero, 10), ("lr", above_zero, 1e-3), ("batch_size", at_least(1), 4), ("seed", int, 0)),
+        *(("minutes", above_zero, 10), ("lr", above_zero, 1e-3), ("batch_size", at_least(1), 16), ("seed", int, 0)),
         *(("image_size", at_least(32), 160), ("width", at_least(32), 64), ("queries", at_least(1), 50)),
         ("num_workers", at_least(0), 2),
     ):
@@ -113,7 +113,7 @@ def main() -> None:
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     data, held_out = read(Path(args.data_dir), args.image_size)
     detector = Detector(args, list(data.names.values()))
-    groups = [{"params": [], "initial_lr": rate * args.lr} for rate in (1, 0.5 if detector.pretrained else 1)]
+    groups = [{"params": [], "initial_lr": rate * args.lr} for rate in (1, 0.1 if detector.pretrained else 1)]
     for name, parameter in detector.named_parameters():
         groups[".body." in name or "backbone.model" in name]["params"].append(parameter)
     optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
