@@ -14,6 +14,11 @@ from effnet_hf.tables import markdown_table
 
 WORDS = {"works": "works", "fails": "**no**", "skipped": "not run", "": ""}
 WORST_FIRST = ("fails", "works", "skipped")
+# In the order of a checkpoint's life: opened, trained, looked into, made smaller, exported, served.
+GROUPS = (
+    "Transformers", "Training", "Detection", "Data", "Trackers", "Checkpoints of others", "Graphs", "Looking inside",
+    "Quantization and pruning", "Optimum", "OpenVINO", "Browsers", "Serving",
+)  # fmt: skip
 HEADER = ("client", "ours", "stock model", "extra step", "limit of the client's", "tried with")
 
 
@@ -21,9 +26,9 @@ def rows(results: list[dict]) -> dict[str, list[dict]]:
     """By group, one entry a client: the worst of its tests in each column."""
     clients: dict[tuple, list[dict]] = defaultdict(list)
     for result in results:
-        clients[result.get("group", "others"), result["client"]].append(result)
+        clients[result["group"], result["client"]].append(result)
     groups: dict[str, list[dict]] = defaultdict(list)
-    for (group, client), found in sorted(clients.items()):
+    for (group, client), found in sorted(clients.items(), key=_place):
         versions: dict[str, set] = defaultdict(set)
         for result in found:
             for package, version in result["versions"].items():
@@ -38,6 +43,11 @@ def rows(results: list[dict]) -> dict[str, list[dict]]:
         tried = ", ".join(f"{name} {' and '.join(sorted(kinds))}" for name, kinds in versions.items() if kinds)
         groups[group].append({"client": client, **sides, **said, "tried": tried})
     return groups
+
+
+def _place(entry: tuple) -> tuple:
+    (group, client), _ = entry
+    return GROUPS.index(group), client.lower()
 
 
 def worse(groups: dict[str, list[dict]]) -> list[str]:
@@ -62,7 +72,7 @@ def render(results: list[dict]) -> str:
             [row["client"], WORDS[row["ours"]], WORDS[row["stock"]], row["step"], row["limit"], row["tried"]]
             for row in found
         ]
-        parts += [f"### {group[:1].upper()}{group[1:]}", markdown_table(HEADER, cells)]
+        parts += [f"### {group}", markdown_table(HEADER, cells)]
     return "\n\n".join(parts)
 
 

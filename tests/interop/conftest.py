@@ -1,8 +1,9 @@
 """Real clients of our checkpoints, each beside the stock model of the same kind: `make interop`.
 
-A test says which client it is by `@pytest.mark.client(name, package, …, group=…, step=…, limit=…)`, and takes `side`
-where the stock model has the same job; there the stock model's failure is recorded, not ours to mend. What became of
-each goes to the file of `--interop_results`, from which `tests/interop/table.py` writes docs/interop.md.
+A test says which client it is by `@pytest.mark.client(name, package, …, group=…, step=…, limit=…)`, with a group of
+`benchmarks/interop.py`, and takes `side` where the stock model has the same job; there the stock model's failure is
+recorded, not ours to mend. What became of each goes to the file of `--interop_results`, to which several runs add. From
+a copy of it under benchmarks/, `benchmarks/result_tables.py` writes docs/interop.md.
 """
 
 import fcntl
@@ -69,7 +70,7 @@ def _version(package: str) -> str:
 
 
 def pytest_sessionfinish(session):
-    file = session.config.getoption("--interop_results")
+    file = session.config.getoption("--interop_results", None)  # which nobody can give where all of tests/ runs
     if file is None or not session.config.stash[_RESULTS]:
         return
     with file.open("a+", encoding="utf-8") as shared:

@@ -148,7 +148,7 @@ def wait_for(page, expression, seconds=90):
 @needs_packages
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.client(
-    "transformers.js in Node", group="browsers", step="`export --layout transformers.js`",
+    "transformers.js in Node", group="Browsers", step="`export --layout transformers.js`",
     limit="sharp applies colour profiles, which Python's Pillow does not",
 )  # fmt: skip
 def test_transformers_js_in_node(side, folder, dtype, tmp_path, record_property):
@@ -175,7 +175,7 @@ try {
 @needs_packages
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.client(
-    "transformers.js in a browser", group="browsers", step="`export --layout transformers.js`",
+    "transformers.js in a browser", group="Browsers", step="`export --layout transformers.js`",
     limit="applies colour profiles and blends transparency, which Pillow does not; WebGPU was not run",
 )  # fmt: skip
 def test_transformers_js_in_a_browser(side, folder, dtype, tmp_path, record_property):
@@ -196,7 +196,7 @@ def test_transformers_js_in_a_browser(side, folder, dtype, tmp_path, record_prop
 @needs_node
 @needs_packages
 @pytest.mark.parametrize("side", ["ours"], indirect=True)
-@pytest.mark.client("onnxruntime-node", group="browsers", step="`export --with_preprocessing`", limit="")
+@pytest.mark.client("onnxruntime-node", group="Browsers", step="`export --with_preprocessing`", limit="")
 def test_onnxruntime_node(folder, tmp_path, record_property):
     say_version(record_property, "onnxruntime-node")
     export_model(folder, tmp_path / "onnx", with_preprocessing=True, num_images=2)
@@ -224,7 +224,7 @@ def odd_images(folder):
 @needs_runtime
 @pytest.mark.parametrize("side", ["ours"], indirect=True)
 @pytest.mark.client(
-    "onnxruntime-web (WebAssembly), examples/browser", group="browsers",
+    "onnxruntime-web (WebAssembly), examples/browser", group="Browsers",
     step="`export --with_preprocessing`, `build.py`", limit="WebGPU was not run",
 )  # fmt: skip
 def test_page_without_a_server(folder, tmp_path, record_property):

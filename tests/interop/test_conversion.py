@@ -9,7 +9,7 @@ import torch
 from effnet_hf.conversion import load_foreign
 
 
-@pytest.mark.client("Lightning checkpoint, read by convert", "lightning", group="checkpoints")
+@pytest.mark.client("Lightning checkpoint, read by convert", "lightning", group="Checkpoints of others")
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["plain", "hydra"])
 def test_lightning(kind, tmp_path):
@@ -50,7 +50,7 @@ def test_lightning(kind, tmp_path):
         torch.testing.assert_close(found.model()(pixels).logits, expected, rtol=0, atol=1e-5)
 
 
-@pytest.mark.client("timm's trainer checkpoint, read by convert", "timm", group="checkpoints")
+@pytest.mark.client("timm's trainer checkpoint, read by convert", "timm", group="Checkpoints of others")
 def test_timms_trainer(tmp_path):
     from timm.models import create_model
     from timm.utils import CheckpointSaver, ModelEmaV3
@@ -69,7 +69,7 @@ def test_timms_trainer(tmp_path):
             torch.testing.assert_close(found.model()(pixels).logits, network(pixels), rtol=0, atol=1e-5)
 
 
-@pytest.mark.client("accelerate save_state, read by convert", "accelerate", group="checkpoints")
+@pytest.mark.client("accelerate save_state, read by convert", "accelerate", group="Checkpoints of others")
 def test_accelerates_state(tmp_path):
     from accelerate import Accelerator
     from timm.models import create_model

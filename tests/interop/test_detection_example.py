@@ -74,7 +74,7 @@ def checkpoint(tiny_config, tmp_path):
 
 
 @pytest.mark.client(
-    "RT-DETR, trained by Accelerate", "accelerate", "torchmetrics", "onnxruntime", group="detection", step="", limit=""
+    "RT-DETR, trained by Accelerate", "accelerate", "torchmetrics", "onnxruntime", group="Detection", step="", limit=""
 )
 def test_rtdetr_trains_opens_again_and_goes_to_onnx(script, coco, checkpoint, tmp_path, capsys):
     from transformers import AutoModelForObjectDetection, pipeline
@@ -94,7 +94,7 @@ def test_rtdetr_trains_opens_again_and_goes_to_onnx(script, coco, checkpoint, tm
 
 @pytest.mark.client(
     "RetinaNet, trained by Accelerate", "torchvision", "accelerate", "torchmetrics", "onnxruntime",
-    group="detection", step="", limit="",
+    group="Detection", step="", limit="",
 )  # fmt: skip
 def test_retinanet_trains_opens_again_and_goes_to_onnx(script, coco, checkpoint, tmp_path, capsys):
     pytest.importorskip("onnxruntime", reason="the example checks its ONNX file")

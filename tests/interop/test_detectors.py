@@ -179,7 +179,7 @@ def _tensors(output, found):
 
 def _client(name):
     way, limit = "load_backbone_weights(model, checkpoint)", "cannot be opened where the package is not installed"
-    mark = pytest.mark.client(f"transformers {name}", group="detection", step=way, limit=limit)
+    mark = pytest.mark.client(f"transformers {name}", group="Detection", step=way, limit=limit)
     return pytest.param(name, marks=mark, id=name)
 
 
@@ -228,7 +228,7 @@ def test_detector_of_transformers(name, side, pretrained, tmp_path):
 @pytest.mark.skipif(FIVE, reason="transformers 5 has no use_pretrained_backbone")
 @pytest.mark.parametrize("name", [name for name in FREEZING if name != "DetaForObjectDetection"])
 @pytest.mark.client(
-    "transformers 4, use_pretrained_backbone", group="detection", step="", limit="no longer in transformers 5"
+    "transformers 4, use_pretrained_backbone", group="Detection", step="", limit="no longer in transformers 5"
 )
 def test_pretrained_by_the_configuration(name, side, pretrained):
     if not hasattr(transformers, name):
@@ -247,7 +247,7 @@ def test_pretrained_by_the_configuration(name, side, pretrained):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.client(f"torchvision {name}", "torchvision", group="detection", step=way))
+        pytest.param(name, marks=pytest.mark.client(f"torchvision {name}", "torchvision", group="Detection", step=way))
         for name, way in (
             *((name, 'FeaturePyramid.from_pretrained(checkpoint, "P2-P6")') for name in RCNN),
             *((name, 'FeaturePyramid.from_pretrained(checkpoint, "P3-P7")') for name in ("RetinaNet", "FCOS")),
@@ -269,6 +269,8 @@ def test_detector_of_torchvision(name, frozen_norm, side, pretrained, tmp_path):
             return detection.ssd.SSD(pyramid, boxes, (64, 64), 4, head=head, **settings), pyramid
         settings |= {"min_size": 64, "max_size": 64, "num_classes": 4}
         settings |= {"num_keypoints": 4} if name == "KeypointRCNN" else {}
+        few = {"rpn_post_nms_top_n_train": 40, "rpn_post_nms_top_n_test": 40, "box_detections_per_img": 5}
+        settings |= few if name in RCNN else {"topk_candidates": 40, "detections_per_img": 5}  # for time
         return getattr(detection, name)(pyramid, **settings), pyramid
 
     model, pyramid = make()

@@ -10,7 +10,7 @@ DOCUMENTS = list(yaml.safe_load_all((Path(__file__).parents[2] / "examples/kuber
 
 
 @pytest.mark.client(
-    "Kubernetes, schema of its API", "kubernetes-validate", group="clusters", limit="checked, never run on a cluster"
+    "Kubernetes, schema of its API", "kubernetes-validate", group="Training", limit="checked, never run on a cluster"
 )
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document["kind"])
 def test_the_job_is_valid(document):

@@ -50,10 +50,11 @@ def s3(shards, monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     s3fs.S3FileSystem.clear_instance_cache()
     bucket = s3fs.S3FileSystem()
-    bucket.makedirs("pictures", exist_ok=True)  # of the test before: moto keeps it
+    bucket.makedirs("pictures")
     for kind in ("parquet", "tar"):
         bucket.put(str(shards / kind), f"pictures/{kind}", recursive=True)
     yield "s3://pictures"
+    bucket.rm("pictures", recursive=True)  # moto would keep it, and the next `put` land in folders within its folders
     server.stop()
     s3fs.S3FileSystem.clear_instance_cache()
 
@@ -107,13 +108,13 @@ def check(address, shards, kind):
         assert train(run.replace(streaming=True, epochs=2, resume="auto")) == 0
 
 
-@pytest.mark.client("s3fs", "s3fs", "fsspec", "datasets", "moto", group="data", step="`pip install s3fs`")
+@pytest.mark.client("s3fs", "s3fs", "fsspec", "datasets", "moto", group="Data", step="`pip install s3fs`")
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_shards_in_s3(s3, shards, kind):
     check(s3, shards, kind)
 
 
-@pytest.mark.client("web server with file lists", "fsspec", "datasets", "aiohttp", group="data")
+@pytest.mark.client("web server with file lists", "fsspec", "datasets", "aiohttp", group="Data")
 @pytest.mark.parametrize("kind", ["parquet", "tar"])
 def test_shards_behind_a_web_server(web, shards, kind):
     check(web, shards, kind)

@@ -38,7 +38,7 @@ def intel():
 
 
 @pytest.mark.client("OVModelForImageClassification(export=True)", "optimum-intel", "openvino", group="OpenVINO",
-                    step="import effnet_hf.export.optimum")  # fmt: skip
+                    step="`import effnet_hf.export.optimum`")  # fmt: skip
 def test_optimum_export(classifier, folder, intel, photo, side):
     if side == "ours":
         import effnet_hf.export.optimum  # noqa: F401
@@ -51,7 +51,7 @@ def test_optimum_export(classifier, folder, intel, photo, side):
 
 
 @pytest.mark.client("OVModelForImageClassification(load_in_8bit=True)", "optimum-intel", "nncf", group="OpenVINO",
-                    step="import effnet_hf.export.optimum")  # fmt: skip
+                    step="`import effnet_hf.export.optimum`")  # fmt: skip
 def test_optimum_8bit(classifier, folder, intel, side):
     if side == "ours":
         import effnet_hf.export.optimum  # noqa: F401

@@ -37,7 +37,7 @@ def trained(model, target, kept):
     return adapted.eval()
 
 
-@pytest.mark.client("PEFT LoRA", "peft", group="training",
+@pytest.mark.client("PEFT LoRA", "peft", group="Training",
                     step="batch norm in modules_to_save: its statistics are not in an adapter",
                     limit="depthwise convolutions need a rank that their groups divide")  # fmt: skip
 @pytest.mark.parametrize("layers", OURS)

@@ -10,10 +10,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 torchao = pytest.importorskip("torchao.quantization", reason="pip install torchao")
 IMAGES = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 KINDS = ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig"]
+GROUP = "Quantization and pruning"
 LIMIT = "quantizes linear layers only, no convolutions; its INT8 models cannot be saved as safetensors"
 
 
-@pytest.mark.client("TorchAoConfig", "torchao", group="quantization", limit=LIMIT)
+@pytest.mark.client("TorchAoConfig", "torchao", group=GROUP, limit=LIMIT)
 @pytest.mark.parametrize("embeddings", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 def test_torchao_config(classifier, folder, kind, embeddings):
@@ -26,7 +27,7 @@ def test_torchao_config(classifier, folder, kind, embeddings):
         assert (model(IMAGES).logits - classifier(IMAGES).logits).abs().max() < 0.1
 
 
-@pytest.mark.client("torchao quantize_", "torchao", group="quantization", limit="linear layers only, no convolutions")
+@pytest.mark.client("torchao.quantize_", "torchao", group=GROUP, limit="linear layers only, no convolutions")
 def test_quantize(classifier):
     with torch.no_grad():
         before = classifier(IMAGES).logits

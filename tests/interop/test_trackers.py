@@ -40,7 +40,7 @@ def losses(folder: Path) -> list[float]:
     return [row["train.loss"] for row in read_rows(folder, "train")]
 
 
-@pytest.mark.client("TensorBoard", "tensorboard", group="trackers", step="--report_to tensorboard")
+@pytest.mark.client("TensorBoard", "tensorboard", group="Trackers", step="`--report_to tensorboard`")
 def test_tensorboard(run):
     installed("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -51,7 +51,7 @@ def test_tensorboard(run):
     assert PICTURES <= {*events.Tags()["images"]} and "val.top1" in events.Tags()["scalars"]
 
 
-@pytest.mark.client("trackio", "trackio", group="trackers", step="--report_to trackio")
+@pytest.mark.client("trackio", "trackio", group="Trackers", step="`--report_to trackio`")
 @pytest.mark.filterwarnings("default")  # its own
 def test_trackio(run, tmp_path, monkeypatch):
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
@@ -72,7 +72,7 @@ def test_trackio(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.client(
-    "Weights & Biases", "wandb", group="trackers", step="--report_to wandb", limit="seen offline, without its server"
+    "Weights & Biases", "wandb", group="Trackers", step="`--report_to wandb`", limit="seen offline, without its server"
 )
 @pytest.mark.filterwarnings("default")
 def test_wandb(run, tmp_path, monkeypatch):
@@ -94,7 +94,7 @@ def test_wandb(run, tmp_path, monkeypatch):
     assert losses(folder)
 
 
-@pytest.mark.client("MLflow", "mlflow-skinny", group="trackers", step="--report_to mlflow")
+@pytest.mark.client("MLflow", "mlflow-skinny", group="Trackers", step="`--report_to mlflow`")
 @pytest.mark.filterwarnings("default")
 def test_mlflow(run, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a database needs the whole of MLflow

@@ -88,7 +88,7 @@ def weights(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-@pytest.mark.client("Trainer: bf16, label smoothing, metrics, the best model", group="training")
+@pytest.mark.client("Trainer: bf16, label smoothing, metrics, the best model", group="Training")
 def test_trainer(folder, examples, tmp_path, photo):
     settings = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True, "bf16": True}
     trainer = Trainer(
@@ -109,7 +109,7 @@ def test_trainer(folder, examples, tmp_path, photo):
     assert len(pipeline("image-classification", model=str(tmp_path / "run"))(photo)) == 5
 
 
-@pytest.mark.client("Trainer, resume_from_checkpoint", group="training")
+@pytest.mark.client("Trainer: resume_from_checkpoint", group="Training")
 def test_trainer_resumes(folder, examples, tmp_path):
     def trainer(**settings):
         return Trainer(opened(folder), arguments(tmp_path / "run", **settings), train_dataset=examples)
@@ -122,7 +122,7 @@ def test_trainer_resumes(folder, examples, tmp_path):
         torch.testing.assert_close(resumed.model.state_dict()[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.client("Trainer, gradient checkpointing", group="training")
+@pytest.mark.client("Trainer: gradient_checkpointing", group="Training")
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning")  # transformers 5
 def test_trainer_gradient_checkpointing(folder, examples, tmp_path, side):
     results = []
@@ -138,7 +138,7 @@ def test_trainer_gradient_checkpointing(folder, examples, tmp_path, side):
     assert counted[0] == counted[1]  # batch norm's statistics are of one forward pass, not of two
 
 
-@pytest.mark.client("Trainer.hyperparameter_search", "optuna", group="training")
+@pytest.mark.client("Trainer: hyperparameter_search (Optuna)", "optuna", group="Training")
 def test_optuna(folder, examples, tmp_path):
     pytest.importorskip("optuna", reason="optuna is not installed")
     trainer = Trainer(
@@ -183,7 +183,7 @@ def script_transforms(processor):
 @pytest.mark.client(
     "run_image_classification.py (its transforms)",
     "torchvision",
-    group="training",
+    group="Training",
     step="`--image_processor_name` of a processor without a margin (docs/trainer.md), or it trains at the resize size",
 )
 def test_transformers_script(folder, pictures, side, tmp_path):
@@ -224,34 +224,7 @@ def test_transformers_script(folder, pictures, side, tmp_path):
     assert abs(np.mean(hits) - own) <= 0.2  # what was evaluated is what a pipeline answers, but for the filter
 
 
-@pytest.mark.client("evaluate.evaluator", "evaluate", group="training", limit="not with transformers 5")
-def test_evaluator(folder, pictures):
-    evaluate = pytest.importorskip("evaluate", reason="evaluate is not installed")
-    import datasets
-    import transformers
-
-    if not hasattr(transformers, "TFPreTrainedModel"):
-        pytest.skip("evaluate asks transformers for TFPreTrainedModel, which transformers 5 has no more")
-
-    class Accuracy(evaluate.Metric):  # evaluate.load would ask the Hub
-        def _info(self):
-            columns = {name: datasets.Value("int32") for name in ("predictions", "references")}
-            return evaluate.MetricInfo(description="", citation="", features=datasets.Features(columns))
-
-        def _compute(self, predictions, references):
-            return {"accuracy": float(np.mean(np.equal(predictions, references)))}
-
-    data = datasets.load_dataset("imagefolder", data_dir=str(pictures), split="validation")
-    figures = evaluate.evaluator("image-classification").compute(
-        pipeline("image-classification", model=str(folder)),
-        data,
-        metric=Accuracy(),
-        label_mapping={name: data.features["label"].str2int(name) for name in CLASSES},
-    )
-    assert 0 <= figures["accuracy"] <= 1
-
-
-@pytest.mark.client("Lightning", "lightning", group="training")
+@pytest.mark.client("Lightning", "lightning", group="Training")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 def test_lightning(folder, tensors, tmp_path):
     lightning = pytest.importorskip("lightning", reason="lightning is not installed")
@@ -277,7 +250,7 @@ def test_lightning(folder, tensors, tmp_path):
         torch.testing.assert_close(again.state_dict()[name], value, msg=name)
 
 
-@pytest.mark.client("fastai", "fastai", group="training")
+@pytest.mark.client("fastai", "fastai", group="Training")
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 def test_fastai(folder, tensors, tmp_path):
     pytest.importorskip("fastai", reason="fastai is not installed")
@@ -296,7 +269,7 @@ def test_fastai(folder, tensors, tmp_path):
     assert opened(tmp_path / "saved").config.id2label[1] == CLASSES[1]
 
 
-@pytest.mark.client("Ignite", "pytorch-ignite", group="training")
+@pytest.mark.client("Ignite", "pytorch-ignite", group="Training")
 def test_ignite(folder, tensors):
     pytest.importorskip("ignite", reason="pytorch-ignite is not installed")
     from ignite.engine import create_supervised_evaluator, create_supervised_trainer
@@ -310,7 +283,7 @@ def test_ignite(folder, tensors):
     assert 0 <= found.metrics["accuracy"] <= 1
 
 
-@pytest.mark.client("skorch", "skorch", group="training")
+@pytest.mark.client("skorch", "skorch", group="Training")
 def test_skorch(folder, tensors):
     skorch = pytest.importorskip("skorch", reason="skorch is not installed")
     net = skorch.NeuralNetClassifier(
@@ -345,9 +318,9 @@ accelerator.end_training()
 
 
 @pytest.mark.client(
-    "Accelerate, FSDP 2 on two processes",
+    "Accelerate: FSDP 2, two processes",
     "accelerate",
-    group="training",
+    group="Training",
     limit="sharding saves nothing that matters of networks this small; `effnet-hf train` has DDP only",
 )
 def test_fsdp(folder, tmp_path):
@@ -368,7 +341,7 @@ def run(words, **environment):
     return found.stdout
 
 
-@pytest.mark.client("Trainer: examples/trainer/trainer.py, push_to_hub", group="training")
+@pytest.mark.client("Trainer: examples/trainer/trainer.py, push_to_hub", group="Training")
 @pytest.mark.parametrize("side", ["ours"], indirect=True)
 def test_example_with_trainer(folder, pictures, tmp_path, photo, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "tests/hub"))
@@ -391,7 +364,7 @@ def test_example_with_trainer(folder, pictures, tmp_path, photo, monkeypatch):
     assert {answer["label"] for answer in pipeline("image-classification", str(tmp_path / "run"))(photo)} == {*CLASSES}
 
 
-@pytest.mark.client("Accelerate: examples/trainer/no_trainer.py, two processes", "accelerate", group="training")
+@pytest.mark.client("Accelerate: examples/trainer/no_trainer.py, two processes", "accelerate", group="Training")
 @pytest.mark.parametrize("side", ["ours"], indirect=True)
 def test_example_without_trainer(folder, pictures, tmp_path, photo):
     words = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"]
@@ -412,7 +385,7 @@ for number in (1, 2):
 """
 
 
-@pytest.mark.client("accelerate.notebook_launcher, two processes on a CPU", "accelerate", group="training")
+@pytest.mark.client("Accelerate: notebook_launcher and debug_launcher, two processes", "accelerate", group="Training")
 @pytest.mark.parametrize("side", ["ours"], indirect=True)
 @pytest.mark.parametrize("launcher", ["notebook_launcher", "debug_launcher"])
 def test_launched_from_python(launcher, folder, pictures, tmp_path):
@@ -436,7 +409,7 @@ NOTEBOOK = [
 ]
 
 
-@pytest.mark.client("Jupyter kernel", "ipykernel", group="training")
+@pytest.mark.client("Jupyter kernel", "ipykernel", group="Training")
 @pytest.mark.parametrize("side", ["ours"], indirect=True)
 def test_notebook(folder, pictures, tmp_path):
     nbclient = pytest.importorskip("nbclient", reason="nbclient is not installed")
