@@ -7,6 +7,7 @@ may be moved. A file that was overwritten in place changes the time of no folder
 import contextlib
 import json
 import os
+import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import IO
@@ -118,7 +119,8 @@ class DataListing:
             return None if len(before) < 2 else "the images have another order"
         place = pc.coalesce(changed["row"], changed["row_now"])
         row = changed.slice(int(np.argmin(place.to_numpy())), 1).to_pylist()[0]
-        return f"{_what_happened(row, changed, places)}{_and_more(len(changed))}"
+        said = f"{_what_happened(row, changed, places)}{_and_more(len(changed))}"
+        return unicodedata.normalize("NFC", said)  # pyarrow 17 gives all names in NFD
 
     def _with_one_numbering(self, now: "DataListing") -> tuple[list[str], pa.Table, pa.Table]:
         """What to say of an image that had each label, and both tables: a label is the same number in both."""

@@ -30,6 +30,7 @@ FOREIGN = {
     "--task": "optimum-cli export",
     "--bf16": "transformers' TrainingArguments",
     "--resume_from_checkpoint": "the same",
+    "--image_processor_name": "transformers' run_image_classification.py",
 }
 # Pages of a day: flags may have the names they had then, as long as our parsers still understand them.
 HISTORY = re.compile(r"CHANGELOG\.md|benchmarks/\d{4}-.*")

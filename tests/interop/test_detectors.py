@@ -178,7 +178,7 @@ def _tensors(output, found):
 
 
 def _client(name):
-    way, limit = "load_backbone_weights(model, checkpoint)", "cannot be opened where the package is not installed"
+    way, limit = "`load_backbone_weights(model, checkpoint)`", "cannot be opened where the package is not installed"
     mark = pytest.mark.client(f"transformers {name}", group="Detection", step=way, limit=limit)
     return pytest.param(name, marks=mark, id=name)
 
@@ -249,9 +249,9 @@ def test_pretrained_by_the_configuration(name, side, pretrained):
     [
         pytest.param(name, marks=pytest.mark.client(f"torchvision {name}", "torchvision", group="Detection", step=way))
         for name, way in (
-            *((name, 'FeaturePyramid.from_pretrained(checkpoint, "P2-P6")') for name in RCNN),
-            *((name, 'FeaturePyramid.from_pretrained(checkpoint, "P3-P7")') for name in ("RetinaNet", "FCOS")),
-            ("SSD", 'FeaturePyramid.from_pretrained(checkpoint, "P3-P7"), and head=SSDHead(…)'),
+            *((name, '`FeaturePyramid.from_pretrained(checkpoint, "P2-P6")`') for name in RCNN),
+            *((name, '`FeaturePyramid.from_pretrained(checkpoint, "P3-P7")`') for name in ("RetinaNet", "FCOS")),
+            ("SSD", '`FeaturePyramid.from_pretrained(checkpoint, "P3-P7")`, and `head=SSDHead(…)`'),
         )
     ],
 )
