@@ -87,7 +87,7 @@ class ConvNormAct(nn.Module):
 
 def _is_frozen(norm: nn.Module) -> bool:
     """Whether a tool, a detector for one, has put its own batch norm there, all of whose tensors are constants."""
-    return {"weight", "bias", "running_mean", "running_var"} <= norm._buffers.keys()
+    return all([name in norm._buffers for name in ("weight", "bias", "running_mean", "running_var")])
 
 
 def _normalize(norm: nn.Module, eps: float, x: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,7 @@ def peaks(name, variant, size, batch, precision, checkpointing, device) -> dict[
     pixels = images(batch, size, device, channels_last=True)
     model = build(name, variant, size)
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     step = training_step(name, model, pixels, precision)
     step()  # makes the optimizer's state
     training = peak(step, device)

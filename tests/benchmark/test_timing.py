@@ -100,7 +100,7 @@ def test_checkpointing_lowers_the_peak_of_training():
     plain, checkpointed = (
         memory.peaks("effnet_hf", "b0", 64, 4, "fp32", checkpointing, CPU) for checkpointing in (False, True)
     )
-    # 23 MiB of 119 in a process of its own, 11 of 103 with torch 2.9; a difference, because tensors that other tests left
+    # 23 MiB of 119 in a process of its own, 11 of 103 with torch 2.9; a difference, because tensors of other tests
     # are in both peaks.
     assert plain["training_mb"] - checkpointed["training_mb"] > 8
     assert checkpointed["inference_mb"] == pytest.approx(plain["inference_mb"], rel=0.01)

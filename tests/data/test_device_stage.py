@@ -1,4 +1,5 @@
 import contextlib
+import inspect
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,6 +176,8 @@ def test_cutmix_swaps_a_rectangle_and_weighs_labels_by_its_area(batch):
 
 def test_cutmix_boxes_are_timms():
     timm = pytest.importorskip("timm.data.mixup")
+    if "cut_h + 1" not in inspect.getsource(timm.rand_bbox):
+        pytest.skip("this timm makes boxes of odd sides a pixel too small")
     for seed in range(50):
         lam = seed / 50
         ours = draw_box(np.random.default_rng(seed), 40, 60, lam)

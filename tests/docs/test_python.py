@@ -60,6 +60,8 @@ def world(tmp_path_factory):
 def test_block_runs(block, world, monkeypatch):
     if "effnet_hf.quantization" in block.text or "int8" in block.text:
         pytest.importorskip("modelopt")
+    if "optimum" in block.text:
+        pytest.importorskip("optimum.exporters")
     monkeypatch.chdir(world)
     small = EfficientNetNVForImageClassification(EfficientNetNVConfig.from_variant("b0")).eval()
     names = {"model": small, "batches": [torch.randn(2, 3, 64, 64)]}
