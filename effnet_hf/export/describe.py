@@ -313,6 +313,12 @@ def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, mode
             "An image may have several labels: the sigmoid of a logit is the probability of its class, and"
             " an image has a label from its entry in config.json's list of thresholds on."
         )
+    if options.int8:
+        notes.append(
+            "On an x86 CPU without VNNI (before 2019, or AVX2 alone) ONNX Runtime's sums overflow without"
+            ' `options.add_session_config_entry("session.x64quantprecision", "1")` of the `SessionOptions()` that'
+            " `InferenceSession(file, options)` gets; `ONNXEfficientNet` sets it. OpenVINO has no such option."
+        )
     tables: list[tuple] = []
     if exported.rows:
         title = f"INT8 beside float on {exported.images}, one thread of this machine"

@@ -49,12 +49,17 @@ def fold_weights(model: onnx.ModelProto) -> None:
     """Stores quantized weights as int8: initializer, quantize, dequantize becomes int8 initializer, dequantize."""
     graph, initializers = model.graph, _initializers(model)
     folded = []
+    readers = {node.input[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     for node in graph.node:
         if node.op_type != "QuantizeLinear" or node.input[0] not in initializers:
             continue
         weight, scale = (numpy_helper.to_array(initializers[name]) for name in node.input[:2])
         integers = np.rint(weight / _along(scale, weight.ndim, _axis(node))).clip(-128, 127).astype(np.int8)
         graph.initializer.append(numpy_helper.from_array(integers, f"{node.input[0]}_int8"))
+        # One that layers share cannot be opened by ONNX Runtime's mode for x86 CPUs without VNNI.
+        zero = numpy_helper.to_array(initializers[readers[node.output[0]].input[2]])
+        graph.initializer.append(numpy_helper.from_array(zero, f"{node.input[0]}_zero_point"))
+        readers[node.output[0]].input[2] = f"{node.input[0]}_zero_point"
         _rename_inputs(graph, {node.output[0]: f"{node.input[0]}_int8"})
         folded.append(node)
     for node in folded:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -24,6 +25,8 @@ from .conftest import NAMES, as_arrays, listed, make_checkpoint
 
 
 pytest.importorskip("modelopt", reason="needs the quant extra")
+CPUINFO = Path("/proc/cpuinfo")
+VNNI = not CPUINFO.is_file() or "vnni" in CPUINFO.read_text()
 
 
 def make_quantized(tmp_path_factory, photos, placement):
@@ -86,7 +89,8 @@ def test_tensorrt_file_agrees_with_fake_quantization(tensorrt):
     names = [row.name for row in tensorrt.rows]
     assert names[0] == "checkpoint, fake-quantized, PyTorch" and any("tensorrt INT8, ONNX Runtime" in n for n in names)
     int8 = [row for row in tensorrt.rows if "INT8" in row.name]
-    assert min(row.agreement for row in int8) >= 95 and tensorrt.comparison.snr > 18
+    sure = int8 if VNNI else [row for row in int8 if "OpenVINO" not in row.name]  # without it OpenVINO's sums overflow
+    assert min(row.agreement for row in sure) >= 95 and tensorrt.comparison.snr > 18
     for row in int8:
         assert row.times_float and row.megabytes < tensorrt.rows[1].megabytes
     text = tensorrt.summary()
