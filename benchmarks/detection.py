@@ -55,7 +55,8 @@ def main() -> None:
             if not folder_of(work, detector, backbone, seed).exists():
                 given = [args.work, "--weights", args.weights, "--minutes", str(args.minutes)]
                 command = [sys.executable, __file__, *given, "--one", detector, backbone, str(seed)]
-                subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+                if code := subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}).returncode:
+                    sys.exit(code)  # it has said why
     runs = [json.loads(file.read_text()) for file in sorted(work.glob("runs/*/results.json"))]
     for row in runs:
         del row["data_dir"], row["output_dir"]

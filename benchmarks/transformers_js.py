@@ -44,6 +44,8 @@ def main() -> None:
     files = [file for file in sorted(Path(args.images).rglob("*")) if file.suffix.lower() in (".jpg", ".jpeg", ".png")]
     if not files:
         raise UserError(f"{args.images} has no pictures (.jpg .jpeg .png).")
+    if Path(args.output).is_dir():
+        raise UserError(f"{args.output} is a folder; name a file to write.")
     files = files[: args.count]
     answers = {}
     with TemporaryDirectory() as work:
@@ -106,7 +108,8 @@ def node(folder: Path, files: list[Path]) -> list[list[dict]]:
     command = ["node", JS / "classify.mjs", folder, "{}", *(file.resolve() for file in files)]
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     if done.returncode:
-        raise UserError(f"node failed: {done.stderr.strip().splitlines()[-1:]}; see --help for what it needs.")
+        said = next((line for line in done.stderr.splitlines() if "Error" in line), done.stderr)
+        raise UserError(f"node failed: {said.strip()}; see --help for what it needs.")
     return json.loads(done.stdout)
 
 

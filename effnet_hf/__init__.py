@@ -92,6 +92,7 @@ def train(recipe: "Recipe") -> dict[str, Any] | None:
     """
     from .commands.train import require_data
 
+    _require_recipe(recipe)
     if recipe.placement != "none":
         raise UserError(
             f"the recipe {recipe.name} quantizes (placement {recipe.placement}); call effnet_hf.qat(recipe)."
@@ -110,8 +111,16 @@ def qat(recipe: "Recipe") -> dict[str, Any] | None:
     from .commands.train import require_data
     from .quantization import Quantization
 
+    _require_recipe(recipe)
     require_data(recipe)
     return _finished(recipe, Quantization(recipe))
+
+
+def _require_recipe(recipe: Any) -> None:
+    from .recipes import Recipe
+
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"{recipe!r} is no recipe; give load_recipe('finetune', model=…, data_dir=…, output_dir=…).")
 
 
 def _finished(recipe: "Recipe", quantization=None) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ torchvision's detectors take.
 """
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Literal, TypeVar
@@ -61,6 +62,8 @@ def load_backbone_weights(detector: Module, checkpoint: str) -> Module:
         _require_same_network(config, backbone, where)
         state = backbone.state_dict()
         for name, own in state.items():
+            if name.endswith("num_batches_tracked"):  # a detector's frozen norms do not save these
+                weights.setdefault(name, own)
             if name not in weights or weights[name].shape != own.shape:
                 fault = "has another shape of" if name in weights else "lacks"
                 raise UserError(f"{where} cannot be loaded: its weights file {fault} {name}.")
@@ -125,6 +128,12 @@ class FeaturePyramid(nn.Module):
         from torchvision.ops.feature_pyramid_network import LastLevelMaxPool, LastLevelP6P7
 
         super().__init__()
+        if not isinstance(config, EfficientNetNVConfig):
+            raise UserError(f"{config!r} is no configuration; FeaturePyramid.from_pretrained takes a folder or Hub id.")
+        for name, values in (("image_mean", image_mean), ("image_std", image_std)):
+            least = 0 if name == "image_std" else -math.inf
+            if not isinstance(values, Sequence) or not all(type(x) in (int, float) and x > least for x in values):
+                raise UserError(f"{name} is {values!r}; it must be a number for each channel, of a deviation above 0.")
         if levels not in [*_LEVELS]:
             raise UserError(f"levels is {levels!r}; it must be one of {', '.join(map(repr, _LEVELS))}.")
         self.body = EfficientNetNVBackbone(copy.deepcopy(config))

@@ -378,13 +378,15 @@ class EfficientNetNVBackbone(BackboneMixin, EfficientNetNVPreTrainedModel):
             kwargs: as for `from_pretrained`. Of a `config` the stages are not asked.
 
         Raises:
-            ValueError: weights are missing, or it has no stage of one of these strides.
+            ValueError: weights are missing, or it has no stage of one of these strides, or it is quantized.
         """
         with_report = kwargs.pop("output_loading_info", False)
         backbone, report = cls.from_pretrained(name, output_loading_info=True, **kwargs)
-        if missing := sorted(report["missing_keys"]):
+        if missing := sorted(key for key in report["missing_keys"] if "num_batches_tracked" not in key):
             raise ValueError(f"{name} lacks {len(missing)} weights of the backbone, e.g. {missing[0]}.")
-        if not out_features and "out_indices" not in kwargs:
+        if backbone.config.quantization:
+            raise ValueError(f"{name} is quantized, and detectors have no quantizers; name the float one.")
+        if not out_features and kwargs.get("out_indices") is None:
             last = {stride: stage for stage, stride in backbone.strides.items()}
             if not {8, 16, 32} <= last.keys():
                 raise ValueError(f"{name} has strides {backbone.strides}, not 8, 16 and 32; say out_features=[…].")

@@ -171,6 +171,43 @@ def test_for_detection_refuses_what_is_no_backbone(config, tiny_config, folder, 
         EfficientNetNVBackbone.for_detection(str(tmp_path / "part"))
 
 
+def test_a_backbone_saved_out_of_a_detector_is_a_checkpoint(config, folder, tmp_path):
+    detector = load_backbone_weights(EfficientNetNVBackbone(config), folder)
+    freeze_as_torchvision(detector)  # and with it go the counters of batch norm
+    detector.save_pretrained(tmp_path / "frozen")
+    pixels = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        wanted = detector.eval()(pixels).feature_maps[0]
+        for opened in (
+            EfficientNetNVBackbone.for_detection(tmp_path / "frozen", [f"stage{len(config.strides)}"]),
+            load_backbone_weights(EfficientNetNVBackbone(config), tmp_path / "frozen").eval(),
+        ):
+            assert (opened(pixels).feature_maps[0] - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_for_detection_refuses_a_quantized_checkpoint(config, tmp_path):
+    pytest.importorskip("modelopt")
+    from effnet_hf.quantization import calibrate, quantize
+
+    model = EfficientNetNVForImageClassification(config).eval()
+    quantize(model)
+    calibrate(model, [torch.randn(2, 3, 64, 64)])
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is quantized, and detectors have no quantizers"):
+        EfficientNetNVBackbone.for_detection(tmp_path)
+
+
+@pytest.mark.parametrize("given, told", [
+    ({"config": "folder"}, "'folder' is no configuration; FeaturePyramid.from_pretrained takes a folder"),
+    ({"image_mean": 0.5}, "image_mean is 0.5"),
+    ({"image_std": [0, 0, 0]}, r"image_std is \[0, 0, 0\]"),
+    ({"image_std": "abc"}, "image_std is 'abc'"),
+])  # fmt: skip
+def test_a_pyramid_refuses_what_it_cannot_be_made_of(given, told, config):
+    with pytest.raises(UserError, match=told):
+        FeaturePyramid(**{"config": config, "levels": "P3-P7"} | given)
+
+
 @pytest.mark.parametrize("kind", [EfficientNetNVForImageClassification, EfficientNetNVModel, EfficientNetNVBackbone])
 def test_weights_of_every_kind_of_checkpoint_are_given_to_a_detector(kind, config, tmp_path):
     model = trained(kind(config))

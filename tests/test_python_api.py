@@ -111,3 +111,12 @@ def test_qat_trains_with_quantizers(squares, tmp_path, monkeypatch):
     (tmp_path / "summary.json").write_text('{"top1": 50}')
     assert qat(recipe) == {"top1": 50}
     assert given[0][0] is recipe and given[0][1].recipe is recipe
+
+
+def test_what_is_no_recipe_and_no_option_is_said():
+    with pytest.raises(UserError, match="unknown option 'epoch' of a recipe. Did you mean 'epochs'"):
+        effnet_hf.load_recipe("finetune", epoch=3)
+    for function in (effnet_hf.train, effnet_hf.qat):
+        for given in ("finetune", None):
+            with pytest.raises(UserError, match="is no recipe; give load_recipe"):
+                function(given)

@@ -89,9 +89,8 @@ class Recipe(
             )
         if self.push_to_hub and not self.hub_model_id:
             raise UserError("--push_to_hub needs --hub_model_id, e.g. me/effnet-b4.")
-        for flag in ("hub_private", "hub_revision"):
-            if getattr(self, flag) and not self.push_to_hub:
-                raise UserError(f"--{flag} does nothing without --push_to_hub.")
+        for flag in [flag for flag in ("hub_private", "hub_revision") if getattr(self, flag) and not self.push_to_hub]:
+            raise UserError(f"--{flag} does nothing without --push_to_hub.")
         if self.data_dir and self.dataset_name:
             raise UserError("--data_dir and --dataset_name are two sources; give one.")
         if self.streaming and not self.dataset_name:
@@ -192,6 +191,8 @@ def load_recipe(name_or_path: str, **overrides) -> Recipe:
     Raises:
         UserError: no such recipe, not YAML, an unknown key (the nearest valid one is named), a wrong value.
     """
+    for key in overrides.keys() - _NAMES:
+        raise UserError(f"unknown option {key!r} of a recipe.{did_you_mean(key, _NAMES)}")
     return Recipe(**_merged(_read_values(name_or_path), overrides))
 
 

@@ -1,6 +1,9 @@
 """A folder in COCO's format as a data set, the mAP of a detector on it, and a picture of what it finds."""
 
 import json
+import math
+from argparse import Namespace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,14 +16,20 @@ from torchvision.transforms import v2
 from torchvision.utils import draw_bounding_boxes, save_image
 
 from effnet_hf.errors import UserError
+from effnet_hf.image_processing_efficientnet_nv import to_rgb
 
 
-def read(root: Path, size: int) -> "tuple[Coco, Coco]":
-    """Training and validation set of a folder.
+def read(args: Namespace) -> "tuple[Coco, Coco]":
+    """Training and validation set of `--data_dir`.
 
     Raises:
-        UserError: as [`Coco`]; or their categories differ.
+        UserError: as [`Coco`]; or their categories differ, or pycocotools is missing, or the detector cannot have sizes
+            as these.
     """
+    _require_sizes(args)
+    root, size = Path(args.data_dir), args.image_size
+    if not find_spec("pycocotools"):
+        raise UserError("mAP needs pycocotools: pip install torchmetrics pycocotools.")
     data = Coco(root, "train", size, (v2.RandomHorizontalFlip(),))
     held_out = Coco(root, "val", size)
     if data.names != held_out.names:
@@ -31,10 +40,10 @@ def read(root: Path, size: int) -> "tuple[Coco, Coco]":
 class Coco(Dataset):
     """Pictures of 0 to 1 (3, size, size), stretched, with their `boxes` (n, 4) in pixels, corners, and `labels` (n,).
 
-    Groups (`iscrowd`) and boxes without an area are left out; a picture without boxes stays.
+    Groups (`iscrowd`) and boxes of less than a pixel are left out; a picture without boxes stays.
 
     Raises:
-        UserError: there is no annotation file, or several, or it is not what it should be.
+        UserError: there is no annotation file, or several, or it is not what it should be, or a picture is missing.
     """
 
     def __init__(self, root: Path, split: str, size: int, augmentations: tuple = ()):
@@ -50,12 +59,25 @@ class Coco(Dataset):
             self.images, labels = content["images"], {number: label for label, number in enumerate(self.names)}
             self.boxes: dict = {image["id"]: [] for image in self.images}
             for box in content["annotations"]:
+                if box["category_id"] not in labels or box["image_id"] not in self.boxes:
+                    raise ValueError(f"annotation {box.get('id')} is of a category or an image that is not listed")
+                left, top, width, height = map(float, box["bbox"])
+                if not 0 <= width < math.inf > height >= 0 or not math.isfinite(left + top):
+                    raise ValueError(f"annotation {box.get('id')} has the box {box['bbox']}")
                 if not box.get("iscrowd"):
-                    self.boxes[box["image_id"]].append([*map(float, box["bbox"]), labels[box["category_id"]]])
+                    self.boxes[box["image_id"]].append([left, top, width, height, labels[box["category_id"]]])
+            missing = [one["file_name"] for one in self.images if not (self.folder / one["file_name"]).is_file()]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{files[0]} is not in COCO's format: {type(error).__name__} {error}.") from error
+            raise UserError(f"{files[0]} is not in COCO's format: {type(error).__name__}: {error}.") from error
         if not self.images or not labels:
             raise UserError(f"{files[0]} has no {'categories' if self.images else 'images'}.")
+        for kind, listed in (("categories", self.names), ("images", self.boxes)):
+            if len(listed) < len(content[kind]):
+                raise UserError(f"{files[0]} has two {kind} of one id.")
+        if missing:
+            raise UserError(f"{self.folder / missing[0]} is missing, and {files[0]} lists it.")
+        if not any(min(box[2:4]) >= 1 for boxes in self.boxes.values() for box in boxes):
+            raise UserError(f"{files[0]} has no box of a pixel or more; bbox is left, top, width, height in pixels.")
         resize = [v2.Resize((size, size)), v2.ToDtype(torch.float32, scale=True), v2.SanitizeBoundingBoxes()]
         self.transform = v2.Compose([*augmentations, *resize])
 
@@ -63,15 +85,38 @@ class Coco(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        image = v2.functional.pil_to_tensor(Image.open(self.folder / self.images[index]["file_name"]).convert("RGB"))
+        image = v2.functional.pil_to_tensor(self._open(self.images[index]))
         known = torch.tensor(self.boxes[self.images[index]["id"]], dtype=torch.float32).reshape(-1, 5)
         corners = ops.box_convert(known[:, :4], "xywh", "xyxy")
         boxes = tv_tensors.BoundingBoxes(corners, format="XYXY", canvas_size=image.shape[-2:])
         image, target = self.transform(tv_tensors.Image(image), {"boxes": boxes, "labels": known[:, 4].long()})
         return image.as_subclass(torch.Tensor), {key: value.as_subclass(torch.Tensor) for key, value in target.items()}
 
+    def _open(self, listed: dict) -> Image.Image:
+        file = self.folder / listed["file_name"]
+        try:
+            with Image.open(file) as opened:
+                image = to_rgb(opened)  # turned as EXIF says; 16 bits become 8
+        except (OSError, ValueError) as error:
+            raise UserError(f"{file} cannot be read as a picture: {error}") from error
+        said = listed.get("width", image.width), listed.get("height", image.height)
+        if image.size != said:
+            raise UserError(f"{file} has {image.width} x {image.height} pixels, and its annotations are of {said}.")
+        return image
+
     def loader(self, batch_size: int, shuffle: bool, num_workers: int) -> DataLoader:
         return DataLoader(self, batch_size, shuffle, num_workers=num_workers, collate_fn=_collate)
+
+
+def _require_sizes(args: Namespace) -> None:
+    """Raises `UserError` for sizes that a detector cannot have."""
+    if args.width % 8:
+        raise UserError(f"--width {args.width}: it must be a multiple of 8, for heads and norms of 8.")
+    if args.detector == "rtdetr" and args.image_size % 32:
+        raise UserError(f"--image_size {args.image_size}: RT-DETR needs a multiple of 32.")
+    places = sum((args.image_size // stride) ** 2 for stride in (8, 16, 32))
+    if args.detector == "rtdetr" and args.queries > places:
+        raise UserError(f"--queries {args.queries}: RT-DETR has {places} places at --image_size {args.image_size}.")
 
 
 def _collate(rows: list[tuple]) -> tuple[torch.Tensor, list[dict]]:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 
 from effnet_hf.cli import ArgumentParser, at_least, path, run
 from effnet_hf.errors import UserError
-from effnet_hf.files import atomic_folder
+from effnet_hf.files import atomic_folder, refuse_to_remove, require_place
 
 
 def main() -> None:
@@ -27,8 +27,11 @@ def main() -> None:
     parser.add_argument("--val", type=at_least(1), default=300, help="images to validate on (%(default)s)")
     parser.add_argument("--image_size", type=at_least(64), default=160, help="pixels a side (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true", help="replace what this has written there before")
     args = parser.parse_args()
     root = Path(args.images)
+    refuse_to_remove(args.output, {"IMAGES": args.images})
+    require_place(args.output, args.overwrite)
     apart = (root / "train").is_dir() and (root / "val").is_dir()
     pictures = {split: by_class(root / split if apart else root) for split in ("train", "val")}
     if args.classes:
@@ -39,7 +42,7 @@ def main() -> None:
     if missing := set(pictures["val"]) - set(pictures["train"]):
         raise UserError(f"{root}/val has classes that train does not have: {', '.join(sorted(missing))}.")
     names = sorted(pictures["train"])
-    with atomic_folder(args.output, overwrite=True) as folder:
+    with atomic_folder(args.output, args.overwrite) as folder:
         for split in pictures:
             (folder / split).mkdir()
             random.seed(f"{args.seed} {split}")
@@ -92,9 +95,12 @@ def draw_split(folder: Path, pictures: dict[str, list[Path]], names: list[str], 
 
 def cut(file: Path, side: float, aspect: float) -> Image.Image:
     """Nine tenths of a picture's width and height, from a random place, at about `side` pixels, perhaps mirrored."""
-    with Image.open(file) as opened:
-        opened.draft("RGB", (round(3 * side), round(3 * side)))  # a large JPEG is decoded at a fraction of its size
-        image = opened.convert("RGB")
+    try:
+        with Image.open(file) as opened:
+            opened.draft("RGB", (round(3 * side), round(3 * side)))  # a large JPEG is decoded at a fraction of its size
+            image = opened.convert("RGB")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read as a picture: {error}") from error
     width, height = 0.9 * image.width, 0.9 * image.height
     left, top = random.uniform(0, image.width - width), random.uniform(0, image.height - height)
     target = round(side * aspect**0.5), round(side / aspect**0.5)

@@ -15,25 +15,30 @@ from pathlib import Path
 import onnxruntime
 import torch
 from coco import Coco
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from train_detector import Detector
 from transformers import RTDetrForObjectDetection, RTDetrImageProcessor
 
 from effnet_hf.cli import ArgumentParser, path, run
-from effnet_hf.errors import UserError
+from effnet_hf.errors import UserError, first_line
 from effnet_hf.files import atomic_write
 
 
 def reopen(folder: Path) -> Detector:
     """The trained detector, without what its backbone started from."""
-    results = json.loads((folder / "results.json").read_text("utf-8"))
-    detector = Detector(Namespace(**{**results, "backbone": str(folder / "backbone")}), results["names"])
-    if detector.rtdetr:
-        detector.model = RTDetrForObjectDetection.from_pretrained(folder)
-        detector.processor = RTDetrImageProcessor.from_pretrained(folder)
-    else:
-        detector.model.load_state_dict(load_file(folder / "model.safetensors"))
+    try:
+        results = json.loads((folder / "results.json").read_text("utf-8"))
+        detector = Detector(Namespace(**{**results, "backbone": str(folder / "backbone")}), results["names"])
+        if detector.rtdetr:
+            detector.model = RTDetrForObjectDetection.from_pretrained(folder)
+            detector.processor = RTDetrImageProcessor.from_pretrained(folder)
+        else:
+            detector.model.load_state_dict(load_file(folder / "model.safetensors"))
+    except (KeyError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"{folder} is not whole, or not of train_detector.py ({what}); train again.") from error
     return detector
 
 
@@ -95,7 +100,12 @@ def compare(
                 gap = min(gaps, key=lambda gap: gap[0] / 0.5 + gap[1] / 0.01)
                 count, pixels, scores = count + 1, max(pixels, gap[0]), max(scores, gap[1])
     if pixels > 0.5 or scores > 0.01:
-        raise UserError(f"ONNX Runtime's boxes differ by {pixels:.2g} pixels, scores by {scores:.2g}; nothing written.")
+        raise UserError(
+            f"ONNX Runtime's boxes differ by {pixels:.2g} pixels, scores by {scores:.2g}; nothing written. A detector"
+            " that has hardly trained chooses among nearly equal scores: train it for longer."
+        )
+    if not count:
+        raise UserError("nothing is found in these images, so there is nothing to compare; train it for longer.")
     return count // 2, pixels, scores
 
 

@@ -4,21 +4,19 @@
 
 DIR holds `train/` and `val/`, each with pictures and `annotations.json` (or Roboflow's `valid/`,
 `_annotations.coco.json`; or COCO's `annotations/instances_train2017.json` beside `train2017/`). OUT gets weights,
-`results.json` with mAP, and `boxes.png`. It trains for --minutes and saves once, at the end; what is stopped is lost.
-`accelerate launch` takes it to several processes, bf16 and fp16. A pretrained backbone learns at a tenth of the rate,
-with frozen batch norm. `export_detector.py` writes ONNX from OUT.
+`results.json` with mAP and `boxes.png` after --minutes; what is stopped is lost. `accelerate launch` takes it to many
+processes, bf16, fp16. A pretrained backbone learns at a tenth of the rate. `export_detector.py` writes ONNX from OUT.
 """
 
 import json
 import math
 import time
 from argparse import Namespace
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import broadcast, set_seed
-from coco import draw, evaluate, read
+from coco import Coco, draw, evaluate, read
 from safetensors.torch import save_file
 from torch import nn
 from torchvision import ops
@@ -80,17 +78,19 @@ class Detector(nn.Module):
         return self.model(pixels, labels=labels).loss
 
 
-def save(detector: Detector, results: dict, folder: Path) -> None:
-    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-    if detector.rtdetr:
-        detector.model.save_pretrained(folder)
-        detector.processor.save_pretrained(folder)
-    else:
-        save_file(detector.model.state_dict(), folder / "model.safetensors")
-    for body in detector.modules():
-        if isinstance(body, EfficientNetNVBackbone):  # what `export_detector.py` makes the detector again with
+def save(detector: Detector, results: dict, output_dir: str, overwrite: bool, images: Coco | None = None) -> None:
+    with atomic_folder(output_dir, overwrite) as folder:
+        (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        if detector.rtdetr:
+            detector.model.save_pretrained(folder)
+            detector.processor.save_pretrained(folder)
+        else:
+            save_file(detector.model.state_dict(), folder / "model.safetensors")
+        for body in [part for part in detector.modules() if isinstance(part, EfficientNetNVBackbone)]:  # to export it
             body.save_pretrained(folder / "backbone")
             EfficientNetNVImageProcessor(**detector.preparation).save_pretrained(folder / "backbone")
+        if images:
+            draw(detector, images, folder / "boxes.png")
 
 
 def main() -> None:
@@ -100,24 +100,24 @@ def main() -> None:
     parser.add_argument("--data_dir", type=path, required=True)
     parser.add_argument("--output_dir", type=path, required=True)
     for flag, kind, value in (
-        *(("minutes", above_zero, 10), ("lr", above_zero, 1e-3), ("batch_size", at_least(1), 16), ("seed", int, 0)),
+        *(("minutes", above_zero, 10), ("lr", above_zero, 1e-3), ("batch_size", at_least(1), 16)),
         *(("image_size", at_least(32), 160), ("width", at_least(32), 64), ("queries", at_least(1), 50)),
-        ("num_workers", at_least(0), 2),
+        *(("seed", at_least(0), 0), ("num_workers", at_least(0), 2)),
     ):
         parser.add_argument(f"--{flag}", type=kind, default=value, help=f"{value} if not given")
+    parser.add_argument("--overwrite", action="store_true", help="replace what this has written there before")
     args = parser.parse_args()
-    if args.width % 8:
-        parser.error(f"--width {args.width}: it must be a multiple of 8, for heads and norms of 8.")
-    require_place(args.output_dir)
     set_seed(args.seed)
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    data, held_out = read(Path(args.data_dir), args.image_size)
+    with accelerator.main_process_first():
+        require_place(args.output_dir, args.overwrite)
+    data, held_out = read(args)
     detector = Detector(args, list(data.names.values()))
     groups = [{"params": [], "initial_lr": rate * args.lr} for rate in (1, 0.1 if detector.pretrained else 1)]
     for name, parameter in detector.named_parameters():
         groups[".body." in name or "backbone.model" in name]["params"].append(parameter)
-    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
     loaders = (part.loader(args.batch_size, part is data, args.num_workers) for part in (data, held_out))
+    optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
     model, optimizer, train_loader, val_loader = accelerator.prepare(detector, optimizer, *loaders)
     begun, step, done = clock(), 0, 0.0
     while done < 1:
@@ -136,12 +136,12 @@ def main() -> None:
             if (done := broadcast(spent).item()) >= 1:  # by the first process's clock: all stop at the same step
                 break
     results = {**vars(args), "names": list(data.names.values()), "steps": step, "val_images": len(held_out)}
+    if accelerator.is_main_process:  # before it is measured, of which something may fail
+        save(detector, results, args.output_dir, args.overwrite)
     results |= evaluate(model, val_loader, accelerator)
     accelerator.print(f"mAP {results['map']:.3f}, at IoU 0.5 {results['map_50']:.3f}, on {len(held_out)} images")
     if accelerator.is_main_process:
-        with atomic_folder(args.output_dir) as folder:
-            save(detector, results, folder)
-            draw(detector, held_out, folder / "boxes.png")
+        save(detector, results, args.output_dir, True, held_out)
     accelerator.end_training()
 
 

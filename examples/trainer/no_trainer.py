@@ -18,7 +18,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from transformers import AutoImageProcessor, AutoModelForImageClassification, get_cosine_schedule_with_warmup
 
-from effnet_hf.cli import ArgumentParser, path
+from effnet_hf.cli import ArgumentParser, path, run
+from effnet_hf.files import require_place
 from effnet_hf.image_processing_efficientnet_nv import to_rgb  # and effnet_hf registers its models
 
 
@@ -35,6 +36,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
     accelerator = Accelerator()
+    with accelerator.main_process_first():
+        require_place(flags.output_dir)
     set_seed(flags.seed)
 
     size, sides = {}, {}
@@ -108,4 +111,4 @@ def upright(path: str) -> Image.Image:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

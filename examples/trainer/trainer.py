@@ -22,7 +22,8 @@ from transformers import (
     set_seed,
 )
 
-import effnet_hf  # noqa: F401  # registers our models with the Auto classes
+from effnet_hf.cli import run
+from effnet_hf.files import require_place  # and effnet_hf registers its models with the Auto classes
 
 
 @dataclass
@@ -59,6 +60,9 @@ def main() -> None:
         report_to=["none"],
     )
     ours, arguments = parser.parse_args_into_dataclasses()
+    if not arguments.resume_from_checkpoint:
+        with arguments.main_process_first(local=False):
+            require_place(arguments.output_dir)
     set_seed(arguments.seed)
 
     dataset = load_dataset("imagefolder", data_dir=ours.data_dir)
@@ -109,4 +113,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
