@@ -22,7 +22,6 @@ from transformers import (
     set_seed,
 )
 
-from effnet_hf.cli import run
 from effnet_hf.files import require_place  # and effnet_hf registers its models with the Auto classes
 
 
@@ -113,4 +112,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    main()
