@@ -129,6 +129,7 @@ def test_what_cannot_be_matched_is_refused_and_by_position_is_said(model, named,
 def test_images_that_were_trained_on_are_spoken_of(tmp_path, capsys):
     """The folder of a run says which share it held out."""
     model, data = write_tiny(tmp_path / "model"), str(write_squares(tmp_path / "squares") / "train")
+    capsys.readouterr()  # a bar of transformers 5, for the model's file
     (model / "recipe.yaml").write_text(small_recipe(data, tmp_path, val_fraction=0.25).to_yaml())
     assert "trained on a part of these images: --val_fraction 0.25, as then, measures" in measured(model, data)[1]
     with open(model / "recipe.yaml", "a") as recipe:
