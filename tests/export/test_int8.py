@@ -18,7 +18,7 @@ from effnet_hf.export.describe import Row
 from effnet_hf.export.graph import draw_graph
 from effnet_hf.export.network import ExportedNetwork
 from effnet_hf.export.ort_int8 import fold_weights, for_ort_cpu, fuse_silu, identity, search_ranges, silu, take_out
-from effnet_hf.export.runners import onnxruntime_runner
+from effnet_hf.export.runners import onnxruntime_runner, onnxruntime_session
 
 from ..data.torture import photo
 from .conftest import NAMES, as_arrays, listed, make_checkpoint
@@ -74,6 +74,8 @@ def test_tensorrt_file_has_nvidias_pairs_and_int8_weights(quantized, tensorrt):
     stored = {tensor.name for tensor in model.graph.initializer}
     of_weights = [node.input[0] in stored for node in model.graph.node if node.op_type == "DequantizeLinear"]
     assert sum(of_weights) == len(layers) < len(of_weights) - len(layers)
+    zeros = [n.input[2] for n in model.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in stored]
+    assert len({*zeros}) == len(layers)  # one each, or ONNX Runtime cannot widen them where there is no VNNI
     large = [tensor for tensor in model.graph.initializer if len(tensor.dims) > 1]
     assert {tensor.data_type for tensor in large} == {onnx.TensorProto.INT8}  # nothing is stored as float beside it
 
@@ -83,6 +85,11 @@ def test_ranges_of_a_flat_folder_are_of_what_training_did_not_hold_out(quantized
         str(quantized), tmp_path / "cpu", int8="ort-cpu", data_dir=str(photos / "train"), val_fraction=0.25
     )
     assert found.images == "6 images of train"
+
+
+def test_sessions_do_not_overflow_without_vnni(tensorrt):
+    settings = onnxruntime_session(tensorrt.file).get_session_options()
+    assert settings.get_session_config_entry("session.x64quantprecision") == "1"
 
 
 def test_tensorrt_file_agrees_with_fake_quantization(tensorrt):
