@@ -29,7 +29,6 @@ import torch
 from torch import nn
 from torch.nn.modules import module as _hooks
 from torch.utils.checkpoint import checkpoint
-from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import (
     BackboneOutput,
@@ -39,13 +38,13 @@ from transformers.modeling_outputs import (
 from transformers.modeling_utils import PreTrainedModel
 
 from .configuration import EfficientNetNVConfig, StageSpec
+from .eager_efficientnet_nv import activation, gate_past_modules, layer_past_modules
 from .quantization_efficientnet_nv import (
     GlobalAvgPool2d,
     ResidualAdd,
     SamePad2d,
     ScaleByGate,
     StochasticDepth,
-    activate,
     insert_quantizers,
     may_be_tuple,
     uncalibrated,
@@ -72,17 +71,17 @@ class ConvNormAct(nn.Module):
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, groups=groups, bias=False)
         self.eps = config.batch_norm_eps
         self.bn = nn.BatchNorm2d(out_channels, eps=self.eps, momentum=config.batch_norm_momentum)
-        silu = config.hidden_act in ("silu", "swish")
-        self.act = None if not activate else nn.SiLU() if silu else ACT2FN[config.hidden_act]
+        self.act = activation(config) if activate else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.pad is not None:
             x = self.pad(x)
+        if (quick := layer_past_modules(self, x)) is not None:
+            return quick
         x, norm = self.conv(x), self.bn
         if not isinstance(norm, nn.modules.batchnorm._NormBase) and _is_frozen(norm):
             norm = _by_our_epsilon(norm, self.eps)
-        x = norm(x)
-        return x if self.act is None else activate(self, x)
+        return norm(x) if self.act is None else self.act(norm(x))
 
 
 def _is_frozen(norm: nn.Module) -> bool:
@@ -118,13 +117,14 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         self.pool = GlobalAvgPool2d()
         self.reduce = nn.Linear(channels, squeeze_channels)
-        self.act = ACT2FN[config.hidden_act]
+        self.act = activation(config)
         self.expand = nn.Linear(squeeze_channels, channels)
         self.scale = ScaleByGate()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.pool(x).flatten(1)
-        gate = self.expand(self.act(self.reduce(gate))).sigmoid()
+        if (quick := gate_past_modules(self, x)) is not None:
+            return quick
+        gate = self.expand(self.act(self.reduce(self.pool(x).flatten(1)))).sigmoid()
         return self.scale(gate[:, :, None, None], x)
 
 

@@ -18,7 +18,6 @@ from functools import wraps
 
 import torch
 from torch import nn
-from torch.nn.modules import module as torch_module
 
 
 class ScaleByGate(nn.Module):
@@ -330,57 +329,6 @@ def may_be_tuple(func: Callable) -> Callable:
         return output if return_dict else output.to_tuple()
 
     return wrapper
-
-
-_torch = torch._C
-# Activations that can overwrite their input.
-_IN_PLACE = {nn.SiLU: nn.functional.silu, nn.ReLU: nn.functional.relu, nn.ReLU6: nn.functional.relu6}
-
-
-def _doors() -> tuple:
-    """Where a tool may stand that watches every layer of a kind: functions of torch's, which it has replaced then."""
-    return nn.BatchNorm2d.forward, nn.Conv2d.forward, nn.Module.__call__, nn.functional.batch_norm
-
-
-_DOORS = _doors()
-
-
-def activate(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`block.act(x)` of `x = block.bn(block.conv(…))`, written over `x` where gradients are off and nobody else can
-    have kept it: that saves memory traffic, and hooks see the same values with and without gradients."""
-    # A traced or compiled graph has no such choice in it.
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _is_watched(block._modules, x):
-        return block.act(x)
-    return _IN_PLACE[type(block._modules["act"])](x, inplace=True)
-
-
-def _is_watched(modules: dict, x: torch.Tensor) -> bool:
-    # Written out, and past `Module.__getattr__`: it runs once a layer.
-    norm = modules["bn"]
-    # What somebody put in its place may hand on its input, or keep its output.
-    if type(norm) not in (nn.BatchNorm2d, nn.SyncBatchNorm):
-        if type(norm) is not FoldedBatchNorm or norm.output_quantizer or type(modules["conv"]) is not nn.Conv2d:
-            return True
-    conv, bn, act = modules["conv"].__dict__, norm.__dict__, modules["act"].__dict__
-    return bool(
-        type(modules["act"]) not in _IN_PLACE
-        or type(x) is not torch.Tensor
-        or conv["_forward_hooks"]
-        or conv["_forward_pre_hooks"]
-        or bn["_forward_hooks"]
-        or bn["_forward_pre_hooks"]
-        or act["_forward_hooks"]
-        or act["_forward_pre_hooks"]
-        or torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or "forward" in conv  # of this one instance
-        or "forward" in bn
-        or "forward" in act
-        or _doors() != _DOORS
-        or _torch._is_tracing()
-        or _torch._len_torch_function_stack()  # modes, which see every operation
-        or _torch._len_torch_dispatch_stack()
-    )
 
 
 def _own_ports(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:

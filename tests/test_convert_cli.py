@@ -70,6 +70,7 @@ def test_from_auto_to_folder(convert, checkpoint, ours, tmp_path):
         "README.md",
         "config.json",
         "configuration.py",
+        "eager_efficientnet_nv.py",
         "image_processing_efficientnet_nv.py",
         "manifest.json",
         "model.safetensors",

@@ -160,7 +160,12 @@ def test_a_forward_put_on_one_module_keeps_what_it_made(network):
 
 
 @pytest.mark.parametrize(
-    "place, name", [(nn.BatchNorm2d, "forward"), (nn.functional, "batch_norm"), (nn.Module, "__call__")]
+    "place, name",
+    [
+        *((kind, "forward") for kind in (nn.BatchNorm2d, nn.Conv2d, nn.Linear, nn.SiLU)),
+        *((nn.functional, name) for name in ("batch_norm", "conv2d", "linear", "adaptive_avg_pool2d")),
+        (nn.Module, "__call__"),
+    ],
 )
 def test_a_tool_in_the_place_of_a_function_of_torch_keeps_what_it_saw(place, name, network, monkeypatch):
     model, original, kept = network(), getattr(place, name), []
@@ -297,6 +302,35 @@ def test_unwatched_activations_overwrite_their_input(form, network):
         operations.append({event.key for event in profiled.key_averages()})
     name = {nn.SiLU: "silu", nn.ReLU6: "hardtanh", nn.ReLU: "relu"}[type(stem.act)]
     assert f"aten::{name}_" in operations[0] and f"aten::{name}_" not in operations[1]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_unwatched_layers_are_computed_without_calls_of_their_modules(form, network):
+    """The interpreter's share of inference; the numbers are those of the modules."""
+    overrides, make = FORMS[form]
+    model, calls = make(network(**overrides)), []
+
+    def count(frame, event, argument):
+        if event == "call" and frame.f_code is nn.Module._call_impl.__code__:
+            calls.append(type(frame.f_locals["self"]))
+
+    with torch.no_grad():
+        sys.setprofile(count)
+        try:
+            quick = model(PIXELS).logits
+        finally:
+            sys.setprofile(None)
+    assert not {nn.Conv2d, nn.BatchNorm2d, nn.SiLU} & set(calls) and calls.count(nn.Linear) == 1  # the classifier
+    assert torch.equal(quick, model(PIXELS).logits)
+
+
+def test_weights_that_are_swapped_for_one_call_are_used(network):
+    model = network()
+    swapped = {name: tensor + 0.1 for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    with torch.no_grad():
+        found = torch.func.functional_call(model, swapped, (PIXELS,)).logits
+        model.load_state_dict(swapped, strict=False, assign=True)
+        assert torch.equal(found, model(PIXELS).logits)
 
 
 def test_an_activation_called_by_itself_leaves_its_input(network):

@@ -24,6 +24,7 @@ from .child_path import child_path
 HERE = Path(__file__).parent
 CODE = {
     "configuration.py",
+    "eager_efficientnet_nv.py",
     "modeling_efficientnet_nv.py",
     "quantization_efficientnet_nv.py",
     "image_processing_efficientnet_nv.py",
