@@ -16,6 +16,7 @@ COMMANDS = {
     "roofline": "bytes and FLOPs counted, and the share of this machine's peaks that a step reaches",
     "loop": "our whole training loop on real and on synthetic images",
     "ablation": "what each of our CPU tunings brings",
+    "fused": "an experiment: our training step with fused kernels on a GPU",
     "data": "images per second and core of every loader, beside timm, torchvision and datasets",
     "suite": "training, inference, memory, roofline, ablation and loop as one page in benchmarks/",
     "page": "renders a folder of results again from its JSON",

@@ -9,7 +9,7 @@ with a time limit; what it had written when its time was over is kept, and what 
     --work DIR         keeps compiled graphs, images and runs for the next call
     --rehearse         all of it, tiny, on a CPU
 
-DIR holds verify.json, train.json, inference.json, loop.json, roofline.json, memory.json and summary.md;
+DIR holds verify.json, train.json, inference.json, loop.json, roofline.json, memory.json, fused.json and summary.md;
 `python benchmark.py page DIR` makes a page of them. Only DIR and temporary folders are written to.
 """
 
@@ -168,7 +168,7 @@ def measuring(work: Path, name: str, rehearse: bool) -> tuple[str, ...]:
     if not rehearse:
         return tuple(words)
     small = {"--image_size": "32", "--rounds": "1", "--batch_size": "2", "--batch_sizes": "2", "--precisions": "fp32",
-             "--seconds": "1", "--variants": "b0"}  # fmt: skip
+             "--seconds": "1", "--variants": "b0", "--burst": "1"}  # fmt: skip
     if command in ("inference", "memory"):
         small["--batch_sizes"] = "1,2" if command == "inference" else "2"
     for flag, value in small.items():
@@ -211,6 +211,7 @@ def set_environment(work: Path, rehearse: bool) -> None:
     if rehearse:
         os.environ["TORCHDYNAMO_DISABLE"] = "1"  # compiled is eager then: the same commands, without the minutes
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["TRITON_INTERPRET"] = "1"  # kernels of our own, too
 
 
 if __name__ == "__main__":

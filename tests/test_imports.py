@@ -29,7 +29,7 @@ FLOORS = [
     {"commands", "__main__"},
     {"analysis", "conversion", "export", "hub", "inference", "quantization", "training"},
     {"data", "recipes"},
-    {"checkpoint", "detection", "flips", "multi_label", "tuning"},
+    {"checkpoint", "detection", "flips", "fused", "multi_label", "tuning"},
     MODEL_FILES,
     SHARED,
 ]

@@ -149,6 +149,7 @@ class Runner:
         rows, left_out = len(figures.get("rows", [])), figures.get("left_out", [])
         status = "pass" if rows and (cut_off or not trouble) else "skipped" if cut_off else "fail"
         sentences = [f"{rows} rows", *([kept] if kept else []), *(f"left out: {line}" for line in left_out)]
+        sentences += [figures["verdict"]] if "verdict" in figures else []
         if status == "fail" and not output:
             output = tail(self.log(section.name).read_text(errors="replace"))
         self.note(Row(section.name, f"measured: {section.name}", status, "; ".join(sentences), round(seconds, 1),
@@ -213,5 +214,5 @@ def merge(path: Path, section: str, figures: dict, facts: dict) -> None:
     merged["command"] = "\n".join(merged["commands"].values())
     peers = figures.get("settings", {}).get("peers", [])
     merged["settings"] = {"peers": list(dict.fromkeys([*merged["settings"].get("peers", []), *peers]))}
-    merged |= {name: figures[name] for name in ("machine", "datasheet") if name in figures}
+    merged |= {name: figures[name] for name in ("machine", "datasheet", "predicted", "verdict") if name in figures}
     write_figures(merged, path)

@@ -15,7 +15,11 @@ from . import resuming, runs
 from .rows import AT_ONCE, ROOT, Book, Failed, call, expect, relative
 
 
-OPTIONAL = ("modelopt", "nvidia", "onnx", "onnxruntime", "onnxscript", "openvino", "optimum", "simplejpeg", "tensorrt")
+OPTIONAL = (
+    "modelopt", "nvidia", "onnx", "onnxruntime", "onnxscript", "openvino", "optimum", "simplejpeg", "tensorrt",
+    "triton", "ai_edge_litert", "ai_edge_quantizer", "coremltools", "executorch", "litert_torch", "ncnn", "pnnx",
+    "torchao",
+)  # fmt: skip
 
 
 def gate(book: Book) -> None:

@@ -71,6 +71,7 @@ CUDA_PARTS = {
     ),
     "loop": (40, "loop --variants b0 --precisions bf16 --loaders synthetic,imagefolder --batch_sizes 256 --rounds 30"),
     "train-b0": (300, f"{_TRAIN} --variants b0 --batch_size 256 --rounds 5 --burst 3"),
+    "fused": (300, "fused --variants b0 --precisions bf16 --batch_size 256 --rounds 8 --burst 3"),
     "train-b4": (360, f"{_TRAIN} --variants b4 --batch_size 128 --rounds 4 --burst 2"),
     "train-precisions": (
         90,

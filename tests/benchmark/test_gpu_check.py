@@ -207,14 +207,14 @@ def test_a_script_that_waits_for_its_turn_finds_what_it_would_find_alone(monkeyp
     assert end.value.code == 0 and sys.argv[1:] == ["--help"] and sys.path[0] == str(ROOT / "benchmarks")
 
 
-def test_every_measurement_can_be_made_small_and_goes_to_one_of_seven_files(gpu, tmp_path):
+def test_every_measurement_can_be_made_small_and_goes_to_one_of_eight_files(gpu, tmp_path):
     script = gpu("gpu_check")
     for rehearse in (False, True):
         found = script.sections(tmp_path, rehearse)
         assert len({section.name for section in found}) == len(found)
         files = {section.target for section in found if section.target} | {"verify.json", "summary.md"}
         assert files == {"train.json", "inference.json", "loop.json", "roofline.json", "memory.json",
-                         "verify.json", "summary.md"}  # fmt: skip
+                         "fused.json", "verify.json", "summary.md"}  # fmt: skip
     words = " ".join(word for section in script.sections(tmp_path, True) for word in section.words)
     assert "cuda" not in words and "bf16" not in words and " 256 " not in words
 
@@ -237,5 +237,5 @@ def test_all_of_it_rehearses(tmp_path):
     )  # fmt: skip
     found = json.loads((out / "verify.json").read_text())["rows"]
     assert done.returncode == 0, [row for row in found if row["status"] == "fail"]
-    assert len(list(out.iterdir())) == 7 and not [path for path in out.iterdir() if path.is_dir()]
+    assert len(list(out.iterdir())) == 8 and not [path for path in out.iterdir() if path.is_dir()]
     page.write_page(out)
