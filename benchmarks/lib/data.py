@@ -7,6 +7,7 @@ is images per second of CPU time, which a busy machine disturbs less than wall t
 every round, so that ratios compare like with like.
 """
 
+import contextlib
 import os
 import random
 import statistics
@@ -17,12 +18,15 @@ from functools import partial
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from effnet_hf import cli
 from effnet_hf.data import BatchPlan, DataSource, DeviceStage, auto_augment, build_loaders, pictures
 from effnet_hf.data.dali import require_dali
 from effnet_hf.data.folder import open_folder, scan_tree
+from effnet_hf.data.regions import library
 from effnet_hf.errors import UserError
 from effnet_hf.image_processing_efficientnet_nv import IMAGENET_MEAN, IMAGENET_STD, EfficientNetNVImageProcessor
 from effnet_hf.recipes import load_recipe
@@ -49,6 +53,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--rounds", type=cli.at_least(1), default=9, help="measured rounds, after one that is not counted"
     )
+    parser.add_argument(
+        "--megapixels",
+        type=cli.at_least(0),
+        default=0,
+        help="enlarge the images first, with grain; 0 does not",
+    )
     parser.add_argument("--augmentation", nargs="+", choices=["none", "autoaugment"], default=["none", "autoaugment"])
     parser.add_argument(
         "--tree_classes", type=cli.at_least(0), default=0, help="also time opening a tree of this many classes x 300"
@@ -60,8 +70,11 @@ def main(argv: list[str] | None = None) -> int:
     resolve_device("cpu", threads=1)
     keep_freed_memory()  # for all rows alike, as our training does on a CPU
     figures = {"kind": "data", **environment(CPU, LOADING), "settings": settings(arguments)}
-    figures["rows"] = measure_throughput(arguments)
-    figures["decoders"] = measure_decoders(scan_tree(arguments.data_dir).paths, arguments.rounds)
+    with tempfile.TemporaryDirectory() as scratch:
+        if arguments.megapixels:
+            arguments.data_dir = _enlarged(arguments.data_dir, Path(scratch), arguments.megapixels)
+        figures["rows"] = measure_throughput(arguments)
+        figures["decoders"] = measure_decoders(scan_tree(arguments.data_dir).paths, arguments.rounds)
     if arguments.tree_classes:
         figures["opening"] = measure_opening(arguments.tree_classes)
     for name in ("rows", "decoders", "opening"):
@@ -125,8 +138,12 @@ def _rows() -> dict[str, Callable]:
         "torchvision v2 on tensors": _torchvision_tensors,
         "datasets set_transform": _datasets,
         "effnet_hf imagefolder": _ours("imagefolder"),
+        "effnet_hf imagefolder, --reducing_gap 2": _ours("imagefolder", reducing_gap=2),
+        "effnet_hf imagefolder, --reducing_gap 1": _ours("imagefolder", reducing_gap=1),
         "effnet_hf dali-cpu": _ours("dali-cpu"),
-        "effnet_hf imagefolder, Pillow only": _pillow_only,
+        "effnet_hf imagefolder without nvImageCodec": _without("decode_region"),
+        "effnet_hf imagefolder without nvImageCodec, --reducing_gap 2": _without("decode_region", reducing_gap=2),
+        "effnet_hf imagefolder, Pillow only": _without("decode_region", "simplejpeg"),
         "effnet_hf dali-gpu's graph on the CPU": _dali_graph,
     }
 
@@ -152,11 +169,12 @@ def _require_dali() -> None:
         raise ImportError(error) from None
 
 
-def _ours(loader: str) -> Callable:
+def _ours(loader: str, **options) -> Callable:
     def make(root, arguments, augmentation, loaders) -> Iterator[torch.Tensor]:
-        if loader != "imagefolder":
-            _require_dali()
-        recipe = load_recipe("b0", data_dir=str(root), loader=loader, num_workers=0, augmentation=augmentation, mixup=0)
+        if loader == "dali-cpu" and library() is None:
+            raise ImportError("nvImageCodec is not installed")
+        options.update(loader=loader, num_workers=0, augmentation=augmentation, mixup=0)
+        recipe = load_recipe("b0", data_dir=str(root), **options)
         ours = build_loaders(recipe, _processor(arguments), BatchPlan(arguments.batch_size))
         loaders.append(ours)
         assert ours.train is not None
@@ -166,18 +184,29 @@ def _ours(loader: str) -> Callable:
     return make
 
 
-def _pillow_only(root, arguments, augmentation, loaders):
-    def batches():
-        ours = _ours("imagefolder")(root, arguments, augmentation, loaders)
+def _without(*decoders: str, **options) -> Callable:
+    """`imagefolder` as if these of the module `pictures` were not installed."""
+
+    def make(root, arguments, augmentation, loaders):
+        ours = _ours("imagefolder", **options)(root, arguments, augmentation, loaders)
         while True:
-            decoder, pictures.simplejpeg = pictures.simplejpeg, None
-            try:
+            with contextlib.ExitStack() as stack:
+                for name in decoders:
+                    stack.enter_context(_replaced(name))
                 batch = next(ours)
-            finally:
-                pictures.simplejpeg = decoder
             yield batch
 
-    return batches()
+    return make
+
+
+@contextlib.contextmanager
+def _replaced(name: str) -> Iterator[None]:
+    decoder = getattr(pictures, name)
+    setattr(pictures, name, None if name == "simplejpeg" else lambda *_: None)
+    try:
+        yield
+    finally:
+        setattr(pictures, name, decoder)
 
 
 def _dali_graph(root, arguments, augmentation, loaders):
@@ -269,7 +298,6 @@ def _loaded(dataset, arguments, whole: bool = False) -> Iterator:
 def measure_opening(classes: int) -> list[dict]:
     """Seconds to open a tree of `classes` x 300 hard-linked files: `name`, `seconds`, `pictures`."""
     import datasets
-    from PIL import Image
     from torchvision.datasets import ImageFolder
 
     rows = []
@@ -319,3 +347,19 @@ def _linked_tree(source: Path, scratch: Path, batch_size: int) -> Path:
             for copy in range(copies):
                 (folder / f"{copy}_{number}{Path(path).suffix}").symlink_to(Path(path).resolve())
     return scratch
+
+
+def _enlarged(source: str, scratch: Path, megapixels: int) -> str:
+    """About a dozen of the images, of so many pixels, with noise of 3 grey levels, at quality 90: a camera's bytes per
+    pixel, but not its detail."""
+    tree, rng = scan_tree(source), np.random.default_rng(0)
+    for number in range(0, len(tree.paths), max(1, len(tree.paths) // 12)):
+        image = Image.open(tree.paths[number]).convert("RGB")
+        factor = (1e6 * megapixels / (image.width * image.height)) ** 0.5
+        image = image.resize((round(factor * image.width), round(factor * image.height)), Image.Resampling.BICUBIC)
+        grain = rng.normal(0, 3, (image.height, image.width, 3)).round()
+        folder = scratch / tree.classes[tree.labels[number]]
+        folder.mkdir(exist_ok=True)
+        noisy = (np.asarray(image) + grain).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{number}.jpg", quality=90, subsampling=2)
+    return str(scratch)

@@ -16,7 +16,7 @@ from effnet_hf.training import allow_tf32
 
 
 PACKAGES = ("torchvision", "timm", "onnxruntime", "openvino", "nvidia-modelopt")
-LOADING = ("torchvision", "timm", "datasets", "pillow", "simplejpeg", "nvidia-dali-cuda130")
+LOADING = ("torchvision", "timm", "datasets", "pillow", "simplejpeg", "nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13")
 MEASURED = ("effnet_hf", "benchmarks/lib")  # folders
 HARDWARE_NAME = "EFFNET_HF_HARDWARE"
 # Datasheets, for dense fp16 or bf16: (TB/s, TFLOP/s). A measured copy and matrix product stand beside them.

@@ -15,12 +15,13 @@ from ..run_folder import RunFolder
 from .bad_files import BadFiles
 from .class_weights import class_weights
 from .cores import choose_workers, own_cores
-from .dali import DaliDecoder, dali_is_installed, require_dali
+from .dali import dali_is_installed, require_dali
 from .dali_pipeline import DaliPipeline, EncodedBatches, EvaluationPlanner, TrainPlanner
 from .device_stage import IMAGENET_SIZES, BatchMixer, DeviceStage, RandomEraser, SyntheticBatches, SyntheticImages
 from .listing import DataListing
 from .opening import open_data
 from .pictures import Reading
+from .regions import library, require_library
 from .remote import require_plain
 from .sampler import BalancedTrainingPlan, BatchPlan, TrainingPlan, ValidationPlan
 from .source import DataSource, Split
@@ -80,6 +81,7 @@ class Loader:
             free_cores=own_cores() - self.num_workers - 1,
             device_type=self._device_type,
             dali_installed=dali_is_installed(),
+            decodes_parts=library() is not None,
         )
 
     def close(self) -> None:
@@ -217,9 +219,12 @@ def _open_source(recipe: Recipe, device: torch.device, train: bool, class_names:
 
 
 def _require_loader(recipe: Recipe, device: torch.device) -> None:
-    if recipe.loader.startswith("dali"):
-        require_dali()
-    if recipe.loader == "dali-gpu" and device.type != "cuda":
+    if recipe.loader == "dali-cpu":
+        require_library()
+    if recipe.loader != "dali-gpu":
+        return
+    require_dali()
+    if device.type != "cuda":
         raise UserError("--loader dali-gpu decodes on a CUDA GPU and this run has none; use --loader dali-cpu.")
 
 
@@ -266,10 +271,12 @@ def _sample_plan(recipe: Recipe, plan: BatchPlan, split, train: bool):
 
 
 def _worker_pool(recipe: Recipe, processor, plan: BatchPlan, device: torch.device, split, train: bool) -> WorkerPool:
-    transform = TrainTransform(processor, **_augmentation(recipe)) if train else EvaluationTransform(processor)
-    decoder = DaliDecoder(plan.per_device) if recipe.loader == "dali-cpu" else None
+    transform: TrainTransform | EvaluationTransform = EvaluationTransform(processor)
+    if train:
+        library()  # imported once, before the workers are forked
+        transform = TrainTransform(processor, **_augmentation(recipe), reducing_gap=recipe.reducing_gap)
     reading = Reading.of(recipe, processor)
-    images = MicroBatches(split, transform, recipe.seed, replace_bad=train, decoder=decoder, reading=reading)
+    images = MicroBatches(split, transform, recipe.seed, replace_bad=train, reading=reading)
     workers = choose_workers(device.type) if recipe.num_workers is None else recipe.num_workers
     return WorkerPool(images, workers, recipe.prefetch_factor, pin_memory=device.type == "cuda")
 
@@ -297,6 +304,7 @@ def limit_sentence(
     free_cores: float = 0,
     device_type: str = "cpu",
     dali_installed: bool = False,
+    decodes_parts: bool = True,
 ) -> str:
     """Says whether loading or computing limits a run, and what to change.
 
@@ -308,6 +316,7 @@ def limit_sentence(
         free_cores: cores that this process could still give to loading.
         device_type: "cuda" or "cpu".
         dali_installed: whether DALI could be used.
+        decodes_parts: whether nvImageCodec is installed, which decodes only what a crop needs.
     """
     total = data_wait + compute
     share = data_wait / total if total > 0 else 0.0
@@ -319,13 +328,10 @@ def limit_sentence(
     elif free_cores >= 1:
         advice = f"raise --num_workers from {num_workers} to {num_workers + int(free_cores)}, there are idle cores"
     elif device_type == "cuda" and loader != "dali-gpu":
-        advice = "all cores are busy, so let the GPU decode: --loader dali-gpu" + _install(dali_installed)
-    elif loader == "imagefolder":
-        advice = "all cores are busy; --loader dali-cpu decodes only what a crop needs" + _install(dali_installed)
+        advice = "all cores are busy, so let the GPU decode: --loader dali-gpu"
+        advice += "" if dali_installed else " (pip install nvidia-dali-cuda130)"
+    elif loader == "imagefolder" and not decodes_parts:
+        advice = "all cores are busy; pip install nvidia-nvimgcodec-cu13, and only what a crop needs is decoded"
     else:
         advice = "all cores are busy; store the images smaller, short side about 1.5 times the crop, or augment less"
     return f"The loader is the limit: the device waits for data {share:.0%} of the time{gain}; {advice}."
-
-
-def _install(installed: bool) -> str:
-    return "" if installed else " (pip install nvidia-dali-cuda130)"

@@ -56,6 +56,9 @@ class TrainTransform:
     """Random resized crop, mirroring, then one of the augmentation policies: `Picture` -> uint8 (height, width, 3).
 
     The size is the processor's `crop_size`, whatever its `do_resize` says of evaluation, and the filter is its own.
+
+    Args:
+        reducing_gap: decode a JPEG at 1/2, 1/4 or 1/8 where its crop is still so many times the size then; 0 never.
     """
 
     def __init__(
@@ -66,26 +69,30 @@ class TrainTransform:
         horizontal_flip: float = 0.5,
         augmentation: str = "none",
         randaugment: tuple[int, int] = RANDAUGMENT,
+        reducing_gap: int = 0,
     ):
         self.processor = processor
         self.crop_scale = crop_scale
         self.horizontal_flip = horizontal_flip
         self.policy = make_policy(augmentation, randaugment)
-
-    def box(self, picture: Picture, seed: int) -> Box:
-        """The part of the image that `self(picture, seed)` will ask for."""
-        return self._geometry(random.Random(seed), picture).box
+        self.reducing_gap = reducing_gap
 
     def __call__(self, picture: Picture, seed: int) -> np.ndarray:
         rng = random.Random(seed)
         box, flip = self._geometry(rng, picture)
         size = self.processor.crop_size["height"], self.processor.crop_size["width"]
-        pixels = resize(picture.crop(box), size, self.processor.resample)
+        pixels = resize(picture.crop(box, self._reduction(box, size)), size, self.processor.resample)
         if flip:
             pixels = pixels.flip(1)  # numpy and Pillow take two to six times as long to mirror
         if self.policy is None:
             return pixels.numpy()
         return np.asarray(self.policy(Image.fromarray(pixels.numpy()), rng))
+
+    def _reduction(self, box: Box, size: tuple[int, int]) -> int:
+        if not self.reducing_gap:
+            return 1
+        fits = min(box.height / size[0], box.width / size[1]) / self.reducing_gap
+        return next((factor for factor in (8, 4, 2) if fits >= factor), 1)
 
     def _geometry(self, rng: random.Random, picture: Picture) -> Geometry:
         return draw_geometry(rng, picture.width, picture.height, self.crop_scale, self.horizontal_flip)
@@ -96,10 +103,6 @@ class EvaluationTransform:
 
     def __init__(self, processor: EfficientNetNVImageProcessor):
         self.processor = processor
-
-    def box(self, picture: Picture, seed: int = 0) -> Box:
-        """All of the image."""
-        return Box(0, 0, picture.width, picture.height)
 
     def __call__(self, picture: Picture, seed: int = 0) -> np.ndarray:
         image = picture.rgb()

@@ -64,29 +64,25 @@ class PictureBatches(Dataset):
         """What the batch needs of an image; `BadPicture` if it turns out to be unreadable."""
         raise NotImplementedError
 
-    def load(self, request: BatchRequest, opened: dict[int, Picture] | None = None) -> tuple[list, dict]:
+    def load(self, request: BatchRequest) -> tuple[list, dict]:
         """The prepared images, and `labels`, `index` (int64 tensors), the `request` and the `bad` files met.
 
         An image that takes the place of an unreadable one keeps that one's `index`.
-
-        Args:
-            opened: images that were opened before, by their place in the request.
         """
         split = self.split_of(request)
         prepared, labels, kept, bad = [], [], [], []
-        for place, (index, seed) in enumerate(zip(request.indices.tolist(), request.seeds(self.seed))):
-            candidate, picture, stand_ins = index, (opened or {}).get(place), None
+        for index, seed in zip(request.indices.tolist(), request.seeds(self.seed)):
+            candidate, stand_ins = index, None
             while candidate is not None:
                 try:
-                    picture = picture or Picture(split.read(candidate), self.reading)
-                    prepared.append(self.prepare(picture, seed))
+                    prepared.append(self.prepare(Picture(split.read(candidate), self.reading), seed))
                     labels.append(split.label(candidate))
                     kept.append(index)
                     break
                 except BadPicture as error:
                     bad.append(BadFile(split.name(candidate), str(error)))
                 stand_ins = stand_ins or (split.stand_ins(index, seed) if self.replace_bad else iter(()))
-                candidate, picture = next(stand_ins, None), None
+                candidate = next(stand_ins, None)
         numbers = {"labels": torch.tensor(labels, dtype=torch.int64), "index": torch.tensor(kept, dtype=torch.int64)}
         # Without the images of a stream, which would come back from the worker with it.
         return prepared, {**numbers, "request": replace(request, split=None), "bad": bad}
@@ -100,39 +96,22 @@ class MicroBatches(PictureBatches):
 
     Args:
         transform: `TrainTransform` or `EvaluationTransform`.
-        decoder: decodes a micro-batch's JPEGs together (`DaliDecoder`); None decodes one by one.
     """
 
-    def __init__(self, split: Split, transform, seed: int, replace_bad: bool, decoder=None, reading: Reading = USUAL):
+    def __init__(self, split: Split, transform, seed: int, replace_bad: bool, reading: Reading = USUAL):
         super().__init__(split, seed, replace_bad, reading)
         self.transform = transform
-        self.decoder = decoder
 
     def prepare(self, picture: Picture, seed: int):
         return self.transform(picture, seed)
 
     def __getitem__(self, request: BatchRequest) -> dict:
-        images, batch = self.load(request, self._predecode(request) if self.decoder else None)
+        images, batch = self.load(request)
         size = self.transform.processor.crop_size
         pixels = torch.empty((len(images), size["height"], size["width"], 3), dtype=torch.uint8)
         for target, image in zip(pixels.numpy(), images):
             target[...] = image
         return {"pixel_values": pixels, **batch}
-
-    def _predecode(self, request: BatchRequest) -> dict[int, Picture]:
-        """Opens the images and has the decoder fill in the part that the transform will ask for."""
-        split, opened, seeds = self.split_of(request), {}, request.seeds(self.seed)
-        for place, index in enumerate(request.indices.tolist()):  # an image may be there twice
-            try:
-                opened[place] = Picture(split.read(index), self.reading)
-            except BadPicture:
-                continue  # `load` meets it again and says so
-        plain = {place: picture for place, picture in opened.items() if picture.plain_jpeg}
-        boxes = {place: self.transform.box(picture, seeds[place]) for place, picture in plain.items()}
-        regions = self.decoder.decode([(plain[place].data, boxes[place]) for place in plain])
-        for place, region in zip(plain, regions):
-            plain[place].preload(boxes[place], region)
-        return opened
 
 
 class WorkerPool:

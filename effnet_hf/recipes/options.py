@@ -89,6 +89,10 @@ class DataOptions:
     crop_scale: float = option(
         0.08, "smallest area of a random training crop, as a share of the image", low=1e-4, high=1
     )
+    reducing_gap: int = option(
+        0, "decode JPEGs at 1/2, 1/4 or 1/8 where a training crop still is this many times its final size; 0 never",
+        low=0, high=64,
+    )  # fmt: skip
     horizontal_flip: float = option(0.5, "probability of mirroring a training image", low=0, high=1)
     augmentation: Literal["none", "autoaugment", "randaugment", "trivialaugment"] = option("none", "per-image policy")
     randaugment_operations: int = option(2, "operations that randaugment applies to an image", low=1, high=14)

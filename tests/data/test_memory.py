@@ -1,6 +1,5 @@
 import ctypes
 import gc
-import importlib.util
 import statistics
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from effnet_hf import EfficientNetNVImageProcessor
 from effnet_hf.data import BatchPlan, build_loaders
+from effnet_hf.data.regions import library
 
 from .torture import encode, photo
 
@@ -51,7 +51,7 @@ def _kilobytes(pid: int) -> int:
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's /proc")
 @pytest.mark.parametrize("loader", ["imagefolder", "dali-cpu"])
 def test_memory_and_handles_stay_flat_over_twenty_epochs(tmp_path, recipe, loader):
-    if loader == "dali-cpu" and importlib.util.find_spec("nvidia") is None:
+    if loader == "dali-cpu" and library() is None:
         pytest.skip("NVIDIA DALI is not installed")
     options = recipe(
         data_dir=write_pictures(tmp_path / "data"), loader=loader, num_workers=2, augmentation="autoaugment", mixup=0.2,

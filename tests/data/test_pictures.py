@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageOps, features
 
 from effnet_hf.data import pictures
@@ -26,8 +27,40 @@ def test_bad_files_are_bad_whichever_way_they_are_decoded(name, monkeypatch):
         monkeypatch.setattr(pictures, "simplejpeg", decoder)
         with pytest.raises(BadPicture, match=r"^(is|cannot)"):
             Picture(data).rgb().load()
-        with pytest.raises(BadPicture):
-            Picture(data).crop(Box(0, 0, 1, 1))
+        for box, reduced in ((Box(0, 0, 1, 1), 1), (Box(0, 0, 16, 16), 2), (Box(0, 0, 16, 16), 8)):
+            with pytest.raises(BadPicture):
+                Picture(data).crop(box, reduced)
+
+
+@pytest.mark.parametrize("reduced", [2, 4, 8])
+@pytest.mark.parametrize("size", [(64, 48), (61, 47), (15, 9), (8, 8)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_reduced_crops_are_the_same_with_and_without_the_fast_decoder(monkeypatch, reduced, size, mode):
+    picture = Picture(encode(photo(3, *size).convert(mode), "JPEG", quality=90))
+    for box in (Box(0, 0, *size), Box(size[0] // 8, size[1] // 8, size[0] // 2, size[1] // 2)):
+        fast = picture.crop(box, reduced)
+        with monkeypatch.context() as patch:
+            patch.setattr(pictures, "simplejpeg", None)
+            assert torch.equal(fast, picture.crop(box, reduced))
+        for side, start, length in zip(fast.shape[1:], (box.top, box.left), (box.height, box.width)):
+            assert side == round((start + length) / reduced) - round(start / reduced)
+
+
+def test_a_reduced_crop_shows_what_the_whole_shows():
+    picture, box = Picture(encode(photo(3, 200, 160), "JPEG", quality=95)), Box(24, 16, 128, 96)
+    for reduced in (2, 4, 8):
+        small = picture.crop(box, reduced).permute(1, 2, 0).numpy()
+        whole = Image.fromarray(picture.crop(box).permute(1, 2, 0).numpy())
+        expected = np.asarray(whole.resize((128 // reduced, 96 // reduced), Image.BOX)).astype(int)
+        assert small.shape == expected.shape and np.abs(small - expected).mean() < 2
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_what_is_no_plain_jpeg_is_never_reduced(orientation):
+    for data in (exif_jpeg(orientation), encode(photo(1), "PNG")):
+        picture = Picture(data)
+        reduced = picture.crop(Box(0, 0, 32, 32), 4).shape
+        assert reduced == ((3, 8, 8) if picture.plain_jpeg else (3, 32, 32))
 
 
 @pytest.mark.parametrize("name", sorted(odd_files()))
@@ -50,16 +83,6 @@ def test_sizes_are_upright():
     assert (Picture(exif_jpeg(6)).width, Picture(exif_jpeg(6)).height) == (72, 96)
     assert (Picture(exif_jpeg(1)).width, Picture(exif_jpeg(1)).height) == (96, 72)
     assert Picture(exif_jpeg(1)).plain_jpeg and not Picture(exif_jpeg(6)).plain_jpeg
-
-
-def test_preloaded_pixels_serve_their_own_rectangle_only():
-    picture = Picture(encode(photo(1), "JPEG"))
-    box = Box(1, 2, 8, 8)
-    marked = picture.crop(box) * 0 + 9
-    picture.preload(box, marked)
-    assert picture.crop(box).unique().tolist() == [9]
-    assert len(picture.crop(Box(0, 0, 8, 8)).unique()) > 1
-    assert len(np.unique(np.asarray(picture.rgb()))) > 1
 
 
 def test_reading_says_what_is_wrong(tmp_path):
@@ -225,6 +248,14 @@ def test_a_jpeg_of_endless_scans_is_refused_and_a_film_behind_one_is_not():
             getattr(Picture(progressive[:-2] + scan * 100 + b"\xff\xd9"), decoder)()
     assert Picture(progressive + b"\xff\xda" * 1000).rgb().size == (96, 72)  # telephones put one there
     assert Picture(progressive[:2] + b"\xff\xe5\x07\xd2" + b"\xff\xda" * 1000 + progressive[2:]).rgb().size == (96, 72)
+
+
+def test_pairs_of_bytes_are_counted_across_strips(monkeypatch):
+    data = bytes(np.random.default_rng(0).choice([0xFF, 0xDA, 0], 1000).astype(np.uint8))
+    for strip in (1, 7, 999, 1000, 1 << 20):
+        monkeypatch.setattr(pictures, "_STRIP", strip)
+        assert pictures._count(data, 0xFF, 0xDA) == data.count(b"\xff\xda") > 50
+    assert pictures._count(b"", 0xFF, 0xDA) == pictures._count(b"\xff", 0xFF, 0xDA) == 0
 
 
 def test_a_decoder_that_takes_too_long_is_ended(monkeypatch):

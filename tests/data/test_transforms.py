@@ -69,7 +69,7 @@ def test_resizing_is_pillows_but_for_the_last_bit(resample, size):
 def test_training_crops_are_resized_with_the_processors_filter_to_its_crop_size(resample):
     processor = EfficientNetNVImageProcessor(crop_size={"height": 40, "width": 56}, resample=resample, do_resize=False)
     transform, picture = TrainTransform(processor, horizontal_flip=0.0), Picture(JPEG)
-    box = transform.box(picture, 3)
+    box = draw_geometry(random.Random(3), picture.width, picture.height, 0.08, 0.0).box
     region = picture.rgb().crop((box.left, box.top, box.left + box.width, box.top + box.height))
     expected = np.asarray(region.resize((56, 40), resample)).astype(int)
     assert abs(transform(picture, 3).astype(int) - expected).max() <= (1 if resample in (2, 3) else 0)
@@ -90,8 +90,7 @@ def test_flip_mirrors():
 
 
 def test_full_scale_crops_keep_the_whole_of_a_square():
-    square = Picture(encode(photo(4, 64, 64), "PNG"))
-    boxes = {TrainTransform(sized(32), crop_scale=1.0).box(square, seed) for seed in range(200)}
+    boxes = {g.box for g in geometries(64, 64, 200, scale=1.0)}
     assert Box(0, 0, 64, 64) in boxes and all(box.width * box.height > 0.9 * 64 * 64 for box in boxes)
 
 
@@ -127,6 +126,23 @@ def test_evaluation_pixels_are_the_image_processors(name, resample):
 def test_crop_scale_is_the_smallest_share():
     areas = [g.box.width * g.box.height / (400 * 400) for g in geometries(400, 400, scale=0.3)]
     assert 0.295 < min(areas) < 0.31
+
+
+@pytest.mark.parametrize("gap, factors", [(0, {1}), (1, {1, 2, 4}), (2, {1, 2}), (3, {1})])
+def test_a_jpeg_is_reduced_where_its_crop_still_is_so_many_times_the_size(monkeypatch, gap, factors):
+    data, asked = encode(photo(1, 500, 400), "JPEG"), []
+    crop = Picture.crop
+    monkeypatch.setattr(Picture, "crop", lambda self, *args: asked.append(args) or crop(self, *args))
+    transform = TrainTransform(sized(80), reducing_gap=gap)
+    full = TrainTransform(sized(80))
+    for seed in range(40):
+        ours, theirs = transform(Picture(data), seed), full(Picture(data), seed)
+        (box, reduced), (same, whole) = asked[-2:]
+        assert ours.shape == (80, 80, 3) and box == same and whole == 1
+        room = min(box.width, box.height) / 80
+        assert reduced == max([1] + [f for f in (2, 4, 8) if gap and room >= gap * f])
+        assert np.array_equal(ours, theirs) if reduced == 1 else np.abs(ours.astype(int) - theirs).mean() < 12
+    assert {reduced for _, reduced in asked} == factors
 
 
 def test_randaugment_has_as_many_operations_and_the_magnitude_that_are_asked_for():

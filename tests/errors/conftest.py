@@ -134,6 +134,7 @@ def worlds(monkeypatch):
 
     def without_dali():
         monkeypatch.setattr("effnet_hf.data.dali.dali_is_installed", lambda: False)
+        monkeypatch.setattr("effnet_hf.data.regions.library", lambda: None)
 
     def without_a_compiler():
         monkeypatch.setenv("CXX", "no-such-compiler")
