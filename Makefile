@@ -99,26 +99,34 @@ $(VENV)/floors/.ready: setup.cfg requirements/floors.txt
 
 # Real clients of our checkpoints, in environments that have them over ours: for transformers 4.57, for 5, and for
 # optimum-intel, which wants another Optimum than the ONNX exporters. What works is in docs/interop.md. Needs npm.
+# And the converters of `export` for phones and small devices, which bring a gigabyte.
 CLIENTS = -m pytest -n 2 --dist loadfile -m interop --interop_results build/interop.json
 NEEDS_HUB_1 = tests/interop/test_space.py tests/interop/test_trackers.py
 .PHONY: interop
 interop: $(VENV)/interop/.ready $(VENV)/interop5/.ready $(VENV)/interop-intel/.ready
+interop: $(VENV)/interop-devices/.ready $(VENV)/interop-litert/.ready
 	npm ci --silent --ignore-scripts --prefix tests/interop/js
 	npm ci --silent --ignore-scripts --prefix examples/browser
 	mkdir -p build && rm -f build/interop.json
-	$(VENV)/interop/bin/python $(CLIENTS) tests/interop $(NEEDS_HUB_1:%=--ignore %) --ignore tests/interop/test_openvino.py
+	$(VENV)/interop/bin/python $(CLIENTS) tests/interop $(NEEDS_HUB_1:%=--ignore %) --ignore tests/interop/test_openvino.py \
+	    --ignore tests/interop/test_devices.py
 	$(VENV)/interop-intel/bin/python $(CLIENTS) tests/interop/test_openvino.py
+	$(VENV)/interop-devices/bin/python $(CLIENTS) tests/interop/test_devices.py
+	$(VENV)/interop-litert/bin/python $(CLIENTS) tests/interop/test_devices.py
 	$(VENV)/interop5/bin/python $(CLIENTS) $(NEEDS_HUB_1) $(patsubst %,tests/interop/test_%.py,detectors tracing transformers)
 	$(PY) benchmarks/interop.py build/interop.json
 
 $(VENV)/interop/.ready $(VENV)/interop-intel/.ready: BELOW = $(PY)
+$(VENV)/interop-devices/.ready $(VENV)/interop-litert/.ready: BELOW = $(PY)
+# litert-torch asks for a torch below 2.15, but works with ours.
+$(VENV)/interop-litert/.ready: NO_DEPS = --no-deps
 $(VENV)/interop5/.ready: BELOW = PYTHONPATH=$(abspath $(VENV))/transformers5 $(PY)
 $(VENV)/%/.ready: requirements/%.txt $(VENV)/.ready $(VENV)/.transformers5
 	rm -rf $(@D)
 	$(PYTHON) -m venv $(@D)
 	$(BELOW) -c "import os, sys; print(*[path for path in sys.path if '$(VENV)' in path], os.getcwd(), sep='\n')" \
 	    > $$(echo $(@D)/lib/python*/site-packages)/below.pth
-	$(@D)/bin/pip install --quiet --requirement $<
+	$(@D)/bin/pip install --quiet $(NO_DEPS) --requirement $<
 	touch $@
 
 # While working, in a minute: the linters, and the tests that tests/conftest.py calls quick.

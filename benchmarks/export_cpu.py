@@ -5,7 +5,8 @@
 
 A variant's name instead of a folder is that network with random weights, batch norm statistics measured on 32 images
 of DIR/train and logits centred on them: its top-1 says whether two runtimes agree, nothing about accuracy.
-Every figure is of one thread. Times are CPU seconds of the process, runtimes taking turns call by call.
+Every figure is of one thread, but with `speed --threads N`. Times are CPU seconds of the process, of several threads
+seconds of the clock, runtimes taking turns call by call. `speed` has rows for NNCF where that is installed.
 """
 
 import argparse
@@ -27,10 +28,14 @@ from effnet_hf.cli import ArgumentParser, at_least, path, run
 from effnet_hf.data import DataSource, Picture, Split
 from effnet_hf.errors import UserError
 from effnet_hf.export import export_model, onnxruntime_runner, openvino_runner
+from effnet_hf.export.check import FolderImages, accuracy, compare, pixels_of, run_all
+from effnet_hf.export.options import installed
+from effnet_hf.export.runners import torch_runner
+from effnet_hf.recipes import Recipe
 
 
 CPU = torch.device("cpu")
-PACKAGES = ("onnx", "onnxruntime", "openvino", "nvidia-modelopt")
+PACKAGES = ("onnx", "onnxruntime", "openvino", "nvidia-modelopt", "nncf")
 
 
 def images_of(split: Split, count: int) -> list[Image.Image]:
@@ -89,31 +94,51 @@ def speed(arguments) -> list[dict]:
     assert split is not None
     pixels = np.stack(checkpoint.processor(images_of(split, 8))["pixel_values"])
 
-    @torch.inference_mode()
-    def eager(pixels: np.ndarray) -> np.ndarray:
-        return model(torch.from_numpy(pixels)).logits.numpy()
-
+    fake_quantized = open_checkpoint(arguments.quantized, "--quantized").load().eval()
+    ways: dict[str, dict] = {
+        "tensorrt": {},
+        "ort-cpu": {},
+        "openvino": {},
+        "openvino, reduced range": {"reduce_range": True},
+    }
+    by_nncf = {f"{name} by NNCF": settings for name, settings in ways.items() if name.startswith("openvino")}
     with tempfile.TemporaryDirectory() as folder:
         common = {"data_dir": arguments.data_dir, "num_images": 8}
         files = {"float": export_model(arguments.float, f"{folder}/float", **common).file}
-        for target in ("tensorrt", "ort-cpu"):
-            files[target] = export_model(arguments.quantized, f"{folder}/{target}", int8=target, **common).file
+        for name, settings in (ways | (by_nncf if installed("nncf") else {})).items():
+            source = arguments.float if name in by_nncf else arguments.quantized
+            target = name.split(",")[0].split()[0]
+            files[name] = export_model(source, f"{folder}/{name}", int8=target, **settings, **common).file
+        threads = arguments.threads
         runners = {
-            "float, PyTorch eager": eager,
-            "float, ONNX Runtime": onnxruntime_runner(files["float"], 1),
-            "ort-cpu INT8, ONNX Runtime": onnxruntime_runner(files["ort-cpu"], 1),
-            "tensorrt INT8, ONNX Runtime": onnxruntime_runner(files["tensorrt"], 1),
-            "float, OpenVINO": openvino_runner(files["float"], 1),
-            "tensorrt INT8, OpenVINO": openvino_runner(files["tensorrt"], 1),
+            "float, PyTorch eager": torch_runner(model),
+            "fake quantization, PyTorch eager": torch_runner(fake_quantized),
+            "float, ONNX Runtime": onnxruntime_runner(files["float"], threads),
+            "ort-cpu INT8, ONNX Runtime": onnxruntime_runner(files["ort-cpu"], threads),
+            "tensorrt INT8, ONNX Runtime": onnxruntime_runner(files["tensorrt"], threads),
+            "float, OpenVINO": openvino_runner(files["float"], threads),
+            "tensorrt INT8, OpenVINO": openvino_runner(files["tensorrt"], threads),
+        }
+        runners |= {
+            f"{name}, INT8, OpenVINO": openvino_runner(files[name], threads)
+            for name in (*ways, *by_nncf)
+            if name.startswith("openvino") and name in files
         }
         times = {}
         for size, rounds in ((1, 40), (8, 12)):
             samples = take_turns({name: partial(run, pixels[:size]) for name, run in runners.items()}, CPU, rounds)
-            times[size] = {name: 1e3 * statistics.median(own.cpu) for name, own in samples.items()}
+            kind = "cpu" if threads == 1 else "wall"
+            times[size] = {name: 1e3 * statistics.median(getattr(own, kind)) for name, own in samples.items()}
+        images = FolderImages(Recipe(data_dir=arguments.data_dir), checkpoint.class_names, arguments.num_images)
+        feed = pixels_of(checkpoint.processor)
+        outputs = run_all({name: (run, feed) for name, run in runners.items()}, images)
     rows = []
     for name in runners:
         own_float = "float, OpenVINO" if "OpenVINO" in name else "float, ONNX Runtime"
-        row = {"file, runtime": name}
+        is_float = name.startswith("float") or "NNCF" in name
+        reference = "float, PyTorch eager" if is_float else "fake quantization, PyTorch eager"
+        row = {"file, runtime": name, f"top-1, % (n = {len(outputs[name]):,})": accuracy(outputs[name], images.labels)}
+        row["agreement with PyTorch, %"] = f"{compare(outputs[reference], outputs[name]).agreement:.1f}"
         for size, found in times.items():
             row[f"ms, batch {size}"] = f"{found[name]:.1f}"
             row[f"x its float, batch {size}"] = f"{found[own_float] / found[name]:.2f}"
@@ -127,13 +152,14 @@ def main() -> None:
     parser.add_argument("mode", choices=["parity", "speed"])
     parser.add_argument("--models", nargs="+", type=path, default=[], help="checkpoints and variants, for parity")
     parser.add_argument("--data_dir", type=path, required=True, help="folder with train/<class>/… and val/<class>/…")
-    parser.add_argument("--num_images", type=at_least(1), default=1000, help="that parity is measured on")
+    parser.add_argument("--num_images", type=at_least(1), default=1000, help="of validation, for accuracy")
     parser.add_argument("--float", type=path, help="checkpoint, for speed")
     parser.add_argument("--quantized", type=path, help="the quantized checkpoint made of it")
+    parser.add_argument("--threads", type=at_least(1), default=1, help="of every runtime, for speed")
     parser.add_argument("--output", type=path, help="write the figures to this JSON file")
     parser.old_spellings = {"--num_pictures": "--num_images"}
     arguments = parser.parse_args()
-    figures = {"kind": arguments.mode, **environment(resolve_device("cpu", threads=1), PACKAGES)}
+    figures = {"kind": arguments.mode, **environment(resolve_device("cpu", threads=arguments.threads), PACKAGES)}
     figures[arguments.mode] = {"parity": parity, "speed": speed}[arguments.mode](arguments)
     print(f"\n{table(figures[arguments.mode])}")
     if arguments.output:

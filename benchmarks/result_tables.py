@@ -34,6 +34,7 @@ SCRATCH = "2026-11-24-imagenette-cpu"
 FINETUNED = "2026-11-25-imagenette-finetune-cpu"
 QUANTIZED = "2026-11-25-qat-cpu"
 DATA = "2026-11-25-data-cpu"
+LOADERS = "2026-11-27-data-cpu"
 SPEED = "2026-11-25-cpu"
 OTHER_CPU = "2026-11-26-cpu"
 EXPORT = "2026-11-25-export-cpu"
@@ -293,13 +294,18 @@ def cpu_speed() -> str:
 
 
 def cpu_loaders() -> str:
-    found, rows = figure(f"{DATA}/throughput.json", "throughput"), []
-    for loader in ("imagefolder", "dali-cpu"):
-        times = [row["ratio_best"] for row in found if row["name"] == f"effnet_hf {loader}"]
-        rows.append([f"`{loader}`", *(f"**{value:.2f}**" for value in times)])
-    title = f"one CPU core, JPEG to batch, times the best of timm and torchvision ({page(DATA)})"
-    baseline = ["best of timm and torchvision (baseline)", "1", "1"]
-    return markdown_table([title, "no policy", "AutoAugment"], [baseline, *rows])
+    ordinary, large = (figure(f"{LOADERS}/{name}.json", "rows") for name in ("throughput", "large"))
+    rows = [["best of timm and torchvision (baseline)", "1", "1", "1"]]
+    for name, label in (
+        ("imagefolder", "`imagefolder`, and `dali-cpu`, with nvImageCodec"),
+        ("imagefolder, --reducing_gap 2", "`imagefolder` with nvImageCodec, `--reducing_gap 2`"),
+        ("imagefolder without nvImageCodec, --reducing_gap 2", "with simplejpeg alone, `--reducing_gap 2`"),
+        ("imagefolder, Pillow only, --reducing_gap 2", "with neither, `--reducing_gap 2`"),
+    ):
+        times = [row["ratio_best"] for row in ordinary + large if row["name"] == f"effnet_hf {name}"]
+        rows.append([label, *(f"**{value:.2f}**" for value in times)])
+    title = f"one CPU core, JPEG to batch, times the best of timm and torchvision ({page(LOADERS)})"
+    return markdown_table([title, "no policy", "AutoAugment", "12 megapixels, no policy"], rows)
 
 
 def as_printed(file: str, key: str) -> str:
@@ -392,6 +398,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "interop-summary": lambda: summary(rows(figure(INTEROP))),
     "loaders": partial(as_printed, f"{DATA}/throughput.json", "throughput"),
     "decoders": partial(as_printed, f"{DATA}/throughput.json", "decoders"),
+    "loaders-regions": partial(as_printed, f"{LOADERS}/throughput.json", "rows"),
+    "loaders-large": partial(as_printed, f"{LOADERS}/large.json", "rows"),
+    "decoders-regions": partial(as_printed, f"{LOADERS}/throughput.json", "decoders"),
+    "decoders-large": partial(as_printed, f"{LOADERS}/large.json", "decoders"),
+    "reducing-pixels": partial(as_printed, f"{LOADERS}/reducing-pixels.json", "pixels"),
+    "reducing-answers": partial(as_printed, f"{LOADERS}/reducing-answers.json", "answers"),
     "opening": partial(as_printed, f"{DATA}/opening.json", "opening"),
     "dali-evaluation": partial(as_printed, f"{DATA}/dali.json", "evaluation"),
     "dali-operations": partial(as_printed, f"{DATA}/dali.json", "operations"),

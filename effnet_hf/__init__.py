@@ -5,6 +5,7 @@ imported when it is first asked for: `from effnet_hf import load_recipe, train`.
 """
 
 import importlib
+import logging
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ from .cli import importing
 from .errors import UserError
 
 
+# Where torchao is installed transformers imports it, and torch tells torchao's developers what they may leave out.
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
 with importing():  # torch and transformers take seconds
     from transformers import (
         AutoBackbone,
@@ -48,7 +51,7 @@ else:
 AutoVideoProcessor.register(EfficientNetNVConfig, None)
 
 if TYPE_CHECKING:
-    from .export import export_model
+    from .export import export_model, load_for_inference
     from .inference import Classifier
     from .recipes import Recipe, load_recipe
     from .training import validate_checkpoint
@@ -57,6 +60,7 @@ _OFFERED_BY = {
     "Classifier": "inference",
     "Recipe": "recipes",
     "export_model": "export",
+    "load_for_inference": "export",
     "load_recipe": "recipes",
     "validate_checkpoint": "training",
 }
@@ -155,6 +159,7 @@ __all__ = [
     "Recipe",
     "UserError",
     "export_model",
+    "load_for_inference",
     "load_recipe",
     "qat",
     "train",

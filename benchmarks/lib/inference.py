@@ -5,27 +5,35 @@
     compile       folded and compiled as one graph
     graphs        folded, replayed as one CUDA graph                                        (CUDA)
     compile-graphs  compiled and replayed as CUDA graphs                                     (CUDA)
-    onnxruntime, openvino  the file that export.py writes                                   (CPU)
+    onnxruntime, openvino  as `load_for_inference` has them: of a file's graph, batch norm folded    (CPU)
+
+Of the peers also, by what their pages or torch's offer:
+
+    fused         torch.fx.experimental.optimization.fuse, where it finds anything to fuse
+    frozen        torch.compile with the weights frozen into the graph, as ours has them
 
 Per batch size all runtimes and peers take turns; percentiles are over single batches, each waited for.
 """
 
 import copy
-import tempfile
+import io
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch._inductor import config
+from torch.fx.experimental import optimization
 
 from effnet_hf.checkpoint import open_checkpoint
 from effnet_hf.cli import above_zero, path
 from effnet_hf.configuration import VARIANTS, EfficientNetNVConfig
 from effnet_hf.errors import UserError
-from effnet_hf.image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from effnet_hf.export.engines import Place, make_engine, obstacle
+from effnet_hf.export.runners import onnxruntime_session, openvino_compiled
 from effnet_hf.modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from effnet_hf.training import keep_freed_memory
 from effnet_hf.tuning import CudaGraph, compile_for_inference, fold_batchnorm, use_onednn
@@ -38,10 +46,11 @@ from .timing import ratios, release, take_turns
 
 
 RUNTIMES = ("torch", "folded", "compile", "graphs", "compile-graphs", "onnxruntime", "openvino")
-PEER_RUNTIMES = ("torch", "compile", "graphs", "compile-graphs")
-COMPILED = ("compile", "compile-graphs")
-# What a peer is given beside ours: folding is ours, so a folded eager network stands beside an eager one.
-SAME_MODE = {"folded": "torch"}
+PEER_RUNTIMES = ("torch", "fused", "compile", "frozen", "graphs", "compile-graphs", "onnxruntime", "openvino")
+COMPILED = ("compile", "frozen", "compile-graphs")
+# Which of a peer's stands beside ours, the first that was measured.
+SAME_MODE = {"folded": ("fused", "torch"), "compile": ("frozen", "compile")}
+FILES = ("onnxruntime", "openvino")
 Runner = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -82,54 +91,53 @@ def measure(arguments, device: torch.device, label: str, precision: str) -> tupl
     channels_last = arguments.layout == "channels_last"
     rows: list[dict] = []
     failures: list[str] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for batch in arguments.batch_sizes:
-            pixels = images(batch, size, device, channels_last)
-            if precision in AUTOCAST:
-                pixels = pixels.to(AUTOCAST[precision])
-            makers = {
-                (OURS, runtime): partial(our_runner, runtime, model, pixels, Path(scratch))
-                for runtime in arguments.runtime
-                if runtime in COMPILED or not arguments.compile_only
-            }
-            makers |= {
-                (peer, runtime): partial(peer_runner, peer, variant, runtime, size, pixels, model.config.num_labels)
-                for peer in arguments.peers
-                if has(peer, variant)
-                for runtime in arguments.peer_runtime
-                if runtime in COMPILED or not arguments.compile_only
-            }
-            steps, reference = {}, None
-            for (name, runtime), make in makers.items():
-                where = f"{variant} {precision} batch {batch}, {name} {runtime}"
-                try:
-                    run = make()
-                    with torch.inference_mode():
-                        logits = run(pixels).float()
-                except (ImportError, RuntimeError, UserError, ValueError) as error:
-                    failures.append(f"{where}: {str(error).strip().splitlines()[0]}")
-                    continue
-                if arguments.compile_only:
-                    release(device)
-                    continue
-                if name == OURS:
-                    reference = logits.clone() if reference is None else reference
-                    failures += [] if agree(logits, reference) else [f"{where}: its logits differ from {OURS}'s"]
-                steps[name, runtime] = partial(run, pixels)
-            deadline = time.monotonic() + arguments.seconds
-            with torch.inference_mode():
-                samples = take_turns(steps, device, arguments.rounds, warmup=2, deadline=deadline)
-            for (name, runtime), own in samples.items():
-                row: dict[str, Any] = {"variant": variant, "by": name, "runtime": runtime, "precision": precision}
-                row |= {"layout": arguments.layout, "batch": batch, "image_size": size, **own.summary(batch)}
-                same = SAME_MODE.get(runtime, runtime)
-                rows.append(row | ratios(own, samples, arguments.peers, same, "torch", device))
-            print_rows(
-                rows[len(rows) - len(samples) :],
-                ("variant", "by", "runtime", "precision", "batch", "p50_ms", "cpu_ms", "ips"),
-            )
-            steps.clear()
-            release(device)
+    for batch in arguments.batch_sizes:
+        pixels = images(batch, size, device, channels_last)
+        if precision in AUTOCAST:
+            pixels = pixels.to(AUTOCAST[precision])
+        makers = {
+            (OURS, runtime): partial(our_runner, runtime, model, pixels)
+            for runtime in arguments.runtime
+            if runtime in COMPILED or not arguments.compile_only
+        }
+        makers |= {
+            (peer, runtime): partial(peer_runner, peer, variant, runtime, size, pixels, model.config.num_labels)
+            for peer in arguments.peers
+            if has(peer, variant)
+            for runtime in arguments.peer_runtime
+            if runtime in COMPILED or not arguments.compile_only
+        }
+        steps, reference = {}, None
+        for (name, runtime), make in makers.items():
+            where = f"{variant} {precision} batch {batch}, {name} {runtime}"
+            try:
+                run = make()
+                with torch.inference_mode():
+                    logits = run(pixels).float()
+            except (ImportError, RuntimeError, UserError, ValueError) as error:
+                failures.append(f"{where}: {str(error).strip().splitlines()[0]}")
+                continue
+            if arguments.compile_only:
+                release(device)
+                continue
+            if name == OURS:
+                reference = logits.clone() if reference is None else reference
+                failures += [] if agree(logits, reference) else [f"{where}: its logits differ from {OURS}'s"]
+            steps[name, runtime] = partial(run, pixels)
+        deadline = time.monotonic() + arguments.seconds
+        with torch.inference_mode():
+            samples = take_turns(steps, device, arguments.rounds, warmup=2, deadline=deadline)
+        for (name, runtime), own in samples.items():
+            row: dict[str, Any] = {"variant": variant, "by": name, "runtime": runtime, "precision": precision}
+            row |= {"layout": arguments.layout, "batch": batch, "image_size": size, **own.summary(batch)}
+            same = SAME_MODE.get(runtime, (runtime,))
+            rows.append(row | ratios(own, samples, arguments.peers, same, "torch", device))
+        print_rows(
+            rows[len(rows) - len(samples) :],
+            ("variant", "by", "runtime", "precision", "batch", "p50_ms", "cpu_ms", "ips"),
+        )
+        steps.clear()
+        release(device)
     return rows, failures
 
 
@@ -147,15 +155,18 @@ def open_model(label: str, image_size: int | None) -> tuple[EfficientNetNVForIma
     return checkpoint.load().eval(), checkpoint.config.variant or "custom"
 
 
-def our_runner(runtime: str, model, pixels: torch.Tensor, scratch: Path) -> Runner:
-    """A callable from images to logits.
+def our_runner(runtime: str, model, pixels: torch.Tensor) -> Runner:
+    """Logits of images like `pixels`.
 
     Raises:
-        UserError: a runtime that this device or environment lacks.
+        UserError: the runtime needs another device, or is not installed.
     """
     device = pixels.device
-    if runtime in ("onnxruntime", "openvino"):
-        return exported_runner(runtime, model, pixels, scratch)
+    if runtime in FILES:
+        place = Place(device, "fp32", tuple(pixels.shape[-2:]), len(pixels))
+        if fault := obstacle(runtime, place) or ("is measured in fp32" if pixels.dtype != torch.float32 else None):
+            raise UserError(f"--runtime {runtime} {fault}.")
+        return make_engine(runtime, model, place)
     if runtime in ("graphs", "compile-graphs") and device.type != "cuda":
         raise UserError(f"--runtime {runtime} needs a GPU.")
     if runtime == "torch":
@@ -185,6 +196,10 @@ def peer_runner(name: str, variant: str, runtime: str, size: int, pixels: torch.
     network = placed(build(name, variant, size, num_labels).eval(), pixels)
     if runtime == "graphs":
         return CudaGraph(_WithLogits(network), pixels)
+    if runtime in FILES:
+        return peer_file(runtime, _Logits(network), pixels)
+    if runtime == "fused":
+        network = fused(name, network)
     if runtime in COMPILED:
         mode = "reduce-overhead" if runtime == "compile-graphs" else "default"
         network = torch.compile(network, dynamic=False, mode=mode)
@@ -192,9 +207,58 @@ def peer_runner(name: str, variant: str, runtime: str, size: int, pixels: torch.
     def run(pixels):
         if runtime == "compile-graphs":
             torch.compiler.cudagraph_mark_step_begin()
-        return logits_of(network(pixels))
+        with config.patch(freezing=runtime == "frozen"):
+            return logits_of(network(pixels))
 
     return run
+
+
+def fused(name: str, network: torch.nn.Module) -> torch.nn.Module:
+    """Convolutions and batch norms made one by torch, in evaluation mode.
+
+    Raises:
+        UserError: it finds nothing to fuse in that library's layers.
+    """
+
+    def norms(module: torch.nn.Module) -> int:
+        return sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in module.modules())
+
+    found = optimization.fuse(network)
+    if norms(found) == norms(network):
+        raise UserError(f"torch.fx.experimental.optimization.fuse finds nothing to fuse in {name}'s layers.")
+    return found
+
+
+def peer_file(runtime: str, network: torch.nn.Module, pixels: torch.Tensor) -> Runner:
+    """A peer's network as ONNX by torch's exporter in ONNX Runtime, or converted by OpenVINO; settings as ours has."""
+    if pixels.device.type != "cpu" or pixels.dtype != torch.float32:
+        raise UserError(f"--peer_runtime {runtime} is measured on a CPU in fp32.")
+    threads, pixels = torch.get_num_threads(), pixels.contiguous()
+    if runtime == "openvino":
+        import openvino
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it traces, and torch has newer ways
+            model = openvino.convert_model(network, example_input=pixels, input=list(pixels.shape))
+        compiled = openvino_compiled(model, threads)
+        return lambda pixels: torch.from_numpy(compiled(pixels.contiguous().numpy())[0])
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(network, (pixels,), buffer, dynamo=False, opset_version=18, input_names=["pixels"])
+    session = onnxruntime_session(buffer.getvalue(), threads)
+    return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.contiguous().numpy()})[0])
+
+
+class _Logits(torch.nn.Module):
+    """A network that answers with a tensor."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return logits_of(self.network(pixels))
 
 
 class _WithLogits(torch.nn.Module):
@@ -206,23 +270,3 @@ class _WithLogits(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> SimpleNamespace:
         return SimpleNamespace(logits=logits_of(self.network(pixels)))
-
-
-def exported_runner(runtime: str, model, pixels: torch.Tensor, scratch: Path) -> Runner:
-    """The network as `export.py` writes it, behind ONNX Runtime or OpenVINO on the CPU, with torch's threads."""
-    if pixels.device.type != "cpu" or pixels.dtype != torch.float32:
-        raise UserError(f"--runtime {runtime} is measured on a CPU in fp32.")
-    try:
-        from effnet_hf.export import export_model, onnxruntime_runner, openvino_runner
-    except ImportError as error:
-        raise UserError(f"--runtime {runtime} needs the onnx extra ({error}).") from None
-    folder = scratch / str(pixels.shape[-1])
-    if not folder.exists():
-        checkpoint = scratch / "checkpoint"
-        model.save_pretrained(checkpoint)
-        EfficientNetNVImageProcessor.for_image_size(pixels.shape[-1]).save_pretrained(checkpoint)
-        export_model(str(checkpoint), str(folder))
-    file = folder / "model.onnx"
-    open_file = onnxruntime_runner if runtime == "onnxruntime" else openvino_runner
-    run = open_file(file, threads=torch.get_num_threads())
-    return lambda pixels: torch.from_numpy(run(pixels.contiguous().numpy()))

@@ -16,7 +16,7 @@ from .contenders import OURS
 from .report import ratio, table
 
 
-PARTS = ("verify", "train", "inference", "memory", "roofline", "data", "loop", "ablation", "profile", "suite")
+PARTS = ("verify", "train", "inference", "memory", "roofline", "data", "loop", "ablation", "fused", "profile", "suite")
 SIGNATURE = "this page is `python benchmark.py page FOLDER` of that folder."
 
 
@@ -56,7 +56,8 @@ def render(results: list[dict], folder_name: str, notes: str = "") -> str:
             " drawn anew each round; the first rounds are not counted. `x timm` is how many times faster than timm's"
             " eager model: the median over rounds of the ratio within a round"
             + (", of **CPU time**; wall times are medians." if on_cpu else ", by the clock.")
-            + " `same mode` is over the peer's form in that row's mode, which for a folded network is eager.",
+            + " `same mode` is over the peer's form in that row's mode: its weights frozen where ours are, its layers"
+            " fused by torch where ours are folded and that finds any, else eager.",
             "",
             f"![chart]({folder_name}/chart.png)",
         ]
@@ -113,7 +114,35 @@ def _speed_table(figures: dict, mode: str) -> list[str]:
             cell["original, A100 img/s"] = f"{anchor:,}" if anchor else ""
         cell["n"] = row["steps"]
         cells.append(cell)
-    return [table(cells)] if cells else []
+    return [table(cells), *_best_ways(figures, mode, peers)] if cells else []
+
+
+def _best_ways(figures: dict, mode: str, peers: list[str]) -> list[str]:
+    """What a user asks: our fastest way beside the fastest of each peer's, of every network, precision and batch."""
+    cells: dict[tuple, dict] = {}
+    on_cpu = figures["hardware"]["device"] == "cpu"
+    for row in figures["rows"]:
+        if row["by"] != OURS or not row.get("best"):  # files from before have none
+            continue
+        key = tuple(row[name] for name in ("variant", "precision", "image_size", "batch"))
+        best = cells.get(key)
+        if best is None or row["cpu_ms" if on_cpu else "wall_ms"] < best["ms"]:
+            cells[key] = {"row": row, "ms": row["cpu_ms" if on_cpu else "wall_ms"]}
+    found = []
+    for (variant, precision, size, batch), best in cells.items():
+        cell = {
+            "network": variant,
+            "precision": precision,
+            "px": size,
+            "batch": batch,
+            "our fastest": best["row"][mode],
+        }
+        for peer in peers:
+            theirs = best["row"]["best"].get(peer)
+            value = "" if theirs is None else f"{theirs.get('cpu', theirs['wall']):.2f} ({theirs['mode']})"
+            cell[f"x {peer}'s fastest"] = value
+        found.append(cell)
+    return ["", "The fastest of our ways beside the fastest of theirs:", "", table(found)] if found else []
 
 
 def _verify(figures: dict) -> list[str]:
@@ -272,6 +301,7 @@ TITLES = {
     "data": "Input pipelines",
     "loop": "Our training loop, real data and synthetic",
     "ablation": "What each tuning brings",
+    "fused": "Fused kernels, an experiment",
     "profile": "Where the time goes",  # of earlier pages; a run has `train.py --profile`
     "suite": "The suite",
 }
@@ -282,6 +312,7 @@ SECTIONS = {
     "memory": _memory,
     "roofline": _roofline,
     "loop": _plain,
+    "fused": lambda figures: [figures["verdict"] + ".", "", *_plain(figures)],
 }
 NOT_RUN = {
     "cpu": "Not run here: a GPU (`make gpu` checks and measures one), fp16, TF32.",

@@ -112,7 +112,7 @@ def measure(arguments, device, variant, precision, layout, size, batch) -> tuple
     for (name, mode), own in samples.items():
         row: dict[str, Any] = {"variant": variant, "by": name, "mode": mode, "precision": precision, "layout": layout}
         row |= {"batch": batch, "image_size": size, **own.summary(batch)}
-        rows.append(row | ratios(own, samples, arguments.peers, mode, "eager", device))
+        rows.append(row | ratios(own, samples, arguments.peers, (mode,), "eager", device))
     steps.clear()
     release(device)
     return rows, failures

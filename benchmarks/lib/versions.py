@@ -10,6 +10,8 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 # Extras of this project's own tools, and the one that exact versions of others leave no choice.
 NOT_FOR_USERS = ("dev", "docs", "optimum")
+# Converters that only `make interop` installs, as requirements/interop-*.txt say.
+BESIDE = ("executorch", "coreml", "litert", "ncnn", "nncf")
 
 
 def declared() -> list[tuple[str, Requirement]]:
@@ -35,7 +37,7 @@ def versions() -> str:
     floors, usual, newer, newest = map(pinned, ("floors.txt", "constraints.txt", "transformers5.txt", "newest.txt"))
     rows = []
     for extra, requirement in declared():
-        if extra in NOT_FOR_USERS:
+        if extra in (*NOT_FOR_USERS, *BESIDE):
             continue
         name = canonicalize_name(requirement.name)
         tested = ", ".join(dict.fromkeys(x[name] for x in (usual, newer) if name in x))

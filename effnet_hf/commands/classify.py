@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ..cli import ArgumentParser, at_least, path, program_name, run, say
 from ..errors import UserError, printable
+from .runtime import add_runtime_flag
 
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def main(argv: list[str] | None = None) -> int:
         "--top_k", type=at_least(1), help="classes to print per image; 5, or all that pass where it may have several"
     )
     parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="arithmetic")
+    add_runtime_flag(parser)
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1, …; a GPU if there is one")
     parser.add_argument(
         "--batch_size", type=at_least(1), help="images at once; 16, and 128 on a GPU where --output is given"
@@ -81,9 +83,13 @@ def main(argv: list[str] | None = None) -> int:
         bit_depth=arguments.bit_depth,
         max_pixels=arguments.max_pixels,
         test_time_flip=arguments.test_time_flip,
+        runtime=arguments.runtime,
+        batch_size=arguments.batch_size if arguments.output else min(len(paths), arguments.batch_size or 16),
     )
     for note in classifier.reading.notes:
         say(note)
+    if classifier.choice is not None:
+        say(f"runtime: {classifier.choice}")
     if arguments.output:
         return predict(classifier, paths, arguments)
     results = []

@@ -2,6 +2,7 @@
 
     effnet-hf export --model runs/b0 --output_dir runs/b0-onnx --data_dir DIR         ONNX, checked on DIR/val
     effnet-hf export --model runs/b0 --output_dir b0-any-image --with_preprocessing uint8 image in, probabilities out
+    effnet-hf export --model runs/b0-int8 --output_dir b0-ov8 --int8 openvino --data_dir DIR    INT8 for x86 CPUs
     effnet-hf export --model runs/b0-int8 --output_dir b0-trt --int8 tensorrt --data_dir DIR
     effnet-hf export --model runs/b0-int8 --output_dir b0-cpu --int8 ort-cpu --data_dir DIR
 
@@ -24,13 +25,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
     graph = parser.add_argument_group("the file")
     graph.add_argument(
-        "--format", default="onnx", metavar="NAME", help="onnx, openvino or pt2 (torch.export); default: onnx"
+        "--format",
+        metavar="NAME",
+        help="onnx, openvino or pt2 (torch.export); for devices executorch, coreml, litert or ncnn; default: the one of"
+        " --int8, else onnx",
     )
     graph.add_argument(
         "--dtype", default="fp32", metavar="NAME", help="fp32, fp16 or bf16 inside the graph; default: fp32"
     )
     graph.add_argument(
-        "--int8", metavar="TARGET", help="tensorrt (also OpenVINO) or ort-cpu, from a quantized checkpoint"
+        "--int8",
+        metavar="TARGET",
+        help="openvino (x86 CPUs; from a quantized or a float checkpoint), ort-cpu or tensorrt (from a quantized one);"
+        " for devices xnnpack or weights (from a float one)",
+    )
+    graph.add_argument(
+        "--reduce_range",
+        action="store_true",
+        help="coarser INT8 weights (openvino, ort-cpu), right on x86 CPUs without VNNI, too",
     )
     graph.add_argument("--with_preprocessing", action="store_true", help="uint8 image in, probabilities out")
     graph.add_argument(

@@ -10,6 +10,7 @@ import json
 from ..cli import ArgumentParser, path, run, say
 from ..errors import printable
 from ..recipes import add_data_flags, data_options
+from .runtime import add_runtime_flag
 
 
 _NAMED = 8  # classes on one line
@@ -23,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--precision", choices=["fp32", "tf32", "fp16", "bf16"], default=None, help="arithmetic; fp32 if not given"
     )
+    add_runtime_flag(parser)
     parser.add_argument("--per_device_batch_size", type=int, default=64, help="images at once")
     parser.add_argument("--num_workers", type=int, default=None, help="loader processes; from the machine by default")
     parser.add_argument(
@@ -64,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
     figures = validate_checkpoint(
         arguments.model,
         precision=arguments.precision,
+        runtime=arguments.runtime,
         per_device_batch_size=arguments.per_device_batch_size,
         num_workers=arguments.num_workers,
         loader=arguments.loader,

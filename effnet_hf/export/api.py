@@ -33,8 +33,10 @@ from .check import (
     whole_pixels_of,
 )
 from .describe import Exported, properties, write_card, write_configuration
+from .devices import CALIBRATED, DEVICES
+from .devices.proof import write_for_device
 from .network import ExportedNetwork, write_pt2
-from .options import INT8_TARGETS, LAYOUT, ExportOptions
+from .options import INT8_TARGETS, LAYOUT, ExportOptions, require
 from .runners import Runner, runner_for, torch_runner
 
 
@@ -83,11 +85,15 @@ def export_model(
     with atomic_folder(output_dir, overwrite) as folder:
         file = folder / options.file_name
         file.parent.mkdir(exist_ok=True)
-        if options.int8:
+        if options.format in DEVICES:
+            calibration = open_data(data).train if options.int8 == CALIBRATED and data is not None else None
+            exported = write_for_device(checkpoint, network, file, options, images, calibration)
+        elif options.int8:
             from .int8 import write_int8
 
             calibration = None
-            if options.int8 == "ort-cpu" and data is not None:
+            kind = "quantized" if checkpoint.quantized else "float"
+            if INT8_TARGETS[options.int8].needs_images[kind] and data is not None:
                 calibration = open_data(data).train
             exported = write_int8(checkpoint, network, file, options, images, calibration)
         else:
@@ -103,17 +109,27 @@ def _refuse(checkpoint: Checkpoint, options: ExportOptions, data: Recipe | None)
     name = f"{checkpoint.flag} {checkpoint.name}"
     if not checkpoint.config.num_labels:
         raise UserError(f"{name} has no classes; export needs a classifier.")
-    if options.int8 and not checkpoint.quantized:
-        raise UserError(
-            f"--int8 {options.int8}: {name} is a float checkpoint; quantize it first: {invocation('qat')} --help"
-        )
+    kind = "quantized" if checkpoint.quantized else "float"
+    if options.format in DEVICES:
+        _refuse_for_device(name, checkpoint.quantized, options, data)
+        return
+    possible = [int8 for int8, target in INT8_TARGETS.items() if kind in target.needs_images]
+    instead = f"--int8 {' or --int8 '.join(possible)}"
     if checkpoint.quantized and not options.int8:
-        raise UserError(f"{name} is a quantized checkpoint; add --int8 {' or --int8 '.join(INT8_TARGETS)}.")
-    if options.int8 == "ort-cpu" and data is None:
-        raise UserError(
-            "--int8 ort-cpu needs --data_dir DIR, --labels FILE or --dataset_name NAME: it takes ranges of activations"
-            " from the training images."
-        )
+        raise UserError(f"{name} is a quantized checkpoint; add {instead}.")
+    if options.int8 in INT8_TARGETS:
+        if options.int8 not in possible:
+            raise UserError(
+                f"--int8 {options.int8}: {name} is a float checkpoint; quantize it first: {invocation('qat')} --help,"
+                f" or give {instead}."
+            )
+        if INT8_TARGETS[options.int8].needs_images[kind] and data is None:
+            raise UserError(
+                f"--int8 {options.int8} needs --data_dir DIR, --labels FILE or --dataset_name NAME: of a {kind}"
+                " checkpoint it takes ranges of activations from the training images."
+            )
+        if options.int8 == "openvino" and kind == "float":
+            require("nncf")
     if options.layout and is_multi_label(checkpoint.config):
         raise UserError(
             f"--layout {LAYOUT}: in {name} an image may have several labels, and the pipeline there always takes a"
@@ -121,6 +137,20 @@ def _refuse(checkpoint: Checkpoint, options: ExportOptions, data: Recipe | None)
         )
     if options.dynamic_image_size and checkpoint.config.padding == "same":
         raise UserError("--dynamic_image_size: this network pads by the image's size (padding: same); leave it out.")
+
+
+def _refuse_for_device(name: str, quantized: bool, options: ExportOptions, data: Recipe | None) -> None:
+    if quantized:
+        kinds = " or ".join(f"--int8 {kind}" for kind in DEVICES[options.format].int8)
+        raise UserError(
+            f"{name} is a quantized checkpoint; --format {options.format} takes the float one that it was made of"
+            + (f", and quantizes it by itself with {kinds}." if kinds else ".")
+        )
+    if options.int8 == CALIBRATED and data is None:
+        raise UserError(
+            f"--int8 {CALIBRATED} needs --data_dir DIR, --labels FILE or --dataset_name NAME: it takes ranges of"
+            " activations from the training images."
+        )
 
 
 def check_images(checkpoint: Checkpoint, data: Recipe | None, count: int | None, options: ExportOptions) -> CheckImages:

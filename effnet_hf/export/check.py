@@ -26,7 +26,9 @@ BATCH_SIZES = (1, 8)
 TOLERANCE = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 5e-1}
 # Least signal-to-noise ratio of the logits against fake quantization, decibels. Measured on B0: 28 and 18; a graph with
 # a mistake in it has about 0.
-LEAST_SNR: dict[str | None, float] = {"tensorrt": 12.0, "ort-cpu": 5.0}
+LEAST_SNR: dict[str | None, float] = {"tensorrt": 12.0, "ort-cpu": 5.0, "xnnpack": 5.0, "weights": 12.0}
+# `nncf` is `openvino` of a float checkpoint, against that.
+LEAST_SNR |= {"openvino": 12.0, "nncf": 5.0}
 # The graph resizes rows first, as Pillow does but for images that are far taller than wide, which it takes by columns
 # first since version 13: there some bytes differ by one, and a probability by this.
 PREPROCESSING_TOLERANCE = 2e-2

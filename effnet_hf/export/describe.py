@@ -14,10 +14,15 @@ from ..hub import CardFacts, describe_preprocessing, render_card, software_versi
 from ..multi_label import is_multi_label, thresholds_of
 from ..tables import text_table
 from .check import LEAST_SNR, Comparison, size_of
+from .devices import DEVICES
+from .devices.cards import device_usage
 from .options import LAYOUT_DTYPES, ExportOptions
 
 
 TABLE_HEADER = ("", "{}, %", "agreement, %", "MB", "ms at batch 1", "ms at batch 8", "times float")
+# From which speed on, relative to float in the same runtime, an `ort-cpu` file is worth its rounding.
+WORTH = 1.3
+X86 = ("x86_64", "amd64", "i386", "i686")
 
 
 @dataclass(frozen=True)
@@ -27,16 +32,16 @@ class Row:
     Attributes:
         top1: percent, or mAP where an image may have several labels; None without labelled images.
         agreement: with the fake-quantized checkpoint in PyTorch, percent.
-        latency: milliseconds per call at batch 1 and 8, one thread, median.
-        times_float: speed relative to the float file in the same runtime, at batch 1 and 8.
+        latency: milliseconds per call at batch 1 and 8, one thread, median; at batch 1 alone for devices.
+        times_float: speed relative to the float file in the same runtime, at the same batches.
     """
 
     name: str
     top1: float | None
     agreement: float
     megabytes: float | None
-    latency: tuple[float, float]
-    times_float: tuple[float, float] | None
+    latency: tuple[float, ...]
+    times_float: tuple[float, ...] | None
 
     def cells(self) -> list[str]:
         return [
@@ -68,6 +73,8 @@ class Exported:
         top1: of the file and of the checkpoint in PyTorch, percent, or mAP; None without labelled images.
         rows: an INT8 file beside float.
         temperature: what its logits are divided by, as the checkpoint's are.
+        notes: one sentence each, of what a user must know.
+        least_snr: decibels that an INT8 file had to have.
     """
 
     folder: Path
@@ -80,6 +87,8 @@ class Exported:
     top1: tuple[float, float] | None = None
     rows: tuple[Row, ...] = ()
     temperature: float | None = None
+    notes: tuple[str, ...] = ()
+    least_snr: float | None = None
 
     @property
     def figure(self) -> str:
@@ -88,21 +97,25 @@ class Exported:
 
     @property
     def table_header(self) -> tuple[str, ...]:
-        return tuple(title.format(self.figure) for title in TABLE_HEADER)
+        only_one = self.rows and len(self.rows[0].latency) == 1
+        titles = [title for title in TABLE_HEADER if not (only_one and title.endswith("batch 8"))]
+        return tuple(title.format(self.figure) for title in titles)
 
     def summary(self) -> str:
         """What the command prints."""
         options, checked = self.options, self.comparison
         graph = f"opset {options.opset}, " if options.format == "onnx" else ""
+        kind = "int8" if options.int8 == options.format else options.int8 or options.dtype
+        kind = f"int8 {kind}" if options.int8 and options.format in DEVICES else kind
         lines = [
-            f"wrote    {printable(self.file)}   {self.size / 1e6:.1f} MB, {graph}{options.int8 or options.dtype}",
+            f"wrote    {printable(self.file)}   {self.size / 1e6:.1f} MB, {graph}{kind}",
             f"graph    {options.input_name} -> {options.output_name}",
             *([f"         its logits are {_divided(self.temperature)}"] if self.temperature is not None else []),
             f"checked  {self.runtime} against PyTorch on {printable(self.images)}:"
             f" largest difference {checked.difference:.2g}, {checked.agreed}",
         ]
         if options.int8:
-            wanted = LEAST_SNR[options.int8]
+            wanted = self.least_snr or LEAST_SNR[options.int8]
             lines.append(
                 f"         signal to noise {checked.snr:.1f} dB, {wanted:g} wanted: int8 differs by its rounding"
             )
@@ -110,10 +123,23 @@ class Exported:
             own, reference = self.top1
             name = self.figure.replace("-", "").ljust(8)
             lines.append(f"{name} {own:.2f} % on these, the checkpoint in PyTorch {reference:.2f} %")
+        lines += [f"note     {note}" for note in self.notes]
         if self.rows:
             lines += ["", text_table(self.table_header, [row.cells() for row in self.rows])]
-            lines += [f"warning: {row.warning()}" for row in self.rows if row.warning()]
+            lines += [f"warning: {warning}" for warning in self.warnings()]
         return "\n".join(lines)
+
+    def warnings(self) -> list[str]:
+        """A sentence for what is not worth its rounding here."""
+        found = [warning for row in self.rows if (warning := row.warning())]
+        ratios = [min(row.times_float) for row in self.rows if row.times_float]
+        if self.options.int8 == "ort-cpu" and ratios and ratios[-1] < WORTH:
+            x86 = platform.machine().lower() in X86
+            found = [
+                f"{self.rows[-1].name} has {ratios[-1]:.2f} times the speed of float, not worth it on this machine"
+                f" (below {WORTH}): {'on x86 CPUs give --int8 openvino' if x86 else 'the float file is better'}."
+            ]
+        return found
 
 
 def _divided(temperature: float) -> str:
@@ -298,9 +324,11 @@ def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, mode
     use = options.layout or options.format
     if options.with_preprocessing:
         use = "image, several" if checked.several else "image"
-    opener = options.layout or exported.runtime.split()[0]
+    device = DEVICES.get(options.format)
+    opener = options.layout or (device.name if device else exported.runtime.split()[0])
     kind = f"{options.int8} INT8" if options.int8 else options.dtype
     how = {"onnx": f"ONNX, opset {options.opset}", "openvino": "OpenVINO IR", "pt2": "torch.export program"}
+    how |= {name: one.file_type for name, one in DEVICES.items()}
     notes = [
         f"Exported as {how[options.format]}, {kind}. Checked on {exported.images} before it was written:"
         f" {exported.runtime} against PyTorch, largest difference {checked.difference:.2g},"
@@ -313,15 +341,18 @@ def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, mode
             "An image may have several labels: the sigmoid of a logit is the probability of its class, and"
             " an image has a label from its entry in config.json's list of thresholds on."
         )
-    if options.int8:
+    notes += exported.notes
+    if options.int8 and options.format == "onnx" and not options.reduce_range:
         notes.append(
             "On an x86 CPU without VNNI (before 2019, or AVX2 alone) ONNX Runtime's sums overflow without"
             ' `options.add_session_config_entry("session.x64quantprecision", "1")` of the `SessionOptions()` that'
-            " `InferenceSession(file, options)` gets; `ONNXEfficientNet` sets it. OpenVINO has no such option."
+            " `InferenceSession(file, options)` gets; `ONNXEfficientNet` sets it. OpenVINO has no such option: for it"
+            " write a file with `--int8 openvino --reduce_range`."
         )
     tables: list[tuple] = []
     if exported.rows:
-        title = f"INT8 beside float on {exported.images}, one thread of this machine"
+        compared = "INT8 beside float" if options.int8 else "Beside PyTorch"
+        title = f"{compared} on {exported.images}, one thread of this machine"
         tables.append((title, exported.table_header, [row.cells() for row in exported.rows]))
     elif exported.top1:
         header = ("this file", "the checkpoint in PyTorch")
@@ -335,8 +366,10 @@ def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, mode
         image_size=size_of(checkpoint.processor),
         preprocessing=describe_preprocessing(checkpoint.processor),
         base_model=checkpoint.name,
-        library=options.layout or _LIBRARY[options.format],
-        usage=_USE[use].format(
+        library=options.layout or (device.library if device else _LIBRARY[options.format]),
+        usage=device_usage(checkpoint, options, model, exported.runtime.split()[-1])
+        if device
+        else _USE[use].format(
             model=model,
             output=options.output_name,
             imports=imports,
@@ -345,7 +378,9 @@ def _facts(checkpoint: Checkpoint, exported: Exported, command: str | None, mode
         bit_depth=depth,
         command=command,
         hardware=f"CPU ({platform.machine()}, {os.cpu_count()} cores)",
-        versions=software_versions("onnx", "onnxruntime", "openvino", "effnet-hf"),
+        versions=software_versions(
+            *(device.distributions if device else ("onnx", "onnxruntime", "openvino")), "effnet-hf"
+        ),
         notes=notes,
         tables=tables,
         multi_label=checked.several,

@@ -106,9 +106,15 @@ def write_openvino(model: onnx.ModelProto, path: Path, options: ExportOptions) -
     """OpenVINO IR, `path` and its weights beside it (`.bin`); float16 and bfloat16 weights stay that small."""
     import openvino
 
-    converted = openvino.convert_model(io.BytesIO(model.SerializeToString()))
+    save_openvino(openvino.convert_model(io.BytesIO(model.SerializeToString())), path, options)
+
+
+def save_openvino(model, path: Path, options: ExportOptions) -> None:
+    """An `openvino.Model` as IR; see [`write_openvino`]."""
+    import openvino
+
     try:
-        openvino.save_model(converted, path, compress_to_fp16=options.dtype == "fp16")
+        openvino.save_model(model, path, compress_to_fp16=options.dtype == "fp16")
         openvino.Core().read_model(path)  # before 2026.2 it is the first to notice that a file was cut off
     except RuntimeError as error:
         raise UserError(f"cannot write {path.name}: {first_line(error)} Is the disk full?") from error

@@ -71,10 +71,13 @@ def free_axes(options: ExportOptions) -> dict[int, torch.export.Dim]:
 
 def write_pt2(network: ExportedNetwork, path: Path, size: tuple[int, int], options: ExportOptions) -> None:
     """A `torch.export` program with a free batch size: opens with `torch.export.load`, without this package."""
+    save_program(network, path, (network.example(size),), {}, {"pixel_values": free_axes(options)})
+
+
+def save_program(network: nn.Module, path: Path, arguments: tuple, named: dict, free: dict | None = None) -> None:
+    """The same of any module and any example inputs, by place and by name; without `free` axes for these alone."""
     with quiet_exporter():
-        program = torch.export.export(
-            network, (network.example(size),), dynamic_shapes={"pixel_values": free_axes(options)}
-        )
+        program = torch.export.export(network, arguments, named, dynamic_shapes=free)
         buffer = io.BytesIO()  # torch's own writer ends the process when a disk is full
         torch.export.save(program, buffer)
     path.write_bytes(buffer.getbuffer())

@@ -29,6 +29,8 @@ MICROSOFT = "com.microsoft"
 _RESHAPES = ["Reshape", "Flatten", "Unsqueeze"]
 _KINDS = ["Conv", "Gemm", "Add", "Mul", "Sigmoid", "GlobalAveragePool", *_RESHAPES]
 BINS = 4096
+# Two weights of one sign and this sum, times 255, are the largest that 16 bits hold; rounding may add one.
+_LARGEST_PAIR = 32767 // 255 - 1
 Activation = Callable[[np.ndarray], np.ndarray]
 
 
@@ -96,6 +98,26 @@ def take_out(model: onnx.ModelProto) -> Scales:
     return scales
 
 
+def spare_pairs(integers: np.ndarray) -> np.ndarray:
+    """By how much the scale of each output channel must grow for uint8 times these weights to add up in 16 bits.
+
+    Kernels add products of neighbouring input channels, at one position of the kernel, before they widen the sum.
+
+    Args:
+        integers: int8 weights (outputs, inputs, …).
+
+    Returns:
+        Factors (outputs,), 1 where nothing can overflow, at most 2.
+    """
+    if integers.shape[1] == 1:  # depthwise: products are not added
+        return np.ones(len(integers))
+    wide = integers.astype(np.int32).reshape(*integers.shape[:2], -1)
+    wide = np.pad(wide, ((0, 0), (0, wide.shape[1] % 2), (0, 0)))
+    pairs = wide.reshape(wide.shape[0], -1, 2, wide.shape[2])
+    sums = [np.maximum(sign * pairs, 0).sum(2).max((1, 2)) for sign in (1, -1)]
+    return np.maximum(1, np.maximum(*sums) / _LARGEST_PAIR)
+
+
 def _initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
     return {tensor.name: tensor for tensor in model.graph.initializer}
 
@@ -120,13 +142,16 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
     graph.initializer.extend(kept)
 
 
-def for_ort_cpu(model: onnx.ModelProto, scales: Scales, batches: Iterable[np.ndarray]) -> onnx.ModelProto:
+def for_ort_cpu(
+    model: onnx.ModelProto, scales: Scales, batches: Iterable[np.ndarray], reduce_range: bool = False
+) -> onnx.ModelProto:
     """A network rebuilt for ONNX Runtime's integer kernels.
 
     Args:
         model: its graph without pairs.
         scales: what the pairs said, from [`take_out`].
         batches: `pixel_values` to take the missing ranges from.
+        reduce_range: coarser scales for the weights that could overflow, see [`spare_pairs`].
     """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -134,6 +159,8 @@ def for_ort_cpu(model: onnx.ModelProto, scales: Scales, batches: Iterable[np.nda
         if node.op_type in _RESHAPES and node.output[0] in scales.activations:
             scales.activations.setdefault(node.input[0], scales.activations[node.output[0]])
     model = onnx.shape_inference.infer_shapes(model)  # before an operator that ONNX's inference does not know
+    if reduce_range:
+        scales = _reduced(model, scales)
     activations_of = fuse_silu(model)
     missing = {
         node.output[0]: activations_of.get(node.output[0], identity)
@@ -172,6 +199,15 @@ def for_ort_cpu(model: onnx.ModelProto, scales: Scales, batches: Iterable[np.nda
             },
         )
         return onnx.load(target)
+
+
+def _reduced(model: onnx.ModelProto, scales: Scales) -> Scales:
+    initializers, weights = _initializers(model), {}
+    for name, (axis, scale) in scales.weights.items():
+        weight = numpy_helper.to_array(initializers[name])
+        integers = np.rint(weight / _along(scale, weight.ndim, axis)).clip(-128, 127)
+        weights[name] = axis, scale * spare_pairs(np.moveaxis(integers, axis, 0))
+    return Scales(scales.activations, weights)
 
 
 def fuse_silu(model: onnx.ModelProto) -> dict:

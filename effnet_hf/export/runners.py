@@ -54,15 +54,20 @@ def onnxruntime_session(model: str | Path | bytes, threads: int | None = None, p
 
 def openvino_runner(path: str | Path, threads: int | None = None) -> Runner:
     """OpenVINO on the CPU, float32 where the file does not say otherwise; opens its own IR and ONNX files."""
-    settings: dict = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    if threads or torch.get_num_threads() == 1:
-        settings["INFERENCE_NUM_THREADS"] = threads or 1
-    compiled = _openvino_core().compile_model(str(path), "CPU", settings)
+    compiled = openvino_compiled(str(path), threads)
     return lambda array: compiled(array)[0]
 
 
+def openvino_compiled(model, threads: int | None = None, bf16: bool = False):
+    """`openvino.CompiledModel` of a file's path or an `openvino.Model`, with [`openvino_runner`]'s settings."""
+    settings: dict = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32", "PERFORMANCE_HINT": "LATENCY"}
+    if threads or torch.get_num_threads() == 1:
+        settings["INFERENCE_NUM_THREADS"] = threads or 1
+    return openvino_core().compile_model(model, "CPU", settings)
+
+
 @functools.cache
-def _openvino_core():
+def openvino_core():
     """One for the whole process, and never destroyed: every Core's CPU plugin gives the main thread an alternate signal
     stack (AVX-512 machines), and of two that are destroyed the second puts back the first one's, which is freed. The
     next signal, a Ctrl-C or the end of a child process, is then a segmentation fault (OpenVINO 2026.4.1)."""
@@ -85,17 +90,26 @@ def pt2_runner(path: str | Path) -> Runner:
     return run
 
 
-def runner_for(path: Path, options: ExportOptions) -> tuple[str, Runner]:
-    """What runs a written file here: its name for a sentence, and the callable."""
+def runtime_of(options: ExportOptions) -> str:
+    """The name and version of what runs a format here, for a sentence."""
     if options.format == "pt2":
-        return f"torch {torch.__version__}", pt2_runner(path)
+        return f"torch {torch.__version__}"
     if options.format == "openvino":
         import openvino
 
-        return f"OpenVINO {openvino.__version__.split('-')[0]}", openvino_runner(path)
+        return f"OpenVINO {openvino.__version__.split('-')[0]}"
     import onnxruntime
 
-    name = f"ONNX Runtime {onnxruntime.__version__}"
+    return f"ONNX Runtime {onnxruntime.__version__}"
+
+
+def runner_for(path: Path, options: ExportOptions) -> tuple[str, Runner]:
+    """What runs a written file here: its name for a sentence, and the callable."""
+    name = runtime_of(options)
+    if options.format == "pt2":
+        return name, pt2_runner(path)
+    if options.format == "openvino":
+        return name, openvino_runner(path)
     if options.dtype == "bf16":
         twin = onnxruntime_session(float_twin(path))
         return f"{name} in float32 arithmetic", lambda array: twin.run(None, {twin.get_inputs()[0].name: array})[0]

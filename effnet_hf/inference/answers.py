@@ -14,7 +14,7 @@ from ..multi_label import is_multi_label, probabilities, thresholds_of
 from ..recipes import Recipe
 from ..training import allow_tf32, keep_freed_memory
 from ..tuning import fold_batchnorm
-from .classifier import Classifier
+from .classifier import Classifier, default_batch_size
 
 
 class Answer(NamedTuple):
@@ -50,11 +50,6 @@ class _Files:
 
     def label(self, index: int) -> int:
         return 0
-
-
-def default_batch_size(device: torch.device) -> int:
-    """Images at once: a CPU is fastest with few, whose maps fit its caches."""
-    return 16 if device.type == "cpu" else 128
 
 
 def answers(

@@ -42,6 +42,8 @@ class Classifier:
         precision: `"fp32"`, `"fp16"` (GPU only) or `"bf16"`.
         bit_depth: of deep images that do not state theirs; the image processor's by default.
         max_pixels: of an image.
+        runtime: what computes: PyTorch, or what `load_for_inference` offers, `"auto"` for the fastest.
+        batch_size: images in a usual call, for `runtime`; [`default_batch_size`].
         test_time_flip: answers with the mean of the probabilities of an image and its mirror image; see
             [`effnet_hf.flips.use_test_time_flip`].
 
@@ -49,6 +51,7 @@ class Classifier:
         network: in evaluation mode on `device`.
         processor: how its images are prepared.
         reading: how files are read.
+        choice: of a runtime, see [`effnet_hf.export.fastest.Choice`]; None for PyTorch.
         config: of the network.
 
     Raises:
@@ -63,6 +66,8 @@ class Classifier:
         bit_depth: int | None = None,
         max_pixels: int = Reading.max_pixels,
         test_time_flip: bool = False,
+        runtime: str = "torch",
+        batch_size: int | None = None,
     ):
         checkpoint = open_checkpoint(model)
         if not checkpoint.config.num_labels:
@@ -72,11 +77,20 @@ class Classifier:
             raise UserError("--precision fp16 needs a GPU; on a CPU use fp32 or bf16.")
         # Handed over ready-made: given a name, transformers 5 asks whether to run the code saved with the weights.
         # Its weights stay fp32: halved, batch norm's statistics lose digits, and those above 65,504 become infinite.
-        network, processor = checkpoint.load(), checkpoint.processor
-        self.autocast = torch.autocast(place.type, dtype=DTYPES.get(precision), enabled=precision in DTYPES)
+        if runtime == "torch":
+            network, within = checkpoint.load(), precision in DTYPES
+        else:
+            from ..export import load_for_inference  # which asks this package how answers are told
+
+            given = None if checkpoint.quantized and precision == "fp32" else precision
+            usual, within = batch_size or default_batch_size(place), False
+            network = load_for_inference(checkpoint, runtime, place, precision=given, batch_size=usual)
+        processor = checkpoint.processor
+        self.autocast = torch.autocast(place.type, dtype=DTYPES.get(precision), enabled=within)
         self.model, self.precision, self.device, self.test_time_flip = model, precision, place, test_time_flip
         self.reading = Reading.of(Reading(bit_depth, max_pixels), processor)
         self.config, self.network, self.processor = checkpoint.config, network, processor
+        self.choice = getattr(network, "choice", None)
         if test_time_flip:
             use_test_time_flip(network)
         # No bound method: a copy of the network would copy this object with it.
@@ -147,6 +161,11 @@ def find_device(name: str | None) -> torch.device:
     if (device.index or 0) >= torch.accelerator.device_count():
         raise UserError(f"--device {name}: this machine has {torch.accelerator.device_count()}, counted from 0.")
     return device
+
+
+def default_batch_size(device: torch.device) -> int:
+    """Images at once: a CPU is fastest with few, whose maps fit its caches."""
+    return 16 if device.type == "cpu" else 128
 
 
 def _batches(

@@ -46,6 +46,7 @@ _PARTS_OF_THE_QUESTION = {
     "top_k": "--top_k",
     "all_scores": "--all_scores",
     "precision": "--precision",
+    "runtime": "--runtime",
     "test_time_flip": "--test_time_flip",
     "bit_depth": "--bit_depth",
     "max_pixels": "--max_pixels",
@@ -223,6 +224,8 @@ def _question(classifier: Classifier, paths: list[str], layout: _Layout) -> dict
         "top_k": layout.top_k,
         "all_scores": layout.all_scores,
         "precision": classifier.precision,
+        # In float only the rounding differs.
+        "runtime": classifier.choice.runtime if classifier.choice and classifier.config.quantization else "torch",
         "test_time_flip": classifier.test_time_flip,
         "bit_depth": classifier.reading.bit_depth,
         "max_pixels": classifier.reading.max_pixels,

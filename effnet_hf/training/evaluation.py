@@ -58,6 +58,7 @@ def validate_checkpoint(
     calibrate: bool = False,
     overwrite: bool = False,
     test_time_flip: bool = False,
+    runtime: str = "torch",
     tell: Callable[[str], None] = say,
     **data: Any,
 ) -> dict[str, Any] | None:
@@ -82,6 +83,7 @@ def validate_checkpoint(
         overwrite: `report` may be another folder than an earlier report, if all of it was written here.
         test_time_flip: measure the mean of the probabilities of each image and its mirror image; see
             [`effnet_hf.flips.use_test_time_flip`].
+        runtime: what computes, as [`effnet_hf.load_for_inference`] has it; `"auto"` is the fastest that is installed.
         tell: gets the sentences about the data that a user should read; on the console by default.
         data: any other data option of a recipe, e.g. `labels` or `classes_by_position`.
 
@@ -91,6 +93,10 @@ def validate_checkpoint(
             report or a temperature.
     """
     checkpoint = open_checkpoint(model)
+    if runtime != "torch" and (report is not None or calibrate or restrict_classes):
+        raise UserError(
+            f"--runtime {runtime} gives logits only: leave it out with --report, --calibrate and --restrict_classes."
+        )
     if calibrate:
         if test_time_flip:
             raise UserError("--calibrate is for the answers to single images: leave out --test_time_flip.")
@@ -114,12 +120,16 @@ def validate_checkpoint(
         strict=strict,
         **data,
     )
+    engine = None
+    if runtime != "torch":
+        engine = {"runtime": runtime, "precision": precision, "batch_size": per_device_batch_size}
+        recipe = recipe.replace(precision="fp32")  # of what is around the engine
     with with_others(), leaving_as_found():
         recipe, accelerator, _ = start_accelerator(recipe, default="fp32")
         if report is not None:
             sources = {"--model": model, "--data_dir": data_dir, "--labels": recipe.labels}
             on_main(accelerator, lambda: require_report_folder(report, overwrite, sources))
-        measured = _validate(checkpoint, recipe, accelerator, restrict_classes, test_time_flip, tell)
+        measured = _validate(checkpoint, recipe, accelerator, restrict_classes, test_time_flip, tell, engine)
         if measured is None:
             return None
         network, loaders, figures, answers = measured
@@ -148,6 +158,7 @@ def _validate(
     restrict_classes: bool,
     test_time_flip: bool,
     tell: Callable[[str], None],
+    engine: dict[str, Any] | None,
 ) -> tuple[EfficientNetNVForImageClassification, Loaders, dict[str, Any], Answers] | None:
     """The network, its loaders (closed), its figures, and the answers to all images; None but on the first process."""
     assert recipe.per_device_batch_size is not None
@@ -165,7 +176,8 @@ def _validate(
         if accelerator.is_main_process:
             for note in filter(None, [*loaders.notes, _note_on_training(checkpoint, recipe)]):
                 tell(note)
-        network, known = checkpoint.load(), len(checkpoint.class_names)
+        known = len(checkpoint.class_names)
+        network = checkpoint.load() if engine is None else _with_engine(checkpoint, engine, accelerator, tell)
         present = np.arange(known) if loaders.present is None else loaders.present
         if restrict_classes:
             rule_out_classes(network, present)
@@ -184,6 +196,17 @@ def _validate(
     finally:
         loaders.close()
     return None if answers is None else (network, loaders, figures | summary(answers), answers)
+
+
+def _with_engine(
+    checkpoint: Checkpoint, engine: dict[str, Any], accelerator: Accelerator, tell: Callable[[str], None]
+) -> EfficientNetNVForImageClassification:
+    from ..export import load_for_inference
+
+    network = load_for_inference(checkpoint, device=accelerator.device, **engine)
+    if accelerator.is_main_process:
+        tell(f"runtime: {network.choice}")
+    return network
 
 
 def _calibrate(checkpoint: Checkpoint, known: Figures) -> dict[str, Any]:

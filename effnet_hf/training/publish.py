@@ -197,3 +197,6 @@ def _say(run: Run, summary: dict, plots: list[Path], learned: dict | None) -> No
     report.line(f"next     {invocation('classify')} --model {model} IMAGE")
     images = shlex.join(data_words(run.recipe)) or "--data_dir DIR"  # of synthetic ones there are none to measure
     report.line(f"         {invocation('validate')} --model {model} {images}")
+    if run.bare_model.config.quantization:
+        target = shlex.quote(f"{folder.path}-openvino")
+        report.line(f"         {invocation('export')} --model {model} --int8 openvino {images} --output_dir {target}")

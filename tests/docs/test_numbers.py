@@ -47,7 +47,7 @@ def test_a_changed_result_is_noticed_and_written(writer, monkeypatch, tmp_path, 
 
 def test_a_link_is_relative_to_its_page_and_a_number_may_stand_in_a_sentence(writer):
     text = "<!-- numbers: cpu-loaders -->\n<!-- /numbers -->\n"
-    assert f"([page](../benchmarks/{writer.DATA}.md))" in writer.render(ROOT / "docs/data.md", text)
+    assert f"([page](../benchmarks/{writer.LOADERS}.md))" in writer.render(ROOT / "docs/data.md", text)
     sentence = "costs <!-- numbers: quantization-step-ratio --><!-- /numbers --> times"
     assert "-->**1.74**<!--" in writer.render(ROOT / "README.md", sentence)
 

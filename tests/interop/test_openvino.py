@@ -1,5 +1,7 @@
 """OpenVINO and optimum-intel. Accuracy is looked at in float32: on processors with bf16 OpenVINO computes in that."""
 
+import itertools
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from .conftest import SIZE
+from .conftest import CLASSES, SIZE
 
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -80,3 +83,37 @@ def test_our_folder(classifier, folder, intel, tmp_path):
     export_model(folder, tmp_path / "ov", format="openvino", num_images=2)
     model = intel.OVModelForImageClassification.from_pretrained(tmp_path / "ov", ov_config=EXACT)
     same(model(pixel_values=IMAGES).logits, classifier)
+
+
+@pytest.mark.client("effnet-hf export --int8 openvino, of a float checkpoint", "openvino", "nncf", group="OpenVINO")
+@pytest.mark.parametrize("side", ["ours"], indirect=True)
+@pytest.mark.parametrize("reduce_range", [True, False])
+def test_int8_by_nncf(classifier, folder, tmp_path, reduce_range, monkeypatch):
+    pytest.importorskip("nncf", reason="pip install nncf")
+    from effnet_hf.export import export_model, openvino_int8
+    from effnet_hf.export.check import LEAST_SNR
+    from effnet_hf.export.runners import openvino_compiled
+
+    noise = np.random.default_rng(0)
+    for split, name in itertools.product(("train", "val"), CLASSES):
+        (tmp_path / "data" / split / name).mkdir(parents=True)
+        for i in range(3):
+            pixels = noise.integers(0, 256, (96, 128, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / split / name / f"{i}.png")
+    if not reduce_range:  # right or wrong, by the machine
+        monkeypatch.setitem(LEAST_SNR, "nncf", -20)
+    out = tmp_path / "ov"
+    found = export_model(
+        folder, out, int8="openvino", reduce_range=reduce_range, data_dir=str(tmp_path / "data"), num_images=9
+    )
+    assert [row.name for row in found.rows][0] == "checkpoint, float, PyTorch" and found.notes[0].startswith(
+        "INT8 is NNCF"
+    )
+    if reduce_range:
+        assert found.comparison.snr > 5
+    kernels = openvino_int8.kernels(openvino_compiled(str(found.file)))
+    assert kernels["Convolution", "f32"] == 1 and kernels["Convolution", "u8"] > 3
+    told = openvino.Core().read_model(found.file).get_rt_info(["framework", "labels"])
+    assert json.loads(told.astype(str)) == CLASSES
+    model = openvino.compile_model(found.file, "CPU", EXACT)
+    assert model(IMAGES.numpy())[0].shape == (2, len(CLASSES))
