@@ -5,11 +5,14 @@ import importlib.util
 import json
 import os
 import re
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from effnet_hf import EfficientNetNVForImageClassification, EfficientNetNVImageProcessor
 from effnet_hf.errors import UserError
@@ -79,13 +82,19 @@ def test_a_file_is_written_proved_and_run_by_its_card(format, settings, checkpoi
         _run_the_card(clean.here / "out", checkpoint, exported)
 
 
+def _python(code):
+    """What a program prints, in a process of its own: the runtimes warn as they are imported, and stay imported."""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return ran.stdout
+
+
 def _run_the_card(folder, checkpoint, exported):  # noqa: F811
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.S)[1]
     photo(7, 150, 110).save("image.jpg", quality=95)
-    place: dict = {}
-    exec(code.replace("path/to/this/folder", str(folder)), place)
-    found = np.asarray(place[exported.options.output_name], np.float32).reshape(1, -1)
-    from PIL import Image
+    keep = f"import numpy\nnumpy.save('found.npy', numpy.asarray({exported.options.output_name}, 'float32'))\n"
+    _python(code.replace("path/to/this/folder", str(folder)) + keep)
+    found = np.load("found.npy").reshape(1, -1)
 
     pixels = EfficientNetNVImageProcessor.from_pretrained(checkpoint)(Image.open("image.jpg"), return_tensors="pt")
     with torch.no_grad():
@@ -135,20 +144,22 @@ def test_a_network_with_padding_by_the_image_s_size(format, tmp_path, clean):
 def test_what_core_ml_s_package_says(checkpoint, clean):  # noqa: F811
     require("coreml")
     export_model(checkpoint, "out", format="coreml", num_images=2)
-    import coremltools
+    code = """
+import json
+import coremltools
 
-    model = coremltools.models.MLModel("out/model.mlpackage", skip_model_load=True)
-    description = model.get_spec().description
-    image = description.input[0].type.imageType
-    assert (image.height, image.width, image.colorSpace) == (64, 64, image.RGB)
-    assert description.predictedFeatureName == "classLabel"
-    assert json.loads(model.user_defined_metadata["labels"]) == NAMES
+model = coremltools.models.MLModel("out/model.mlpackage", skip_model_load=True)
+description = model.get_spec().description
+image = description.input[0].type.imageType
+sides = image.height, image.width, image.colorSpace == image.RGB
+print(json.dumps([*sides, description.predictedFeatureName, model.user_defined_metadata["labels"]]))
+"""
+    said = json.loads(_python(code).splitlines()[-1])
+    assert said == [64, 64, True, "classLabel", json.dumps(NAMES)]
 
 
 def test_a_full_disk_is_one_line(checkpoint, tmp_path):  # noqa: F811
     """Large enough for the program that goes to the converter, too small for what that writes."""
-    import subprocess
-
     format = next((name for name in ("ncnn", "litert") if _has(name)), None)
     if format is None:
         pytest.skip("needs ncnn or litert")
@@ -172,9 +183,14 @@ def _has(format):
 
 def test_torch_is_what_it_was_afterwards(checkpoint, clean):  # noqa: F811
     """The converters change torch's export, its default device, its number of threads; in a process of their own."""
-    format = next(name for name in DEVICES if _has(name)) if any(map(_has, DEVICES)) else pytest.skip("needs one")
-    import sys
+    format = next(filter(_has, DEVICES), None) or pytest.skip("needs a format's packages")
 
+    def state():
+        return torch.get_num_threads(), torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+
+    modules, settings = set(sys.modules), state()
     export_model(checkpoint, "out", format=format, num_images=2)
-    assert not set(DEVICES[format].packages) & set(sys.modules) - {"torchao"}  # which transformers imports itself
+    new = {name.split(".")[0] for name in set(sys.modules) - modules}
+    assert not set(DEVICES[format].packages) & new - {"torchao"}  # which transformers imports itself
+    assert state() == settings
     assert ExportOptions(format=format).file_name == DEVICES[format].file

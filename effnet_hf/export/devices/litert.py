@@ -9,8 +9,9 @@ from ai_edge_litert.interpreter import Interpreter
 from ai_edge_quantizer import qtyping, quantizer, recipe
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 
-# Int8 fully connected layers, of the squeeze-excite gates and the classifier, made noise of B0's logits (-1 dB; 15 without,
-# ai-edge-quantizer 0.10.0); the input and the output stay float32 for their users.
+
+# As int8 the fully connected layers, of the squeeze-excite gates and the classifier, make noise of B0's logits (-1 dB;
+# 15 without; ai-edge-quantizer 0.10.0). The input and the output stay float32 for their users.
 _IN_FLOAT = [getattr(qtyping.TFLOperationName, name) for name in ("INPUT", "OUTPUT", "FULLY_CONNECTED", "MEAN")]
 
 

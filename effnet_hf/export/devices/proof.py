@@ -99,9 +99,7 @@ def write_for_device(
         _write_program(checkpoint, model, program, options)
         bench.ask("start", str(program), _job(checkpoint, options))
         files = {"file": file}
-        if (
-            options.int8 and options.format != "coreml"
-        ):  # the float file, for the comparison, and for LiteRT's quantizer
+        if options.int8 and options.format != "coreml":  # for the comparison, and for LiteRT's quantizer
             files = {"float": work / file.name} | files
             bench.ask("write", str(files["float"]), None)
         if options.int8 == CALIBRATED:
