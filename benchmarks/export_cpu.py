@@ -29,8 +29,9 @@ from effnet_hf.data import DataSource, Picture, Split
 from effnet_hf.errors import UserError
 from effnet_hf.export import export_model, onnxruntime_runner, openvino_runner
 from effnet_hf.export.check import FolderImages, accuracy, compare, pixels_of, run_all
+from effnet_hf.export.engines import Place, make_engine
 from effnet_hf.export.options import installed
-from effnet_hf.export.runners import torch_runner
+from effnet_hf.export.runners import Runner, torch_runner
 from effnet_hf.recipes import Recipe
 
 
@@ -112,6 +113,7 @@ def speed(arguments) -> list[dict]:
         threads = arguments.threads
         runners = {
             "float, PyTorch eager": torch_runner(model),
+            **{f"float, PyTorch {name}": in_torch(name, model, pixels) for name in ("folded", "compile")},
             "fake quantization, PyTorch eager": torch_runner(fake_quantized),
             "float, ONNX Runtime": onnxruntime_runner(files["float"], threads),
             "ort-cpu INT8, ONNX Runtime": onnxruntime_runner(files["ort-cpu"], threads),
@@ -145,6 +147,17 @@ def speed(arguments) -> list[dict]:
             row[f"x PyTorch eager, batch {size}"] = f"{found['float, PyTorch eager'] / found[name]:.2f}"
         rows.append(row)
     return rows
+
+
+def in_torch(runtime: str, model: EfficientNetNVForImageClassification, pixels: np.ndarray) -> Runner:
+    """Another form of the network in PyTorch, as `load_for_inference` has it."""
+    engine = make_engine(runtime, model, Place(CPU, "fp32", pixels.shape[-2:], 1))
+
+    @torch.inference_mode()
+    def run(array: np.ndarray) -> np.ndarray:
+        return engine(torch.from_numpy(array)).numpy()
+
+    return run
 
 
 def main() -> None:
