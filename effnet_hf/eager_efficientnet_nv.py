@@ -32,7 +32,8 @@ def _doors() -> tuple:
     """Where a tool may stand that watches every layer of a kind: functions of torch's, which it has replaced then."""
     return (
         nn.BatchNorm2d.forward, nn.Conv2d.forward, nn.Linear.forward, nn.SiLU.forward, nn.Module.__call__,
-        _functional.batch_norm, _functional.conv2d, _functional.linear, _functional.adaptive_avg_pool2d,
+        nn.Module._call_impl, nn.Conv2d._conv_forward, _functional.batch_norm, _functional.conv2d, _functional.linear,
+        _functional.adaptive_avg_pool2d, _functional.silu, _functional.relu, _functional.relu6,
     )  # fmt: skip
 
 
@@ -44,7 +45,9 @@ def layer_past_modules(block: nn.Module, x: torch.Tensor) -> torch.Tensor | None
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     modules = block._modules  # past `Module.__getattr__`, here and below: it runs once a layer
-    conv, norm, act = modules["conv"], modules["bn"], modules.get("act")
+    conv, norm, act = modules.get("conv"), modules.get("bn"), modules.get("act")
+    if act is None and block.act is not None:  # a function in the place of the module
+        return None
     if type(norm) is FoldedBatchNorm:
         if norm._modules.get("output_quantizer") is not None:
             return None
@@ -52,19 +55,21 @@ def layer_past_modules(block: nn.Module, x: torch.Tensor) -> torch.Tensor | None
         return None
     if type(conv) is not nn.Conv2d or _is_watched(x, conv, norm, act):
         return None
-    kernel = conv._parameters
-    if "_conv_forward" in conv.__dict__ or conv.padding_mode != "zeros" or "weight" not in kernel:
+    kernel, scale, statistics = conv._parameters, norm._parameters, norm._buffers
+    try:
+        weight, bias = kernel["weight"], kernel["bias"]
+        if normalizes := type(norm) is nn.BatchNorm2d and not norm.training:
+            gamma, beta, mean, variance = (
+                scale["weight"], scale["bias"], statistics["running_mean"], statistics["running_var"],
+            )  # fmt: skip
+    except KeyError:  # tensors of another kind in their place, as in the replicas of DataParallel
+        return None
+    if "_conv_forward" in conv.__dict__ or conv.padding_mode != "zeros":
         x = conv(x)
     else:
-        x = _functional.conv2d(
-            x, kernel["weight"], kernel["bias"], conv.stride, conv.padding, conv.dilation, conv.groups
-        )
-    scale, statistics = norm._parameters, norm._buffers
-    if type(norm) is nn.BatchNorm2d and not norm.training and statistics["running_mean"] is not None:
-        x = torch.batch_norm(
-            x, scale["weight"], scale["bias"], statistics["running_mean"], statistics["running_var"], False, 0.0,
-            norm.eps, torch.backends.cudnn.enabled,
-        )  # fmt: skip
+        x = _functional.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    if normalizes and mean is not None:
+        x = torch.batch_norm(x, gamma, beta, mean, variance, False, 0.0, norm.eps, torch.backends.cudnn.enabled)
     elif type(norm) is not FoldedBatchNorm:
         x = norm(x)
     if act is None:
@@ -77,16 +82,18 @@ def gate_past_modules(block: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
     modules = block._modules
-    pool, reduce, act, expand, scale = (modules[name] for name in ("pool", "reduce", "act", "expand", "scale"))
+    pool, reduce, act, expand, scale = (modules.get(name) for name in ("pool", "reduce", "act", "expand", "scale"))
     plain = (type(pool), type(reduce), type(expand), type(scale)) == _GATE and type(act) in _IN_PLACE
     if not plain or _is_watched(x, pool, reduce, act) or _is_watched(x, expand, scale, None):
         return None
     linear, inner, outer = _functional.linear, reduce._parameters, expand._parameters
-    if "weight" not in inner or "weight" not in outer:
+    try:
+        first, second = (inner["weight"], inner["bias"]), (outer["weight"], outer["bias"])
+    except KeyError:  # as above
         return None
     gate = _functional.adaptive_avg_pool2d(x, 1).flatten(1)
-    gate = _IN_PLACE[type(act)](linear(gate, inner["weight"], inner["bias"]), inplace=True)
-    return linear(gate, outer["weight"], outer["bias"]).sigmoid_()[:, :, None, None] * x
+    gate = _IN_PLACE[type(act)](linear(gate, *first), inplace=True)
+    return linear(gate, *second).sigmoid_()[:, :, None, None] * x
 
 
 def _is_watched(x: torch.Tensor, one: nn.Module, other: nn.Module, act: nn.Module | None) -> bool:

@@ -17,7 +17,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 
 from effnet_hf import EfficientNetNVBackbone, EfficientNetNVForImageClassification, EfficientNetNVModel
 from effnet_hf.export.network import fold_all
-from effnet_hf.modeling_efficientnet_nv import ConvNormAct
+from effnet_hf.modeling_efficientnet_nv import ConvNormAct, SqueezeExcite
 from effnet_hf.tuning import fold_batchnorm
 
 
@@ -163,8 +163,8 @@ def test_a_forward_put_on_one_module_keeps_what_it_made(network):
     "place, name",
     [
         *((kind, "forward") for kind in (nn.BatchNorm2d, nn.Conv2d, nn.Linear, nn.SiLU)),
-        *((nn.functional, name) for name in ("batch_norm", "conv2d", "linear", "adaptive_avg_pool2d")),
-        (nn.Module, "__call__"),
+        *((nn.functional, name) for name in ("batch_norm", "conv2d", "linear", "adaptive_avg_pool2d", "silu")),
+        *((nn.Module, "__call__"), (nn.Module, "_call_impl"), (nn.Conv2d, "_conv_forward")),
     ],
 )
 def test_a_tool_in_the_place_of_a_function_of_torch_keeps_what_it_saw(place, name, network, monkeypatch):
@@ -331,6 +331,57 @@ def test_weights_that_are_swapped_for_one_call_are_used(network):
         found = torch.func.functional_call(model, swapped, (PIXELS,)).logits
         model.load_state_dict(swapped, strict=False, assign=True)
         assert torch.equal(found, model(PIXELS).logits)
+
+
+def replica_of(module):
+    """What DataParallel's replicate makes of a module in inference: its tensors are plain attributes."""
+    replica = module._replicate_for_data_parallel()
+    for name, parameter in module._parameters.items():
+        if parameter is None:
+            replica._parameters[name] = None
+        else:
+            setattr(replica, name, parameter.detach())
+    for name, child in module._modules.items():
+        replica._modules[name] = child and replica_of(child)
+    return replica
+
+
+def with_plain_attributes(kind, *names):
+    def put(model):
+        for module in (module for module in model.modules() if isinstance(module, kind)):
+            for name in (name for name in names if getattr(module, name) is not None):
+                tensor = getattr(module, name).detach() * 1.1
+                delattr(module, name)
+                setattr(module, name, tensor)
+        return model
+
+    return put
+
+
+def with_functions_as_activations(model):
+    for module in (module for module in model.modules() if isinstance(module, (ConvNormAct, SqueezeExcite))):
+        if module.act is not None:
+            del module.act
+            module.act = nn.functional.silu
+    return model
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replica_of,
+        with_functions_as_activations,
+        with_plain_attributes(nn.Conv2d, "weight"),
+        with_plain_attributes(nn.Linear, "bias"),
+        *(with_plain_attributes(nn.BatchNorm2d, name) for name in ("weight", "bias", "running_mean", "running_var")),
+    ],
+)
+def test_what_stands_in_the_place_of_modules_and_parameters_is_used(change, network):
+    model, plain = change(network()), network()
+    with torch.no_grad():
+        found, before = model(PIXELS).logits, plain(PIXELS).logits
+    assert torch.equal(found, model(PIXELS).logits)
+    assert torch.equal(found, before) == (change in (replica_of, with_functions_as_activations))
 
 
 def test_an_activation_called_by_itself_leaves_its_input(network):

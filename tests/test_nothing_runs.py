@@ -59,7 +59,8 @@ PICKLES = (
 )  # fmt: skip
 MODULES = (
     "configuration.py", "modeling_efficientnet_nv.py", "image_processing_efficientnet_nv.py", "evil.py", "__init__.py",
-    "quantization_efficientnet_nv.py", "eager_efficientnet_nv.py", "sitecustomize.py", "conftest.py", "pipeline.py", "custom_generate/generate.py",
+    "quantization_efficientnet_nv.py", "eager_efficientnet_nv.py", "sitecustomize.py", "conftest.py", "pipeline.py",
+    "custom_generate/generate.py",
     "tokenization.py", "processing.py", "data.py",
 )  # fmt: skip
 AUTO_MAP = {

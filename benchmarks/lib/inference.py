@@ -27,6 +27,7 @@ from typing import Any
 import torch
 from torch._inductor import config
 from torch.fx.experimental import optimization
+from torch.nn import functional
 
 from effnet_hf.checkpoint import open_checkpoint
 from effnet_hf.cli import above_zero, path
@@ -163,7 +164,7 @@ def our_runner(runtime: str, model, pixels: torch.Tensor) -> Runner:
     """
     device = pixels.device
     if runtime in FILES:
-        place = Place(device, "fp32", tuple(pixels.shape[-2:]), len(pixels))
+        place = Place(device, "fp32", (pixels.shape[-2], pixels.shape[-1]), len(pixels))
         if fault := obstacle(runtime, place) or ("is measured in fp32" if pixels.dtype != torch.float32 else None):
             raise UserError(f"--runtime {runtime} {fault}.")
         return make_engine(runtime, model, place)
@@ -225,12 +226,10 @@ def fused(name: str, network: torch.nn.Module) -> torch.nn.Module:
     Raises:
         UserError: it finds nothing to fuse in that library's layers.
     """
-
-    def norms(module: torch.nn.Module) -> int:
-        return sum(isinstance(layer, torch.nn.BatchNorm2d) for layer in module.modules())
-
-    found = optimization.fuse(network)
-    if norms(found) == norms(network):
+    found, norm = optimization.fuse(network), torch.nn.BatchNorm2d
+    layers = {name: isinstance(layer, norm) for name, layer in found.named_modules()}
+    left = sum(node.target is functional.batch_norm or layers.get(node.target, False) for node in found.graph.nodes)
+    if left == sum(isinstance(layer, norm) for layer in network.modules()):
         raise UserError(f"torch.fx.experimental.optimization.fuse finds nothing to fuse in {name}'s layers.")
     return found
 
@@ -251,7 +250,14 @@ def peer_file(runtime: str, network: torch.nn.Module, pixels: torch.Tensor) -> R
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(network, (pixels,), buffer, dynamo=False, opset_version=18, input_names=["pixels"])
+        torch.onnx.export(
+            network,
+            (pixels,),
+            buffer,  # type: ignore[arg-type]  # a file-like object will do, torch says so itself
+            dynamo=False,
+            opset_version=18,
+            input_names=["pixels"],
+        )
     session = onnxruntime_session(buffer.getvalue(), threads)
     return lambda pixels: torch.from_numpy(session.run(None, {"pixels": pixels.contiguous().numpy()})[0])
 

@@ -55,7 +55,7 @@ def render(results: list[dict], folder_name: str, notes: str = "") -> str:
             "Images are noise that is in memory already. All contenders of a table took turns step by step, in an order"
             " drawn anew each round; the first rounds are not counted. `x timm` is how many times faster than timm's"
             " eager model: the median over rounds of the ratio within a round"
-            + (", of **CPU time**; wall times are medians." if on_cpu else ", by the clock.")
+            + (", of **CPU time**; wall times are medians." if on_cpu and facts["threads"] == 1 else ", by the clock.")
             + " `same mode` is over the peer's form in that row's mode: its weights frozen where ours are, its layers"
             " fused by torch where ours are folded and that finds any, else eager.",
             "",
@@ -120,7 +120,7 @@ def _speed_table(figures: dict, mode: str) -> list[str]:
 def _best_ways(figures: dict, mode: str, peers: list[str]) -> list[str]:
     """What a user asks: our fastest way beside the fastest of each peer's, of every network, precision and batch."""
     cells: dict[tuple, dict] = {}
-    on_cpu = figures["hardware"]["device"] == "cpu"
+    on_cpu = figures["hardware"]["device"] == "cpu" and figures["hardware"]["threads"] == 1
     for row in figures["rows"]:
         if row["by"] != OURS or not row.get("best"):  # files from before have none
             continue

@@ -111,7 +111,7 @@ def ratios(
     """How many times faster `own` is than each peer that ran: `speed_up` over its `plain` (eager) form, `same_mode`
     over its form in the first of `modes` that it ran in, and `best` over the fastest of its forms, which `mode` names.
     `samples` are by (who, mode)."""
-    on_cpu = device.type == "cpu"
+    on_cpu = device.type == "cpu" and torch.get_num_threads() == 1  # threads that wait take processor time, too
     found: dict[str, dict] = {"speed_up": {}, "same_mode": {}, "best": {}}
     for peer in peers:
         ways = {way: theirs for (name, way), theirs in samples.items() if name == peer}

@@ -5,6 +5,7 @@ logits (N, classes) on its own. Its weights are copies: what becomes of the netw
 """
 
 import copy
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -115,15 +116,17 @@ def _compile(network: nn.Module, place: Place) -> Engine:
 
 def _graphs(network: nn.Module, place: Place) -> Engine:
     moved, bring = _in_torch(fold_batchnorm(network), place)
-    recorded: dict[int, CudaGraph] = {}
+    recorded: list[CudaGraph] = []
+    alone = threading.Lock()  # a graph has one place for its images and answers
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
         pixels = bring(pixels)
         if len(pixels) != place.batch_size:  # a last, smaller batch is not worth a recording
             return moved(pixels).logits.float()
-        if not recorded:
-            recorded[len(pixels)] = CudaGraph(moved, pixels)
-        return recorded[len(pixels)](pixels).float().clone()  # the next call overwrites its own
+        with alone:
+            if not recorded:
+                recorded.append(CudaGraph(moved, pixels))
+            return recorded[0](pixels).float().clone()  # the next call overwrites its own
 
     return run
 
@@ -154,15 +157,17 @@ def _openvino(network: EfficientNetNVForImageClassification, place: Place) -> En
     else:
         model = openvino.convert_model(io.BytesIO(graph.SerializeToString()))
     compiled: dict[int, Callable] = {}
+    alone = threading.Lock()  # a compiled model has one place for its answers, which threads would share
 
     def run(pixels: torch.Tensor) -> torch.Tensor:
         # A fixed batch is up to a twelfth faster; all others share one model.
         batch = len(pixels) if len(pixels) == place.batch_size else -1
-        if batch not in compiled:
-            own = model.clone()
-            own.reshape([batch, 3, *place.size])
-            compiled[batch] = openvino_compiled(own, torch.get_num_threads(), bf16=place.precision == "bf16")
-        return torch.from_numpy(compiled[batch](_array(pixels))[0].copy())
+        with alone:
+            if batch not in compiled:
+                own = model.clone()
+                own.reshape([batch, 3, *place.size])
+                compiled[batch] = openvino_compiled(own, torch.get_num_threads(), bf16=place.precision == "bf16")
+            return torch.from_numpy(compiled[batch](_array(pixels))[0].copy())
 
     return run
 

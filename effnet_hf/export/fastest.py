@@ -11,6 +11,7 @@ remembered. Whichever it is, its logits are compared with the checkpoint's own b
 
 import hashlib
 import json
+import math
 import os
 import statistics
 import time
@@ -29,6 +30,7 @@ from ..errors import UserError, first_line, printable
 from ..files import atomic_write
 from ..hub import software_versions
 from ..image_processing_efficientnet_nv import EfficientNetNVImageProcessor
+from ..inference import find_device
 from ..modeling_efficientnet_nv import EfficientNetNVForImageClassification
 from ..quantization_efficientnet_nv import may_be_tuple
 from .check import LEAST_SNR, TOLERANCE, Comparison, GeneratedImages, compare, deciding, pixels_of, size_of
@@ -36,7 +38,7 @@ from .engines import PRECISIONS, RUNTIMES, Engine, Place, make_engine, name_of, 
 from .options import ExportOptions
 
 
-ROUNDS, SECONDS = 15, 4.0  # of measuring, at most
+TURNS, CALLS, SECONDS = 3, 5, 4.0  # of measuring, at most
 _IMAGES = 4  # at least so many for the proof
 
 
@@ -141,7 +143,7 @@ def load_for_inference(
             checkpoint does.
     """
     checkpoint = model if isinstance(model, Checkpoint) else open_checkpoint(str(model))
-    place = _place(checkpoint, torch.device(device), precision, batch_size)
+    place = _place(checkpoint, find_device(str(device)), precision, batch_size)
     if runtime != "auto" and runtime not in RUNTIMES:
         raise UserError(f"--runtime {runtime}: there are auto, {', '.join(RUNTIMES)}.")
     network = checkpoint.load()
@@ -190,7 +192,10 @@ class _Proof:
 
     def compare(self, engine: Engine) -> Comparison:
         with torch.no_grad():
-            logits = torch.cat([engine(part).cpu() for part in self.pixels.split(self.place.batch_size)])
+            if self.place.batch_size > len(self.pixels):  # some engines have another program for the usual batch
+                logits = engine(self.batch)[: len(self.pixels)].cpu()
+            else:
+                logits = torch.cat([engine(part).cpu() for part in self.pixels.split(self.place.batch_size)])
         return compare(self.logits, logits.float().numpy(), self.least)
 
     def fault(self, found: Comparison) -> str | None:
@@ -224,8 +229,11 @@ def _chosen(
     key = _key(network, place, candidates)
     known = _remembered().get(key) if remember else None
     if known is not None and known["runtime"] in candidates:
-        engine, comparison = _proved(known["runtime"], network, place, proof)
-        return engine, Choice(known["runtime"], place, known["milliseconds"], comparison, True, left_out)
+        try:
+            engine, comparison = _proved(known["runtime"], network, place, proof)
+            return engine, Choice(known["runtime"], place, known["milliseconds"], comparison, True, left_out)
+        except UserError:  # right for the weights that were measured, not for these: said below
+            pass
     engines: dict[str, Engine] = {}
     comparisons: dict[str, Comparison] = {}
     for name in candidates:
@@ -235,7 +243,8 @@ def _chosen(
             left_out[name] = str(error)
             say(str(error))
     if not engines:
-        raise UserError(f"no runtime here computes what the checkpoint does: {'; '.join(left_out.values())}")
+        faults = "; ".join(left_out[name] for name in candidates)
+        raise UserError(f"no runtime here computes what the checkpoint does: {faults}")
     milliseconds = measure(engines, proof.batch)
     best = min(milliseconds, key=milliseconds.__getitem__)
     if remember:
@@ -259,19 +268,23 @@ def _proved(
 
 
 def measure(engines: Mapping[str, Engine], batch: torch.Tensor) -> dict[str, float]:
-    """Median milliseconds of a call by the clock, all taking turns, after two calls that are not counted."""
+    """Median milliseconds of a call by the clock. The engines take turns of some calls, of which the first does not
+    count: threads of the one before still wait for work then, and keep processors busy."""
     taken: dict[str, list[float]] = {name: [] for name in engines}
     deadline = time.monotonic() + SECONDS
     with torch.no_grad():
-        for round_ in range(ROUNDS + 2):
+        for _ in range(TURNS):
             for name, engine in engines.items():
-                started = time.perf_counter()
-                engine(batch)
-                if batch.device.type == "cuda":
-                    torch.cuda.synchronize(batch.device)
-                if round_ > 1:
-                    taken[name].append(1e3 * (time.perf_counter() - started))
-            if round_ > 3 and time.monotonic() > deadline:
+                for call in range(1 + CALLS):
+                    started = time.perf_counter()
+                    engine(batch)
+                    if batch.device.type == "cuda":
+                        torch.cuda.synchronize(batch.device)
+                    if call:
+                        taken[name].append(1e3 * (time.perf_counter() - started))
+                    if call and time.monotonic() > deadline:
+                        break
+            if time.monotonic() > deadline:
                 break
     return {name: round(statistics.median(own), 3) for name, own in taken.items()}
 
@@ -308,7 +321,7 @@ def _remembered() -> dict[str, dict]:
     """What was found earlier; nothing where the file is missing or damaged, which costs a few seconds."""
     try:
         found = json.loads(_cache_file().read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(found, dict):
         return {}
@@ -319,9 +332,8 @@ def _is_entry(value) -> bool:
     if not isinstance(value, dict) or not isinstance(value.get("milliseconds"), dict):
         return False
     times = value["milliseconds"]
-    return value.get("runtime") in times and all(
-        name in RUNTIMES and isinstance(ms, (int, float)) for name, ms in times.items()
-    )
+    known = all(name in RUNTIMES and isinstance(ms, float) and 0 <= ms < math.inf for name, ms in times.items())
+    return known and value.get("runtime") in list(times)
 
 
 def _store(key: str, entry: dict) -> None:

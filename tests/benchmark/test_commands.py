@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
-from lib import data, flags, inference, suite
+from lib import contenders, data, flags, inference, suite
 from PIL import Image
 
 import benchmark as script
 from effnet_hf.cli import ArgumentParser, run
+from effnet_hf.errors import UserError
 
 
 @pytest.fixture
@@ -67,8 +68,10 @@ def test_inference_checks_every_runtime_against_the_first(command, folder, monke
     ]
     folded = next(row for row in figures["rows"] if row["runtime"] == "folded")
     assert folded["same_mode"] == folded["speed_up"], (
-        "folding is ours alone: a folded network stands beside an eager one"
+        "nothing was fused in timm's: a folded network stands beside an eager one"
     )
+    ours = min((row for row in figures["rows"] if row["by"] == "effnet_hf"), key=lambda row: row["cpu_ms"])
+    assert ours["best"]["timm"]["mode"] == "torch"
     fold = inference.fold_batchnorm
 
     def wrong(model):
@@ -82,12 +85,24 @@ def test_inference_checks_every_runtime_against_the_first(command, folder, monke
     assert "effnet_hf folded: its logits differ" in out
 
 
-@pytest.mark.slow  # exports a whole network
+@pytest.mark.slow  # exports two whole networks
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-def test_inference_runs_the_exported_file(command, runtime):
+def test_both_sides_run_in_the_runtimes_of_files(command, runtime):
     pytest.importorskip(runtime)
-    code, out, _ = command("inference", *SMALL, "--runtime", f"torch,{runtime}", "--batch_sizes", "1,2")
-    assert code == 0 and "left out" not in out and out.count(runtime) == 2
+    flags = ("--runtime", f"torch,{runtime}", "--peer_runtime", f"torch,{runtime}", "--batch_sizes", "1,2")
+    code, out, _ = command("inference", *SMALL, *flags)
+    assert code == 0 and "left out" not in out and out.count(runtime) == 4
+
+
+def test_torch_fuses_torchvisions_layers_and_none_of_timms():
+    pixels = torch.randn(1, 3, 32, 32)
+    network = contenders.build("torchvision", "b0", 32).eval()
+    with torch.no_grad():
+        expected = network(pixels)
+        found = inference.fused("torchvision", network)(pixels)
+    torch.testing.assert_close(found, expected)
+    with pytest.raises(UserError, match="finds nothing to fuse in timm's layers"):
+        inference.fused("timm", contenders.build("timm", "b0", 32).eval())
 
 
 def test_memory_and_roofline_and_ablation_write_their_tables(command, folder):

@@ -135,14 +135,18 @@ def test_a_contender_whose_memory_is_full_is_out_and_the_others_go_on():
         take_turns({"b": full}, CPU, rounds=1)
 
 
-def test_a_peer_is_compared_eager_and_in_our_mode():
+def test_a_peer_is_compared_eager_in_our_mode_and_at_its_best():
     def taking(seconds):
         return Samples([seconds] * 3, [seconds] * 3)
 
     samples = {("timm", "eager"): taking(6), ("timm", "compile"): taking(3), ("torchvision", "eager"): taking(9)}
-    found = ratios(taking(2), samples, PEERS, "compile", "eager", torch.device("cuda"))
+    found = ratios(taking(2), samples, PEERS, ("frozen", "compile"), "eager", torch.device("cuda"))
     assert found["speed_up"] == {"timm": {"wall": 3}, "torchvision": {"wall": 4.5}}
     assert found["same_mode"] == {"timm": {"wall": 1.5}}
+    assert found["best"] == {
+        "timm": {"wall": 1.5, "mode": "compile"},
+        "torchvision": {"wall": 4.5, "mode": "eager"},
+    }
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

@@ -82,6 +82,7 @@ def test_core_ml_s_front_is_the_processor(normalized):
 
 def test_class_names_that_occur_twice_can_be_told_apart():
     assert distinct(["crane", "cat", "crane"]) == ["crane", "cat", "crane (2)"]
+    assert distinct(["crane", "crane (2)", "crane"]) == ["crane", "crane (2)", "crane (2)'"]
 
 
 def test_size_counts_all_that_belongs_to_the_file(tmp_path):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +79,14 @@ def test_the_fastest_is_chosen_and_remembered(checkpoint, cache, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", '{"KEY": 1}', '{"KEY": {"runtime": "evil", "milliseconds": {"evil": 1}}}', b"\xff\xfe"]
-)
+    "text",
+    [
+        "", "[]", "{", '{"KEY": 1}', '{"KEY": {"runtime": "evil", "milliseconds": {"evil": 1}}}', b"\xff\xfe",
+        "[" * 100_000,
+        '{"KEY": {"runtime": ["torch"], "milliseconds": {"torch": 1.0}}}',
+        *(f'{{"KEY": {{"runtime": "torch", "milliseconds": {{"torch": {ms}}}}}}}' for ms in ("NaN", "-1.0", "1" * 400)),
+    ],
+)  # fmt: skip
 def test_a_damaged_memory_is_no_memory(text, checkpoint, cache, monkeypatch):
     monkeypatch.setattr(fastest, "measure", lambda candidates, batch: dict.fromkeys(candidates, 1.0))
     load_for_inference(checkpoint)
@@ -87,6 +94,39 @@ def test_a_damaged_memory_is_no_memory(text, checkpoint, cache, monkeypatch):
     cache.write_bytes(text if isinstance(text, bytes) else text.replace("KEY", key).encode())
     found = load_for_inference(checkpoint).choice
     assert not found.remembered and load_for_inference(checkpoint).choice.remembered
+
+
+def test_a_remembered_runtime_that_is_wrong_for_these_weights_is_left_out(checkpoint, monkeypatch):
+    monkeypatch.setattr(fastest, "measure", lambda candidates, batch: {name: float(len(name)) for name in candidates})
+    assert load_for_inference(checkpoint).choice.runtime == "torch"
+    monkeypatch.setitem(engines._MAKERS, "torch", lambda network, place: lambda pixels: torch.zeros(len(pixels), 3))
+    found = load_for_inference(checkpoint).choice
+    assert found.runtime == "folded" and not found.remembered and "does not compute" in found.left_out["torch"]
+
+
+def test_the_program_of_a_large_usual_batch_is_proved(checkpoint, monkeypatch):
+    make, sizes = engines._MAKERS["folded"], []
+
+    def watched(network, place):
+        engine = make(network, place)
+        return lambda pixels: sizes.append(len(pixels)) or engine(pixels)
+
+    monkeypatch.setitem(engines._MAKERS, "folded", watched)
+    load_for_inference(checkpoint, "folded", batch_size=20)
+    assert sizes == [20]
+
+
+@pytest.mark.parametrize("runtime", ON_A_CPU)
+def test_threads_get_their_own_answers(runtime, checkpoint):
+    if runtime == "openvino":
+        pytest.importorskip("openvino")
+    model = load_for_inference(checkpoint, runtime)
+    images = PIXELS.split(1)
+    expected = [model(image).logits for image in images]
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda index: model(images[index % 3]).logits, range(120)))
+    for index, logits in enumerate(found):
+        of_the_same_values(logits, expected[index % 3])
 
 
 def test_a_home_that_cannot_be_written_to_is_no_error(checkpoint, cache, monkeypatch):
@@ -103,7 +143,14 @@ def test_measuring_takes_turns_and_gives_milliseconds():
 
     found = fastest.measure({"one": engine("one"), "other": engine("other")}, torch.zeros(1))
     assert found.keys() == {"one", "other"} and all(0 <= ms < 1000 for ms in found.values())
-    assert calls[:4] == ["one", "other", "one", "other"]
+    assert calls == (["one"] * 6 + ["other"] * 6) * 3
+
+
+def test_measuring_slow_engines_ends_after_one_call_of_each_that_counts(monkeypatch):
+    monkeypatch.setattr(fastest, "SECONDS", 0.0)
+    calls = []
+    found = fastest.measure({name: lambda batch, name=name: calls.append(name) for name in "ab"}, torch.zeros(1))
+    assert calls == ["a", "a", "b", "b"] and found.keys() == {"a", "b"}
 
 
 def test_a_runtime_that_computes_something_else_is_refused(checkpoint, monkeypatch):
@@ -133,6 +180,8 @@ def test_a_runtime_that_fails_is_named(checkpoint, monkeypatch):
         ({"runtime": "onnxruntime", "precision": "bf16"}, "has no bfloat16 convolution on a CPU"),
         ({"precision": "int8"}, "is a float checkpoint; quantize it"),
         ({"precision": "int4"}, "there are fp32, fp16, bf16, int8"),
+        ({"device": "gpu"}, "--device gpu is no device"),
+        ({"device": "xla"}, "this machine has no XLA device"),
         ({"batch_size": 0}, "at least one image"),
         ({"precision": "fp16"}, "no runtime has it on cpu"),
     ],

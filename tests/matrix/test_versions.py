@@ -17,6 +17,7 @@ DISTRIBUTIONS = {  # of modules that are called otherwise
     "PIL": "pillow",
     "modelopt": "nvidia-modelopt",
     "sklearn": "scikit-learn",
+    "triton": "torch",  # which brings it on Linux; without it fused/layers.py computes in PyTorch
     "yaml": "pyyaml",
 }
 

@@ -145,11 +145,14 @@ def _job(checkpoint: Checkpoint, options: ExportOptions) -> dict:
 
 def distinct(names: list[str]) -> list[str]:
     """Class names to look probabilities up by: of those that occur twice the later ones get their number."""
-    seen: set[str] = set()
-    found = []
+    found: list[str] = []
+    taken = set(names)
     for number, name in enumerate(names):
-        name = f"{name} ({number})" if name in seen else name
-        seen.add(name)
+        if name in found:
+            name = f"{name} ({number})"
+            while name in taken:
+                name += "'"
+            taken.add(name)
         found.append(name)
     return found
 
