@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 KERNELS = {name: kernel for name, kernel in vars(kernels).items() if name.endswith("_kernel")}
 
 
+@pytest.mark.slow  # over a minute of the interpreter, for kernels that nothing uses yet
 def test_all_of_it_in_tritons_interpreter():
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "tests/interpreted_kernels.py"],
