@@ -277,7 +277,7 @@ def test_temperature_and_several_labels(plain, tmp_path):
 SEVERAL = "multi_label_classification"
 
 
-def test_quantized_checkpoints_run_in_int8(quantized, tmp_path):
+def test_quantized_checkpoints_run_in_int8(quantized, monkeypatch):
     pytest.importorskip("openvino")
     own = EfficientNetNVForImageClassification.from_pretrained(quantized).eval()
     for runtime in ("onnxruntime", "openvino", "torch"):
@@ -286,6 +286,9 @@ def test_quantized_checkpoints_run_in_int8(quantized, tmp_path):
         with torch.no_grad():
             found, expected = model(PIXELS).logits, own(PIXELS).logits
         assert (found - expected).abs().max() < 0.5 * expected.abs().max()
+    with monkeypatch.context() as patched, pytest.raises(UserError, match="signal to noise ratio of .* dB; 7 wanted"):
+        patched.setitem(engines._MAKERS, "openvino", lambda network, place: lambda pixels: 0.6 * own(pixels).logits)
+        load_for_inference(quantized, "openvino")
     with pytest.raises(UserError, match="--runtime folded runs no quantized network"):
         load_for_inference(quantized, "folded")
     with pytest.raises(UserError, match="is quantized, and computes in int8"):
